@@ -1,0 +1,175 @@
+"""Everything a run can be told: one frozen dataclass a stage, the presets of published runs, and their resolution."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jax_brcd import options
+from jax_brcd.data import DATASETS
+from jax_brcd.errors import InputError
+from jax_brcd.methods import METHODS, create_method
+from jax_brcd.models import BACKBONES
+from jax_brcd.options import option
+from jax_brcd.registry import Registry, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which of their views."""
+
+    dataset: str = option("digits", "data set")
+    data_dir: pathlib.Path | None = option(None, "folder of the data set; CIFAR-10 is downloaded into it when absent")
+    train_images: str = option("published", "unlabelled images to train on: the published subset or all",
+                               choices=("published", "all"))
+    k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
+    views: int = option(16, "augmented views an image that are encoded once and kept", low=2)
+    fresh_views: bool = option(False, "draw new views each epoch, as published, instead of keeping --views of them")
+    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where kept features and downloads lie")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The codes and the contrastive objective that teacher and student share."""
+
+    bits: int = option(64, "length of the hash codes, in bits", low=1)
+    temperature: float = option(0.3, "temperature of the contrastive terms", above=0)
+    kl_weight: float = option(0.001, "weight of the Bernoulli KL term", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The hashing teacher: a frozen backbone and a hash head."""
+
+    teacher: str = option("vit_b_16", "teacher's backbone")
+    teacher_weights: str = option("imagenet", "teacher's backbone weights: a .safetensors or .pth file, 'imagenet' "
+                                  "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
+                                  "images) or 'random'")
+    pretraining_epochs: int = option(30, "epochs of pretraining under --teacher-weights held-out", low=0)
+    teacher_epochs: int = option(60, "epochs of the teacher's hash head", low=0)
+    teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """The student and how long it learns."""
+
+    student: str = option("resnet18", "student's backbone")
+    student_weights: str = option("imagenet", "student's backbone weights: a file, 'imagenet' or 'random'")
+    train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
+    epochs: int = option(400, "epochs of distillation at most", low=0)
+    lr: float = option(1e-3, "Adam's learning rate for the student", above=0)
+    validation_interval: int = option(10, "epochs between validations of both searches", low=1)
+    patience: int = option(5, "stop after more than this many validations without a gain on either search", low=0)
+    min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How the run is carried out."""
+
+    method: str = option("brcd", "what the student learns from the teacher")
+    batch_size: int = option(64, "images a training step", low=1)
+    dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
+                        choices=("float32", "bfloat16"))
+    seed: int = option(0, "the one seed of splits, heads, batches and views", low=0)
+    checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
+    out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
+
+
+STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, RunConfig)
+
+# Where a run lies and how often it saves do not change its numbers, so a run may go on under others.
+UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds")
+
+PRESETS: Registry[Mapping[str, Any]] = Registry("preset")
+PRESETS.register("digits")({
+    "dataset": "digits", "teacher": "vit_lite_4_8", "teacher_weights": "held-out", "teacher_epochs": 40,
+    "student": "resnet8", "student_weights": "random", "train_backbone": True, "epochs": 40, "lr": 2e-3,
+    "views": 8,
+})
+PRESETS.register("cifar10-vit_b_16-resnet18")({
+    "dataset": "cifar10", "teacher": "vit_b_16", "teacher_weights": "imagenet", "student": "resnet18",
+    "student_weights": "imagenet", "fresh_views": True,
+})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run's resolved configuration. `method` carries the chosen method's own settings."""
+
+    data: DataConfig
+    objective: ObjectiveConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    run: RunConfig
+    method: Any
+
+    @property
+    def min_epochs(self) -> int:
+        """Epochs before an early stop: as told, else 80 for 16-bit codes as published."""
+        told = self.student.min_epochs
+        return told if told is not None else 80 if self.objective.bits == 16 else 0
+
+    @property
+    def out(self) -> pathlib.Path:
+        """The run directory: as told, else a name made of what distinguishes runs."""
+        if self.run.out is not None:
+            return self.run.out
+        parts = (self.data.dataset, self.teacher.teacher, self.student.student, f"{self.objective.bits}bits",
+                 self.run.method, f"seed{self.run.seed}")
+        return pathlib.Path("runs") / "-".join(parts)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its name, as JSON holds it."""
+        stages = (self.data, self.objective, self.teacher, self.student, self.run, self.method)
+        settings = {field.name: getattr(stage, field.name) for stage in stages for field in dataclasses.fields(stage)
+                    if field.metadata}
+        return {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in settings.items()}
+
+    def compared(self) -> dict[str, Any]:
+        """The settings that a run directory must agree on to be gone on with."""
+        return {name: value for name, value in self.flat().items() if name not in UNCOMPARED}
+
+
+def create_config(preset: str | None = None, **settings: Any) -> Config:
+    """Resolves settings: published defaults, then the preset, then what is given.
+
+    The digits preset applies to the digits data set unless another preset is named.
+
+    Raises:
+        InputError: for unknown names and settings out of bounds.
+    """
+    chosen = settings.get("dataset", "digits")
+    if preset is None and chosen in PRESETS:
+        preset = chosen
+    merged = {**(PRESETS[preset] if preset else {}), **settings}
+    known = {field.name: stage for stage in STAGES for field in dataclasses.fields(stage)}
+    given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
+    own = {name: value for name, value in merged.items() if name not in known}
+    data, objective, teacher, student, run = (stage(**given[stage]) for stage in STAGES)
+    for stage in (data, objective, teacher, student, run):
+        options.check(stage)
+    for registry, name in ((DATASETS, data.dataset), (BACKBONES, teacher.teacher), (BACKBONES, student.student)):
+        registry[name]
+    data = dataclasses.replace(data, cache_dir=data.cache_dir.expanduser())
+    return Config(data, objective, teacher, student, run, create_method(run.method, **own))
+
+
+def parse_command_line(program: str, description: str, argv: list[str] | None = None) -> Config:
+    """The configuration that a command line asks for; prints help or one error line and exits where it must."""
+    parser = options.OneLineParser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--preset", default=None, metavar="NAME",
+                        help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
+    for stage, title in zip(STAGES, ("data", "codes and objective", "teacher", "student", "run"), strict=True):
+        options.add_options(parser, title, [stage])
+    options.add_options(parser, "method", [METHODS[name] for name in METHODS])
+    given = vars(parser.parse_args(argv))
+    return create_config(given.pop("preset"), **given)
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The settings on which two flat configurations differ, as `--name theirs (ours now)`."""
+    names = sorted(set(ours) | set(theirs))
+    return [f"{options.flag(name)} {theirs.get(name)} (now {ours.get(name)})"
+            for name in names if ours.get(name) != theirs.get(name)]

@@ -1,0 +1,64 @@
+"""Encoding whole image collections: fixed batches, the last one padded, the next one computed while the last comes back."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from jax_brcd.augment import evaluation_views
+
+ENCODING_BATCH = 128
+
+
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size",))
+def encode_batch(
+    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int
+) -> Float[Array, "batch width"]:
+    """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
+    return nnx.merge(graph, state)(evaluation_views(images, size))
+
+
+def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Consecutive batches of one size and how many of their rows count."""
+    for begin in range(0, len(images), batch_size):
+        batch = images[np.arange(begin, min(begin + batch_size, len(images)))]
+        count = len(batch)
+        yield np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)]), count
+
+
+def stream(
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int = ENCODING_BATCH
+) -> np.ndarray:
+    """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width)."""
+    parts, pending = [], None
+    with tqdm(total=len(images), desc=description, unit="image", dynamic_ncols=True, leave=False) as bar:
+        for batch, count in padded_batches(images, batch_size):
+            result = compute(batch), count
+            if pending is not None:
+                parts.append(_fetch(pending, bar))
+            pending = result
+        parts.append(_fetch(pending, bar))
+    return np.concatenate(parts)
+
+
+def _fetch(pending: tuple[Array, int], bar: tqdm) -> np.ndarray:
+    result, count = pending
+    bar.update(count)
+    return np.asarray(result)[:count]
+
+
+def encode(module: nnx.Module, images: np.ndarray, *, size: int, description: str) -> np.ndarray:
+    """Features (a backbone) or logits (a hash model) of un-augmented images, float32 (images, width).
+
+    Args:
+        images: uint8 (images, height, width, 3). size: pixels of the square the model sees.
+    """
+    graph, state = nnx.split(module)
+    return stream(lambda batch: encode_batch(graph, state, batch, size=size), images, description=description)
+
+

@@ -1,0 +1,98 @@
+"""Kept features: what a frozen backbone gives for images and their views is encoded once and reused by every later run.
+
+A folder of the cache is named by a digest of all that the features depend on, so it never has to be invalidated. Each
+view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from jax_brcd.augment import ViewConfig, random_views
+from jax_brcd.encoding import encode, stream
+from jax_brcd.files import atomic_path
+from jax_brcd.models import Backbone
+from jax_brcd.views import view_keys
+
+
+def digest(*parts: object) -> str:
+    """A short digest of strings, numbers, dataclasses and arrays."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).view(np.uint8).data)
+        else:
+            sha.update(repr(part).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()[:20]
+
+
+def weights_digest(module: nnx.Module) -> str:
+    """A digest of every parameter and statistic of a model."""
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module)))[0]
+    return digest(*(item for path, leaf in leaves for item in (jax.tree_util.keystr(path), np.asarray(leaf))))
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Features of one backbone under `directory`; `name` and `dtype` only label what is encoded."""
+
+    directory: pathlib.Path
+    name: str
+    backbone: Backbone
+    dtype: str
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.backbone)
+
+    def evaluation(self, images: UInt8[np.ndarray, "images height width 3"], *, size: int) -> np.ndarray:
+        """Features of un-augmented images: float32 (images, features), memory-mapped."""
+        folder = self.directory / digest("evaluation", self.name, self._weights, self.dtype, images, size)
+        path = folder / "images.npy"
+        if not path.exists():
+            self._save(path, encode(self.backbone, images, size=size, description=f"{self.name} images"))
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def views(
+        self, images: UInt8[np.ndarray, "images height width 3"], count: int, *, key: Key[Array, ""], config: ViewConfig
+    ) -> np.ndarray:
+        """Features of the first `count` views of each image: bfloat16 (views, images, features).
+
+        The backbone runs in evaluation mode.
+        """
+        seed = np.asarray(jax.random.key_data(key))
+        folder = self.directory / digest("views", self.name, self._weights, self.dtype, images, seed, config)
+        return np.stack([self._view(folder, images, number, count, key, config) for number in range(count)])
+
+    def _view(self, folder, images, number: int, count: int, key, config) -> np.ndarray:
+        path = folder / f"view_{number:04d}.npy"
+        if not path.exists():
+            graph, state = nnx.split(self.backbone)
+            features = stream(
+                lambda rows: encode_views(graph, state, images[np.minimum(rows, len(images) - 1)], rows, number, key, config),
+                np.arange(len(images), dtype=np.int32), description=f"{self.name} view {number + 1}/{count}")
+            self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
+
+    def _save(self, path: pathlib.Path, features: np.ndarray) -> None:
+        with atomic_path(path) as temporary:
+            np.save(temporary, features, allow_pickle=False)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def encode_views(
+    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], indices: Int[Array, "batch"],
+    number: int, key: Key[Array, ""], config: ViewConfig,
+) -> Float[Array, "batch features"]:
+    """Features of view `number` of each image in evaluation mode; `indices` are the images' places in the training set."""
+    numbers = jax.numpy.full(indices.shape, number, indices.dtype)
+    return nnx.merge(graph, state)(random_views(view_keys(key, indices, numbers), images, config))

@@ -1,0 +1,70 @@
+"""BRCD's distillation term: bit-masked robust contrast between student and teacher codes (method.md, "The student objective")."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_brcd.clusters import VARIANTS, nearest_center
+from jax_brcd.losses.contrastive import normalise, paired_cross_entropy
+from jax_brcd.registry import unknown_name
+
+
+def brcd_distillation_loss(
+    student_codes: Float[Array, "batch bits"],
+    teacher_codes_i: Float[Array, "batch bits"],
+    teacher_codes_j: Float[Array, "batch bits"],
+    clusters: Int[Array, "batch"],
+    centers: Float[Array, "clusters bits"],
+    bit_mask: Float[Array, "clusters bits"],
+    *,
+    alpha: float = 0.8,
+    temperature: float = 0.3,
+    robust: bool = True,
+    mask_bits: bool = True,
+    remove_false_negatives: bool = False,
+    variant: str = "corrected",
+    valid: Bool[Array, "batch"] | None = None,
+) -> Float[Array, ""]:
+    """Contrast of student codes (view i) with teacher codes (view j), anchored in individual space.
+
+    Args:
+        student_codes: the student's codes of view i; the gradient flows through them alone.
+        teacher_codes_i, teacher_codes_j: the teacher's codes of both views.
+        clusters: each image's cluster. centers: mean code of each cluster. bit_mask: 1 where a cluster's bit steers.
+        alpha: weight of the individual-space term; 1 leaves the structural positives out.
+        robust: drop structural positives whose view j falls to another cluster, and remove false negatives.
+        mask_bits: multiply codes by the mask of the image's cluster before they are compared.
+        remove_false_negatives: remove negatives of the row's own cluster without the rest of `robust`.
+        variant: "corrected" (as meant) or "released" (as the published code computes it; method.md's last table).
+        valid: images that count; None for all.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(unknown_name("variant", variant, VARIANTS))
+    teacher_codes_i, teacher_codes_j = jax.lax.stop_gradient((teacher_codes_i, teacher_codes_j))
+    mask = bit_mask[clusters] if mask_bits else 1.0
+    student, teacher = student_codes * mask, teacher_codes_j * mask
+
+    anchor = jnp.sum(normalise(student_codes) * normalise(teacher_codes_i), axis=-1) / temperature
+    structural = jnp.sum(normalise(student) * normalise(teacher), axis=-1) / temperature
+    weight = jnp.full(anchor.shape, alpha)
+    row_clusters = column_clusters = None
+    if robust:
+        clusters_j = nearest_center(teacher if variant == "released" else teacher_codes_j, centers)
+        weight = jnp.where(clusters_j != clusters, 1.0, weight)
+        column_clusters = jnp.concatenate([clusters, clusters_j])
+        row_clusters = jnp.tile(clusters, 2) if variant == "released" else column_clusters
+    elif remove_false_negatives:
+        row_clusters = column_clusters = jnp.tile(clusters, 2)
+
+    positive = weight * anchor + (1.0 - weight) * structural
+    return paired_cross_entropy(
+        jnp.concatenate([student, teacher]),
+        temperature,
+        positive_logits=jnp.tile(positive, 2),
+        row_clusters=row_clusters,
+        column_clusters=column_clusters,
+        valid=None if valid is None else jnp.tile(valid, 2),
+    )

@@ -1,0 +1,123 @@
+"""Contrastive terms over two views of a batch: NT-Xent, the Bernoulli KL and CIBHash, their sum (method.md, "The teacher")."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_brcd.codes import hash_codes
+
+COSINE_EPSILON = 1e-8
+LOG_EPSILON = 1e-8
+FALSE_NEGATIVE_BIAS = -1000.0
+
+
+def normalise(rows: Float[Array, "*rows bits"]) -> Float[Array, "*rows bits"]:
+    """Rows over max(norm, 1e-8); the gradient of an all-zero row is finite, as PyTorch's CosineSimilarity has it."""
+    squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
+    return rows / jnp.sqrt(jnp.maximum(squares, COSINE_EPSILON**2))
+
+
+def masked_mean(values: Float[Array, "rows"], valid: Bool[Array, "rows"] | None) -> Float[Array, ""]:
+    """Mean over the rows that are `valid` (all of them for None)."""
+    if valid is None:
+        return jnp.mean(values)
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def paired_cross_entropy(
+    rows: Float[Array, "rows bits"],
+    temperature: float,
+    *,
+    positive_logits: Float[Array, "rows"] | None = None,
+    row_clusters: Int[Array, "rows"] | None = None,
+    column_clusters: Int[Array, "rows"] | None = None,
+    valid: Bool[Array, "rows"] | None = None,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of each row's positive against all other rows.
+
+    The rows are two stacked halves; the positive of row a is row (a + rows/2) mod rows, all others but a itself are its
+    negatives, and logits are cosine similarities over `temperature`.
+
+    Args:
+        positive_logits: stand in place of the positives' own similarities.
+        row_clusters, column_clusters: given together; a negative (a, b) with row_clusters[a] == column_clusters[b] is a
+            false negative and gets -1000.
+        valid: rows that count; the padding of a partial batch neither counts nor serves as a negative.
+    """
+    count = rows.shape[0]
+    unit = normalise(rows)
+    logits = unit @ unit.T / temperature
+    index = jnp.arange(count)
+    positive_index = (index + count // 2) % count
+    if positive_logits is None:
+        positive_logits = jnp.sum(unit * unit[positive_index], axis=-1) / temperature
+    if row_clusters is not None:
+        logits += FALSE_NEGATIVE_BIAS * (row_clusters[:, None] == column_clusters[None, :])
+    logits = jnp.where(index[None, :] == positive_index[:, None], positive_logits[:, None], logits)
+    excluded = index[None, :] == index[:, None]
+    if valid is not None:
+        excluded |= ~valid[None, :] & (index[None, :] != positive_index[:, None])
+    normaliser = jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, logits), axis=-1)
+    return masked_mean(normaliser - positive_logits, valid)
+
+
+def nt_xent(
+    z_i: Float[Array, "batch bits"],
+    z_j: Float[Array, "batch bits"],
+    temperature: float,
+    valid: Bool[Array, "batch"] | None = None,
+) -> Float[Array, ""]:
+    """NT-Xent over the 2B rows [z_i; z_j] (Chen et al., ICML 2020; method.md "The teacher").
+
+    Args:
+        z_i, z_j: codes or embeddings of two views of the same images.
+        valid: images that count; None for all.
+    """
+    both = None if valid is None else jnp.tile(valid, 2)
+    return paired_cross_entropy(jnp.concatenate([z_i, z_j]), temperature, valid=both)
+
+
+def _kl_rows(p: Float[Array, "batch bits"], q: Float[Array, "batch bits"]) -> Float[Array, "batch"]:
+    def term(a, b):
+        return a * (jnp.log(a + LOG_EPSILON) - jnp.log(b + LOG_EPSILON))
+
+    return jnp.sum(term(p, q) + term(1.0 - p, 1.0 - q), axis=-1)
+
+
+def bernoulli_kl(
+    p_i: Float[Array, "batch bits"],
+    p_j: Float[Array, "batch bits"],
+    valid: Bool[Array, "batch"] | None = None,
+) -> Float[Array, ""]:
+    """Mean of KL(p_i || p_j) and KL(p_j || p_i) between independent bits, in nats an image (method.md "The teacher").
+
+    Each direction holds its second argument fixed (stop-gradient).
+    """
+    forward = _kl_rows(p_i, jax.lax.stop_gradient(p_j))
+    backward = _kl_rows(p_j, jax.lax.stop_gradient(p_i))
+    return masked_mean((forward + backward) / 2, valid)
+
+
+def cibhash_terms(
+    logits_i: Float[Array, "batch bits"],
+    logits_j: Float[Array, "batch bits"],
+    *,
+    temperature: float = 0.3,
+    valid: Bool[Array, "batch"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The contrastive and the KL term of CIBHash, unweighted."""
+    contrastive = nt_xent(hash_codes(logits_i), hash_codes(logits_j), temperature, valid)
+    return contrastive, bernoulli_kl(jax.nn.sigmoid(logits_i), jax.nn.sigmoid(logits_j), valid)
+
+
+def cibhash_loss(
+    logits_i: Float[Array, "batch bits"],
+    logits_j: Float[Array, "batch bits"],
+    *,
+    temperature: float = 0.3,
+    kl_weight: float = 0.001,
+    valid: Bool[Array, "batch"] | None = None,
+) -> Float[Array, ""]:
+    """CIBHash (Qiu et al., IJCAI 2021): NT-Xent of the straight-through codes plus `kl_weight` times the Bernoulli KL."""
+    contrastive, kl = cibhash_terms(logits_i, logits_j, temperature=temperature, valid=valid)
+    return contrastive + kl_weight * kl

@@ -1,0 +1,39 @@
+"""Hash heads: what stands between a backbone's features and the logits of its codes (method.md, "Run settings")."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jax_brcd.models.layers import torch_uniform
+
+
+def linear_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """One linear layer, initialised as PyTorch's."""
+    bound = features**-0.5
+
+    def bias_init(key, shape, dtype=jnp.float32):
+        return nnx.initializers.uniform(2 * bound)(key, shape, dtype) - bound
+
+    return nnx.Linear(features, bits, kernel_init=torch_uniform, bias_init=bias_init, rngs=rngs)
+
+
+class HashModel(nnx.Module):
+    """A backbone and a hash head.
+
+    Args:
+        backbone: any backbone. bits: length of the codes. rngs: for the head's initial weights.
+    """
+
+    def __init__(self, backbone: nnx.Module, bits: int, *, rngs: nnx.Rngs):
+        self.backbone = backbone
+        self.head = backbone.head(backbone.features, bits, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, "batch"] | None = None,
+    ) -> Float[Array, "batch bits"]:
+        """Logits of normalised images; the arguments are the backbone's."""
+        return self.head(self.backbone(images, train=train, valid=valid))

@@ -1,0 +1,127 @@
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021) as torchvision builds it; the feature is the class token after the last norm.
+
+Attribute names are torchvision's but for those in `renames`, so that state_dicts convert by name.
+"""
+
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jax_brcd.models.heads import linear_head
+
+layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one product for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.in_proj = linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out_proj = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Each token attends to all."""
+        batch, tokens, width = x.shape
+        qkv = self.in_proj(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return self.out_proj(attended.reshape(batch, tokens, width))
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.linear_1 = linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.linear_2 = linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Applied to each token."""
+        return self.linear_2(nnx.gelu(self.linear_1(x), approximate=False))
+
+
+class EncoderBlock(nnx.Module):
+    """Pre-norm attention and MLP, each on a residual path."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.self_attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.ln_2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """One layer."""
+        x = x + self.self_attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nnx.Module):
+    """Position embedding, the layers, a last norm."""
+
+    def __init__(self, tokens: int, layers: int, width: int, heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
+        self.pos_embedding = nnx.Param(0.02 * rngs.params.normal((1, tokens, width)))
+        self.layers = nnx.List([EncoderBlock(width, heads, hidden, dtype=dtype, rngs=rngs) for _ in range(layers)])
+        self.ln = layer_norm(width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Encoded tokens."""
+        x = x + self.pos_embedding[...].astype(x.dtype)
+        for layer in self.layers:
+            x = layer(x)
+        return self.ln(x)
+
+
+class VisionTransformer(nnx.Module):
+    """A ViT without its classifier.
+
+    Args:
+        image_size, patch_size: pixels. layers, heads: how many. width: of a token. hidden: of the MLPs.
+    """
+
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"encoder\.layers\.(\d+)", r"encoder.layers.encoder_layer_\1"),
+        (r"self_attention\.in_proj\.", "self_attention.in_proj_"),
+        (r"mlp\.linear_1", "mlp.0"),
+        (r"mlp\.linear_2", "mlp.3"),
+    )
+    head_key: ClassVar[str] = "heads"
+    head = staticmethod(linear_head)
+
+    def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.image_size, self.features, self.dtype = image_size, width, dtype
+        self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
+        self.conv_proj = nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", dtype=dtype,
+                                  rngs=rngs)
+        tokens = (image_size // patch_size) ** 2 + 1
+        self.encoder = Encoder(tokens, layers, width, heads, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, "batch"] | None = None,
+    ) -> Float[Array, "batch features"]:
+        """Features of normalised images; training mode is the same, for nothing here looks across a batch."""
+        patches = self.conv_proj(images)
+        patches = patches.reshape(patches.shape[0], -1, self.features)
+        class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))
+        tokens = self.encoder(jnp.concatenate([class_token, patches], axis=1))
+        return tokens[:, 0].astype(jnp.float32)
+
+
+BUILDERS = {
+    "vit_b_16": functools.partial(VisionTransformer, 224, 16, 12, 12, 768, 3072),
+    "vit_b_32": functools.partial(VisionTransformer, 224, 32, 12, 12, 768, 3072),
+    "vit_l_16": functools.partial(VisionTransformer, 224, 16, 24, 16, 1024, 4096),
+    "vit_l_32": functools.partial(VisionTransformer, 224, 32, 24, 16, 1024, 4096),
+    "vit_h_14": functools.partial(VisionTransformer, 224, 14, 32, 16, 1280, 5120),
+    # ViT-Lite of Hassani et al. (arXiv 2104.05704): layers / patch size
+    "vit_lite_7_4": functools.partial(VisionTransformer, 32, 4, 7, 4, 256, 512),
+    "vit_lite_4_8": functools.partial(VisionTransformer, 32, 8, 4, 4, 128, 256),
+}

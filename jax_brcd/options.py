@@ -1,0 +1,146 @@
+"""Settings as dataclass fields: their help, unit and bounds stand beside the default, and the command line is made from them."""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jax_brcd.errors import InputError
+from jax_brcd.registry import unknown_name
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
+           above: float | None = None, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        default: the published setting where there is one.
+        help: what it does, with its unit.
+        low, high: closed bounds. above: open lower bound. choices: the words allowed.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def check(settings: Any) -> None:
+    """Raises InputError for the first field of a dataclass instance that is out of its bounds."""
+    for field in dataclasses.fields(settings):
+        value, rules = getattr(settings, field.name), field.metadata
+        if value is None or not rules:
+            continue
+        if rules["choices"] and value not in rules["choices"]:
+            raise InputError(unknown_name(f"value of {flag(field.name)}", str(value), rules["choices"]))
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_number(flag(field.name), value, rules)
+
+
+def _check_number(name: str, value: float, rules: Mapping[str, Any]) -> None:
+    if not math.isfinite(value):
+        raise InputError(f"{name} {value}: not a finite number; give one")
+    if rules["low"] is not None and value < rules["low"]:
+        raise InputError(f"{name} {value}: too small; give {rules['low']} or more")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise InputError(f"{name} {value}: too small; give more than {rules['above']}")
+    if rules["high"] is not None and value > rules["high"]:
+        raise InputError(f"{name} {value}: too large; give {rules['high']} or less")
+
+
+def _plain_type(annotation: Any) -> type:
+    """The type a word is read as: `int` for `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+_NOUNS = {int: "whole number", float: "number"}
+
+
+def _reader(kind: type):
+    def read(word: str) -> Any:
+        try:
+            return kind(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{word}' is no {_NOUNS[kind]}") from None
+
+    return read
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, with the nearest option for an unknown one."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+    def parse_args(self, args=None, namespace=None):  # noqa: D102 - argparse's own contract
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            names = [name for action in self._actions for name in action.option_strings]
+            self.error(unknown_name("option", word, names) if word.startswith("-") else f"unexpected word '{word}'")
+        return known
+
+
+def add_options(parser: argparse.ArgumentParser, title: str, stages: Iterable[type]) -> None:
+    """Adds one option a field, in a group of its own; only options that were given reach the namespace.
+
+    Several dataclasses may share a field (two distillation methods with a temperature of their own): it is added once.
+    """
+    group = parser.add_argument_group(title)
+    taken = {name for action in parser._actions for name in action.option_strings}
+    for stage in stages:
+        for field in dataclasses.fields(stage):
+            if not field.metadata or flag(field.name) in taken:
+                continue
+            taken.add(flag(field.name))
+            kind = _plain_type(field.type)
+            text = field.metadata["help"].replace("%", "%%") + f" (default: {_spell(field.default)})"
+            extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
+                     else {"type": kind if kind in (str, pathlib.Path) else _reader(kind),
+                           "metavar": _metavar(field, kind)})
+            group.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **extra)
+
+
+def _metavar(field: dataclasses.Field, kind: type) -> str:
+    if field.metadata["choices"]:
+        return "{" + ",".join(field.metadata["choices"]) + "}"
+    return {int: "N", float: "X", pathlib.Path: "PATH"}.get(kind, "NAME")
+
+
+def _spell(default: Any) -> str:
+    spelled = {None: "chosen by the data set or run", True: "on", False: "off"}
+    return spelled[default] if default is None or isinstance(default, bool) else str(default)
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error on a single line."""
+    return " ".join(str(error).split())
+
+
+def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:
+    """Runs `main(argv)` as a program: bad input and a full disk end in one line and exit status 2."""
+    try:
+        main(argv)
+    except InputError as error:
+        sys.exit(_complain(one_line(error)))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_complain(f"{where}{error.strerror or one_line(error)}; "
+                           "free space or mend the path, then run the same command again to go on"))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; the same command goes on from the last checkpoint", status=130))
+    sys.exit(0)
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
