@@ -10,6 +10,7 @@ import hashlib
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
@@ -18,7 +19,6 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from jax_brcd.augment import ViewConfig, random_views
 from jax_brcd.encoding import encode, stream
 from jax_brcd.files import atomic_path
-from jax_brcd.models import Backbone
 from jax_brcd.views import view_keys
 
 
@@ -47,7 +47,7 @@ class FeatureCache:
 
     directory: pathlib.Path
     name: str
-    backbone: Backbone
+    backbone: nnx.Module
     dtype: str
 
     @functools.cached_property
@@ -78,7 +78,7 @@ class FeatureCache:
         if not path.exists():
             graph, state = nnx.split(self.backbone)
             features = stream(
-                lambda rows: encode_views(graph, state, images[np.minimum(rows, len(images) - 1)], rows, number, key, config),
+                lambda rows: encode_views(graph, state, images[np.minimum(rows, len(images) - 1)], rows, jnp.int32(number), key, config),
                 np.arange(len(images), dtype=np.int32), description=f"{self.name} view {number + 1}/{count}")
             self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
@@ -91,8 +91,8 @@ class FeatureCache:
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def encode_views(
     graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], indices: Int[Array, "batch"],
-    number: int, key: Key[Array, ""], config: ViewConfig,
+    number: Int[Array, ""], key: Key[Array, ""], config: ViewConfig,
 ) -> Float[Array, "batch features"]:
     """Features of view `number` of each image in evaluation mode; `indices` are the images' places in the training set."""
-    numbers = jax.numpy.full(indices.shape, number, indices.dtype)
+    numbers = jnp.broadcast_to(number, indices.shape)
     return nnx.merge(graph, state)(random_views(view_keys(key, indices, numbers), images, config))

@@ -45,7 +45,7 @@ class Stage:
     batch_size: int
     epochs: int
     seed: int
-    views: int | None  # kept views to draw from; None for new ones each epoch
+    kept_views: int | None  # kept views to draw from; None for new ones each epoch
     validate: Callable[[TrainState], Mapping[str, float]] | None = None
     validation_interval: int = 1
     patience: int = 0
@@ -133,7 +133,7 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
 def _run_epoch(stage: Stage, state: TrainState, epoch: int, checkpoints: Checkpoints):
     """Runs epoch number `epoch` (from 0); returns the state and its history record."""
     began = time.perf_counter()
-    batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.views)
+    batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
     key = jax.random.fold_in(jax.random.key(stage.seed), epoch)
     state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, key)
     metrics = jax.device_get(metrics)

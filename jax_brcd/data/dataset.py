@@ -1,0 +1,42 @@
+"""What a data set is to the rest: images and labels in the parts that the protocol names."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images as uint8 RGB and their labels, one-hot or multi-hot."""
+
+    images: UInt8[np.ndarray, "n height width 3"]
+    labels: UInt8[np.ndarray, "n classes"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, positions: np.ndarray) -> "Images":
+        """The images at the given positions, in that order."""
+        return Images(self.images[positions], self.labels[positions])
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset:
+    """A data set split by a protocol. Training sees `train` without its labels; labels serve evaluation alone."""
+
+    name: str
+    split: str  # name of the protocol
+    train: Images
+    database: Images
+    validation: Images  # queries that choose checkpoints
+    test: Images  # queries that are reported
+    class_names: tuple[str, ...]
+    flip: bool  # whether a mirrored image is still one of its class
+    default_k: int
+    pretraining: Images | None = None  # labelled images that take no further part
+
+
+def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:
+    """One-hot rows of class numbers."""
+    return np.eye(n_classes, dtype=np.uint8)[labels]

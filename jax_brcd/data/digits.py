@@ -1,0 +1,39 @@
+"""scikit-learn's handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images of 8x8 that ship with it, so a first run needs no files."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy.ndimage import zoom
+from sklearn.datasets import load_digits
+
+from jax_brcd.data.dataset import ImageDataset, Images, one_hot
+
+SIZE = 32
+PRETRAINING, VALIDATION, TEST = 600, 200, 200
+BRIGHTEST = 16.0
+
+
+def load(folder: pathlib.Path, *, train_images: str, seed: int) -> ImageDataset:
+    """600 labelled digits for pretraining, 200 validation and 200 test queries, the other 797 train and are searched.
+
+    `folder` and `train_images` are not used: the data ships with scikit-learn and all of it trains.
+    """
+    raw = load_digits()
+    images, labels = enlarge(raw.images), one_hot(raw.target, 10)
+    order = np.random.default_rng(seed).permutation(len(images))
+    ends = np.cumsum([PRETRAINING, VALIDATION, TEST])
+    pretraining, validation, test, rest = (Images(images[part], labels[part]) for part in np.split(order, ends))
+    return ImageDataset(
+        name="digits", split=f"{PRETRAINING} pretraining, {len(rest)} database, {VALIDATION} validation, {TEST} test",
+        train=rest, database=rest, validation=validation, test=test, pretraining=pretraining,
+        class_names=tuple(map(str, range(10))), flip=False, default_k=100,
+    )
+
+
+def enlarge(images: Float[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Gray 8x8 digits of 0 to 16 as RGB at the small ViT's size, linearly interpolated."""
+    factor = SIZE // images.shape[1]
+    smooth = zoom(images, (1, factor, factor), order=1, mode="nearest", grid_mode=True)
+    gray = np.round(smooth * (255.0 / BRIGHTEST)).clip(0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)

@@ -1,0 +1,16 @@
+"""python -m jax_brcd.distill: teacher, clusters, student, both searches, one table and a report."""
+
+from jax_brcd.config import parse_command_line
+from jax_brcd.options import run_command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the experiment that the options describe, or goes on with it."""
+    config = parse_command_line("python -m jax_brcd.distill", __doc__, argv)
+    from jax_brcd.pipeline import run
+
+    run(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

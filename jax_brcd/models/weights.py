@@ -1,0 +1,84 @@
+"""Weight files: safetensors and PyTorch's zip format, neither of which can execute code here, and torchvision's downloads."""
+
+import pathlib
+import pickle
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.flax
+
+from jax_brcd.data.download import download
+from jax_brcd.errors import InputError
+
+# torchvision's ImageNet weights (IMAGENET1K_V1; SWAG linear for vit_h_14). The name ends in 8 digits of the file's sha256.
+URL = "https://download.pytorch.org/models/"
+IMAGENET_FILES = {
+    "vit_b_16": "vit_b_16-c867db91.pth",
+    "vit_b_32": "vit_b_32-d86f8d99.pth",
+    "vit_l_16": "vit_l_16-852ce7e3.pth",
+    "vit_l_32": "vit_l_32-c7638314.pth",
+    "vit_h_14": "vit_h_14_lc_swag-c1eb923e.pth",
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+}
+
+
+def imagenet_weights(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """torchvision's ImageNet weights of a backbone, downloaded into `folder` when absent.
+
+    Raises:
+        InputError: for a backbone that torchvision has no weights of, or offline.
+    """
+    if name not in IMAGENET_FILES:
+        raise InputError(f"no ImageNet weights of '{name}' exist; give a weight file, or one of {', '.join(IMAGENET_FILES)}")
+    path = folder / IMAGENET_FILES[name]
+    if path.exists():
+        return path
+    return download(URL + path.name, path, algorithm="sha256", checksum=path.stem.rsplit("-", 1)[-1])
+
+
+def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """A state_dict from a .safetensors, .pth or .pt file; half precision comes as float32.
+
+    Raises:
+        InputError: for a file that is absent, truncated or no flat dictionary of tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file; check the path")
+    readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    if path.suffix not in readers:
+        raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")
+    return readers[path.suffix](path)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.flax.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: truncated or no safetensors file ({error}); fetch it again") from None
+    return {name: _upcast(tensor) for name, tensor in tensors.items()}
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path}: reading it needs PyTorch; pip install 'jax_brcd[torch]', or give .safetensors") from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: truncated or no PyTorch weight file ({reason}); fetch it again") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise InputError(f"{path}: not a flat state_dict of tensors; save model.state_dict() alone")
+    return {name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()}
+
+
+def _upcast(tensor) -> np.ndarray:
+    half = tensor.dtype in (jnp.float16, jnp.bfloat16)
+    return np.asarray(tensor, np.float32 if half else None)

@@ -1,0 +1,296 @@
+"""A whole run: data -> teacher -> clusters and masks -> student -> both searches -> report. What is on disk is not done twice."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_brcd import report, results
+from jax_brcd.augment import ViewConfig
+from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.config import Config, differences
+from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.errors import InputError
+from jax_brcd.export import export_safetensors
+from jax_brcd.features import FeatureCache
+from jax_brcd.files import read_json, write_json
+from jax_brcd.methods import TeacherView
+from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision
+from jax_brcd.stages.evaluation import KeptParts, Parts, PixelParts, head_codes, measure_cost
+from jax_brcd.stages.models import build
+from jax_brcd.stages.pretraining import pretraining_stage
+from jax_brcd.stages.student import student_stage
+from jax_brcd.stages.teacher import teacher_stage
+from jax_brcd.training import Fit, Stage, fit, start
+from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews, ViewSource
+
+SEARCHES = ("symmetric", "asymmetric")
+# Each stage draws its heads and batches from a seed of its own
+PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every stage of a run needs to know."""
+
+    config: Config
+    dataset: ImageDataset
+    size: int  # pixels the encoders see
+    out: pathlib.Path
+
+    @property
+    def view_key(self) -> jax.Array:
+        """The key of the run's views; the same for every run of a seed, so that kept views serve them all."""
+        return jax.random.key(self.config.run.seed)
+
+    @property
+    def view_config(self) -> ViewConfig:
+        """The published views at the encoders' size, mirrored where the data set allows it."""
+        return ViewConfig(size=self.size, flip=0.5 if self.dataset.flip else 0.0)
+
+    @property
+    def kept_views(self) -> int | None:
+        """How many views an image are kept; None where views are new each epoch."""
+        return None if self.config.data.fresh_views else self.config.data.views
+
+    def seed(self, stage: int) -> int:
+        """The seed of a stage."""
+        return self.config.run.seed * STAGE_SEEDS + stage
+
+    def pixels(self, images: np.ndarray, *, train: bool) -> PixelViews:
+        """Views drawn from pixels, with the images on the device."""
+        return PixelViews(jnp.asarray(images), self.view_key, self.view_config, train)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The images of each part that is encoded."""
+        names = ("train", "database", "validation", "test")
+        return {name: getattr(self.dataset, name).images for name in names}
+
+    def stage_settings(self, stage: int, **settings: Any) -> dict[str, Any]:
+        """The Stage fields that every stage fills alike."""
+        return {"batch_size": self.config.run.batch_size, "seed": self.seed(stage), "kept_views": self.kept_views,
+                "checkpoint_seconds": self.config.run.checkpoint_seconds, **settings}
+
+    def fit(self, stage: Stage, parameters: Any, carry: Any) -> Fit:
+        """Trains a stage under its own checkpoints, going on where they end."""
+        checkpoints = Checkpoints(self.out / "checkpoints" / stage.name)
+        try:
+            return fit(stage, start(stage, parameters, carry), checkpoints)
+        finally:
+            checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A hash model with what its frozen backbone gave once."""
+
+    model: HashModel
+    parts: Parts
+    cache: FeatureCache
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs or goes on with the run that `config` describes, prints its table and returns its metrics.
+
+    Raises:
+        InputError: for bad input and for a run directory that holds another configuration.
+        OSError: for a full disk.
+    """
+    out = config.out
+    metrics_path = out / "metrics.json"
+    claim(out, config)
+    if metrics_path.exists():
+        metrics = read_json(metrics_path)
+        print(f"{report.results_table(metrics)}\n\nReport (already there): {out / 'report.html'}")
+        return metrics
+    context = load_context(config, out)
+    notes: list[str] = []
+    teacher, teacher_history = train_teacher(context, notes)
+    student, fitted = train_student(context, teacher)
+    metrics = evaluate(context, teacher, student, fitted, [*teacher_history, *fitted.history], notes)
+    print(f"{report.results_table(metrics)}\n\nReport: {out / 'report.html'}")
+    return metrics
+
+
+def claim(out: pathlib.Path, config: Config) -> None:
+    """Makes `out` this configuration's run directory.
+
+    Raises:
+        InputError: where it holds another configuration.
+    """
+    path = out / "config.json"
+    if path.exists():
+        stored = {name: value for name, value in read_json(path).items() if name in config.compared()}
+        changed = differences(config.compared(), stored)
+        if changed:
+            raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another --out, or delete it")
+    else:
+        write_json(path, config.flat())
+
+
+def load_context(config: Config, out: pathlib.Path) -> Context:
+    """Loads the data and checks it against the configuration before anything long starts."""
+    data = config.data
+    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, train_images=data.train_images,
+                           seed=config.run.seed)
+    k = data.k or dataset.default_k
+    if k > len(dataset.database):
+        raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")
+    clusters = getattr(config.method, "clusters", 1)
+    if clusters > len(dataset.train):
+        raise InputError(f"--clusters {clusters}: more clusters than the {len(dataset.train)} training images; give fewer")
+    if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
+        raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
+    size = nnx.eval_shape(lambda: create_hash_model(config.teacher.teacher, 1)).backbone.image_size
+    return Context(config, dataset, size, out)
+
+
+def train_teacher(context: Context, notes: list[str]) -> tuple[Encoder, list[dict[str, Any]]]:
+    """Stage 1: the teacher's hash head, over a backbone that is loaded or pretrained. Adds what a reader must know to `notes`."""
+    config = context.config
+    model = build(config.teacher.teacher, config.objective.bits, config.teacher.teacher_weights, option="teacher_weights",
+                  seed=context.seed(TEACHER), dtype=config.run.dtype, cache_dir=config.data.cache_dir)
+    history: list[dict[str, Any]] = []
+    if config.teacher.teacher_weights == "held-out":
+        history = pretrain(context, model, notes)
+    cache = FeatureCache(config.data.cache_dir / "features", config.teacher.teacher, model.backbone, config.run.dtype)
+    encoder = Encoder(model, keep_parts(context, cache), cache)
+    stage, parameters, carry = teacher_stage(
+        model, teacher_views(context, cache), learning_rate=config.teacher.teacher_lr,
+        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
+        n_images=len(context.dataset.train), **context.stage_settings(TEACHER, epochs=config.teacher.teacher_epochs))
+    fitted = context.fit(stage, parameters, carry)
+    nnx.update(model, fitted.state.parameters)
+    return encoder, [*history, *fitted.history]
+
+
+def pretrain(context: Context, model: HashModel, notes: list[str]) -> list[dict[str, Any]]:
+    """Gives the teacher's backbone what ImageNet gives vit_b_16: supervised pretraining, on images held out for it."""
+    config, held_out = context.config, context.dataset.pretraining
+    note = (f"No pretrained weights ship with the package: the teacher's backbone is first pretrained on {len(held_out)} "
+            "labelled images that take no further part (the role ImageNet plays for vit_b_16).")
+    notes.append(note)
+    print(note)
+    classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
+    settings = context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None)
+    stage, parameters, carry = pretraining_stage(
+        classifier, context.pixels(held_out.images, train=True), held_out.labels, name="pretraining", **settings)
+    fitted = context.fit(stage, parameters, carry)
+    nnx.update(classifier, fitted.state.parameters, fitted.state.carry)
+    return fitted.history
+
+
+def keep_parts(context: Context, cache: FeatureCache) -> KeptParts:
+    """The features that a frozen backbone gives for every part."""
+    return KeptParts({name: cache.evaluation(images, size=context.size) for name, images in context.parts().items()})
+
+
+def kept_view_features(context: Context, cache: FeatureCache) -> np.ndarray:
+    """The features that a frozen backbone gives for every kept view of the training images."""
+    return cache.views(context.dataset.train.images, context.kept_views, key=context.view_key, config=context.view_config)
+
+
+def teacher_views(context: Context, cache: FeatureCache) -> ViewSource:
+    """What the teacher's head trains on. A frozen teacher always runs in evaluation mode."""
+    if context.kept_views is None:
+        return context.pixels(context.dataset.train.images, train=False)
+    return KeptFeatures(jnp.asarray(kept_view_features(context, cache)))
+
+
+def train_student(context: Context, teacher: Encoder) -> tuple[Encoder, Fit]:
+    """Stages 2 and 3: what the teacher says of the training images, then the student under the distillation method."""
+    config = context.config
+    model = build(config.student.student, config.objective.bits, config.student.student_weights, option="student_weights",
+                  seed=context.seed(STUDENT), dtype=config.run.dtype, cache_dir=config.data.cache_dir)
+    cache = FeatureCache(config.data.cache_dir / "features", config.student.student, model.backbone, config.run.dtype)
+    live = config.student.train_backbone or context.kept_views is None
+    if live:
+        parts: Parts = PixelParts(context.parts(), context.size)
+        student_views: ViewSource = context.pixels(context.dataset.train.images, train=True)
+    else:
+        parts = keep_parts(context, cache)
+        student_views = KeptFeatures(jnp.asarray(kept_view_features(context, cache)))
+    encoder = Encoder(model, parts, cache)
+    stage, parameters, carry = student_stage(
+        model, teacher.model, config.method, TeacherView(teacher.parts.codes(teacher.model, "train")),
+        student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher),
+        train_backbone=config.student.train_backbone, learning_rate=config.student.lr,
+        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
+        method_seed=context.seed(STUDENT), n_images=len(context.dataset.train),
+        validate=validation(context, teacher, encoder), validation_interval=config.student.validation_interval,
+        patience=config.student.patience, min_epochs=config.min_epochs,
+        **context.stage_settings(STUDENT, epochs=config.student.epochs))
+    return encoder, context.fit(stage, parameters, carry)
+
+
+def teacher_codes_of_views(context: Context, teacher: Encoder) -> ViewSource:
+    """The trained teacher's codes of the views that the student sees."""
+    if context.kept_views is None:
+        return context.pixels(context.dataset.train.images, train=False)
+    return KeptCodes(jnp.asarray(head_codes(teacher.model, kept_view_features(context, teacher.cache)), jnp.int8))
+
+
+def put_student(student: Encoder, state) -> HashModel:
+    """The student with a training state's parameters and statistics in it."""
+    nnx.update(student.model, state.parameters["model"], state.carry["statistics"])
+    return student.model
+
+
+def validation(context: Context, teacher: Encoder, student: Encoder):
+    """The function that scores a training state by mAP@k of both searches with the validation queries."""
+    dataset, k = context.dataset, context.config.data.k or context.dataset.default_k
+    teacher_database = teacher.parts.codes(teacher.model, "database")
+
+    def validate(state) -> dict[str, float]:
+        model = put_student(student, state)
+        queries = student.parts.codes(model, "validation")
+        databases = {"symmetric": student.parts.codes(model, "database"), "asymmetric": teacher_database}
+        return {search: mean_average_precision(queries, database, dataset.validation.labels, dataset.database.labels, k)
+                for search, database in databases.items()}
+
+    return validate
+
+
+def evaluate(
+    context: Context, teacher: Encoder, student: Encoder, fitted: Fit, history: list[dict[str, Any]], notes: list[str]
+) -> dict[str, Any]:
+    """Stages 4 and 5: both searches with the test queries, and everything a run leaves on disk. Returns the metrics."""
+    config, dataset, out = context.config, context.dataset, context.out
+    k = config.data.k or dataset.default_k
+    codes = {f"teacher_{part}": teacher.parts.codes(teacher.model, part) for part in ("database", "test")}
+    for search in SEARCHES:
+        model = put_student(student, fitted.best[search])
+        codes[f"{search}_test"] = student.parts.codes(model, "test")
+        if search == "symmetric":
+            codes["symmetric_database"] = student.parts.codes(model, "database")
+        export_safetensors(model, out / f"student_{search}.safetensors", name=config.student.student,
+                           bits=config.objective.bits)
+    export_safetensors(teacher.model, out / "teacher.safetensors", name=config.teacher.teacher, bits=config.objective.bits)
+
+    def search(queries: str, database: str) -> SearchScores:
+        return evaluate_search(codes[queries], codes[database], dataset.test.labels, dataset.database.labels, k)
+
+    scores = {"teacher": search("teacher_test", "teacher_database"),
+              "student symmetric": search("symmetric_test", "symmetric_database"),
+              "student asymmetric": search("asymmetric_test", "teacher_database")}
+    costs = {"teacher": measure_cost(teacher.model, dataset.test.images, size=context.size),
+             "student": measure_cost(student.model, dataset.test.images, size=context.size)}
+    metrics = results.metrics(
+        dataset, k=k, bits=config.objective.bits, seed=config.run.seed, scores=scores, models=costs,
+        names={"teacher": config.teacher.teacher, "student": config.student.student})
+    results.save_codes(out / "codes.npz", codes, dataset)
+    results.write_history(out / "history.jsonl", history)
+    memory = fitted.state.carry["memory"]
+    report.write_report(out, report.Report(
+        title=f"{config.student.student} taught by {config.teacher.teacher} on {dataset.name}, {config.objective.bits} bits",
+        config=config.flat(), metrics=metrics, history=history,
+        curves={name: score.curve for name, score in scores.items()},
+        bit_mask=memory.get("bit_mask"), cluster_sizes=results.sizes(memory.get("clusters"), memory.get("bit_mask")),
+        grid=results.retrieval_grid(dataset, codes["symmetric_test"], codes["symmetric_database"]), notes=tuple(notes)))
+    write_json(out / "metrics.json", metrics)
+    return metrics

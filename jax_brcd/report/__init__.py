@@ -1,0 +1,7 @@
+"""What a run shows: one table in the terminal, plots, and a page that holds them all."""
+
+from jax_brcd.report.page import Report, write_report
+from jax_brcd.report.plots import RetrievalGrid
+from jax_brcd.report.table import results_table
+
+__all__ = ["Report", "RetrievalGrid", "results_table", "write_report"]

@@ -1,0 +1,68 @@
+"""One self-contained page: the results, their protocol, the plots and the configuration."""
+
+import base64
+import dataclasses
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+import jax_brcd
+from jax_brcd.files import atomic_path
+from jax_brcd.report import plots, table
+
+PAGE = "report.html"
+PLOTS = "plots"
+DOTS_PER_INCH = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything the page shows; `metrics` is the content of metrics.json, `history` has a record an epoch."""
+
+    title: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    history: list[dict[str, Any]]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]  # (precision, recall) of each search
+    grid: plots.RetrievalGrid | None = None
+    bit_mask: np.ndarray | None = None
+    cluster_sizes: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """The plots that the report has something for, by file name."""
+    drawn = {}
+    if report.grid is not None:
+        drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
+    if report.curves:
+        drawn["precision_recall"] = plots.precision_recall_plot(report.curves)
+    if report.bit_mask is not None:
+        drawn["bit_masks"] = plots.bit_mask_plot(report.bit_mask, report.cluster_sizes)
+    if report.history:
+        drawn["losses"] = plots.loss_curves(report.history)
+    return drawn
+
+
+def write_report(directory: pathlib.Path, report: Report) -> pathlib.Path:
+    """Writes plots/*.png and report.html, each whole or not at all; returns the page's path."""
+    images = {}
+    for name, figure in figures(report).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+        images[name] = base64.b64encode(buffer.getvalue()).decode()
+        with atomic_path(directory / PLOTS / f"{name}.png") as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("jax_brcd.report", "."), autoescape=True,
+                                     undefined=jinja2.StrictUndefined)
+    page = environment.get_template("page.html").render(
+        report=report, images=images, header=table.header(report.metrics), rows=table.rows(report.metrics),
+        skipped=table.SKIPPED, protocol=table.protocol_line(report.metrics), version=jax_brcd.__version__)
+    with atomic_path(directory / PAGE) as temporary:
+        temporary.write_text(page)
+    return directory / PAGE

@@ -1,0 +1,108 @@
+"""Plots of a run, each a function from plain arrays to a matplotlib figure."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+SERIES = {"teacher": (GRAY, "-"), "student symmetric": (BLUE, "-"), "student asymmetric": (ORANGE, "--")}
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalGrid:
+    """Queries with their first results, nearest first."""
+
+    query_images: UInt8[np.ndarray, "queries height width 3"]
+    query_names: list[str]
+    result_images: UInt8[np.ndarray, "queries results height width 3"]
+    correct: Bool[np.ndarray, "queries results"]
+    result_names: list[list[str]]
+
+
+def loss_curves(history: list[dict[str, Any]]) -> Figure:
+    """A column a stage: what it minimised above, its validation scores below where it has any."""
+    stages = list(dict.fromkeys(record["stage"] for record in history)) or [""]
+    figure = Figure(figsize=(4.2 * len(stages), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(stages), squeeze=False)
+    for column, stage in enumerate(stages):
+        records = [record for record in history if record["stage"] == stage]
+        names = [name for name in dict.fromkeys(name for record in records for name in record)
+                 if name not in ("stage", "epoch", "seconds")]
+        scores = [name for name in names if name.endswith("_map")]
+        _lines(axes[0, column], records, [name for name in names if name not in scores], f"{stage}: losses")
+        _lines(axes[1, column], records, scores, f"{stage}: validation mAP")
+        axes[1, column].set_visible(bool(scores))
+    return figure
+
+
+def _lines(axis, records: list[dict[str, Any]], names: list[str], title: str) -> None:
+    for color, name in zip((BLUE, ORANGE, GREEN, VERMILION, GRAY) * len(names), names, strict=False):
+        points = [(record["epoch"], record[name]) for record in records if name in record]
+        axis.plot(*zip(*points, strict=True), color=color, label=name.replace("_", " "),
+                  marker="o" if len(points) < 2 or name.endswith("_map") else None, markersize=3)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("epoch")
+    axis.spines[["top", "right"]].set_visible(False)
+    if names:
+        axis.legend(fontsize=8, frameon=False)
+
+
+def precision_recall_plot(
+    curves: Mapping[str, tuple[Float[np.ndarray, "radii"], Float[np.ndarray, "radii"]]]
+) -> Figure:
+    """Precision against recall, a point for each Hamming radius."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, (precision, recall) in curves.items():
+        color, line = SERIES.get(name, (GREEN, "-."))
+        axis.plot(recall, precision, line, color=color, marker=".", markersize=4, label=name)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.set_title("Precision and recall by Hamming radius", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def bit_mask_plot(mask: Float[np.ndarray, "clusters bits"], sizes: Int[np.ndarray, "clusters"]) -> Figure:
+    """Which bits steer the student for the images of each cluster."""
+    clusters, bits = mask.shape
+    figure = Figure(figsize=(8, 1.4 + 0.22 * clusters), layout="constrained")
+    axis = figure.subplots()
+    axis.pcolormesh(np.asarray(mask), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=0.5)
+    axis.set_yticks(np.arange(clusters) + 0.5,
+                    [f"cluster {number}: {size:,} images, {int(kept)} bits"
+                     for number, (size, kept) in enumerate(zip(sizes, mask.sum(axis=1), strict=True))], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("bit")
+    axis.set_title(f"Bit masks: a dark bit steers its cluster's images ({mask.mean():.0%} of {clusters} x {bits})", fontsize=10)
+    return figure
+
+
+def retrieval_grid_plot(grid: RetrievalGrid) -> Figure:
+    """Each row a query and its first results; a solid green frame is right, a dashed red one wrong."""
+    queries, results = grid.correct.shape
+    figure = Figure(figsize=(0.86 * (results + 1) + 0.3, 1.0 * queries + 0.5), layout="constrained")
+    axes = figure.subplots(queries, results + 1, squeeze=False)
+    for row in range(queries):
+        _picture(axes[row, 0], grid.query_images[row], grid.query_names[row], "black", "-")
+        for column in range(results):
+            right = grid.correct[row, column]
+            _picture(axes[row, column + 1], grid.result_images[row, column], grid.result_names[row][column],
+                     GREEN if right else VERMILION, "-" if right else (0, (2, 1)))
+    axes[0, 0].set_title("query", fontsize=8, fontweight="bold")
+    figure.suptitle(f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)",
+                    fontsize=10)
+    return figure
+
+
+def _picture(axis, image: np.ndarray, name: str, color: str, line) -> None:
+    axis.imshow(image, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel(name, fontsize=7, labelpad=1)
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=color, linewidth=2.5, linestyle=line)

@@ -1,0 +1,63 @@
+"""The student: its own CIBHash objective plus what a distillation method adds (method.md, "The student objective")."""
+
+from typing import Any
+
+import optax
+from flax import nnx
+
+from jax_brcd.codes import hash_codes
+from jax_brcd.losses import cibhash_terms
+from jax_brcd.methods import DistillationBatch, Method, TeacherView
+from jax_brcd.models import HashModel
+from jax_brcd.stages.models import partition
+from jax_brcd.training import Stage
+from jax_brcd.views import ViewSource
+
+
+def student_stage(
+    student: HashModel,
+    teacher: HashModel,
+    method: Method,
+    teacher_view: TeacherView,
+    *,
+    student_views: ViewSource,
+    teacher_views: ViewSource,
+    train_backbone: bool,
+    learning_rate: float,
+    temperature: float,
+    kl_weight: float,
+    method_seed: int,
+    **settings: Any,
+):
+    """The student's training. `settings` are further fields of the Stage.
+
+    Returns:
+        The stage, its first parameters {"model", "method"} and its first carry {"statistics", "memory"}.
+    """
+    graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
+    teacher_graph, teacher_state = nnx.split(teacher)
+    method_parameters, memory = method.init(teacher_view, seed=method_seed)
+
+    def loss(parameters, carry, constants, batch, key):
+        model = nnx.merge(graph, parameters["model"], carry["statistics"], constants["frozen"], copy=True)
+        frozen_teacher = nnx.merge(teacher_graph, constants["teacher"])
+        student_i, student_j = (constants["student_views"].logits(model, batch.indices, numbers, batch.valid)
+                                for numbers in (batch.views_i, batch.views_j))
+        teacher_i, teacher_j = (constants["teacher_views"].logits(frozen_teacher, batch.indices, numbers, batch.valid)
+                                for numbers in (batch.views_i, batch.views_j))
+        contrastive, kl = cibhash_terms(student_i, student_j, temperature=temperature, valid=batch.valid)
+        seen = DistillationBatch(
+            indices=batch.indices, valid=batch.valid, key=key,
+            student_logits_i=student_i, student_logits_j=student_j,
+            student_codes_i=hash_codes(student_i), student_codes_j=hash_codes(student_j),
+            teacher_codes_i=hash_codes(teacher_i), teacher_codes_j=hash_codes(teacher_j),
+        )
+        distillation, memory = method.loss(parameters["method"], carry["memory"], seen, temperature=temperature)
+        metrics = {"contrastive": contrastive, "kl": kl, "distillation": distillation}
+        carry = {"statistics": nnx.state(model, nnx.BatchStat), "memory": memory}
+        return contrastive + kl_weight * kl + distillation, (carry, metrics)
+
+    constants = {"frozen": frozen, "teacher": teacher_state, "student_views": student_views,
+                 "teacher_views": teacher_views}
+    stage = Stage(name="student", loss=loss, optimizer=optax.adam(learning_rate), constants=constants, **settings)
+    return stage, {"model": trainable, "method": method_parameters}, {"statistics": statistics, "memory": memory}
