@@ -85,7 +85,7 @@ UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds")
 PRESETS: Registry[Mapping[str, Any]] = Registry("preset")
 PRESETS.register("digits")({
     "dataset": "digits", "teacher": "vit_lite_4_8", "teacher_weights": "held-out", "teacher_epochs": 40,
-    "student": "resnet8", "student_weights": "random", "train_backbone": True, "epochs": 40, "lr": 2e-3,
+    "student": "resnet8", "student_weights": "random", "train_backbone": True, "epochs": 20, "lr": 2e-3,
     "views": 8,
 })
 PRESETS.register("cifar10-vit_b_16-resnet18")({

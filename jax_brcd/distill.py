@@ -2,14 +2,14 @@
 
 from jax_brcd.config import parse_command_line
 from jax_brcd.options import run_command
+from jax_brcd.pipeline import run
+from jax_brcd.xla import set_flags
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the experiment that the options describe, or goes on with it."""
-    config = parse_command_line("python -m jax_brcd.distill", __doc__, argv)
-    from jax_brcd.pipeline import run
-
-    run(config)
+    set_flags()
+    run(parse_command_line("python -m jax_brcd.distill", __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,13 @@ from jax_brcd.files import atomic_path
 from jax_brcd.views import view_keys
 
 
+FORMAT = 1  # to be raised when the same settings come to mean other features
+
+
 def digest(*parts: object) -> str:
     """A short digest of strings, numbers, dataclasses and arrays."""
     sha = hashlib.sha256()
-    for part in parts:
+    for part in (FORMAT, *parts):
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).view(np.uint8).data)

@@ -26,7 +26,7 @@ from jax_brcd.stages.models import build
 from jax_brcd.stages.pretraining import pretraining_stage
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
-from jax_brcd.training import Fit, Stage, fit, start
+from jax_brcd.training import Fit, Stage, backbone_scans, fit, start
 from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews, ViewSource
 
 SEARCHES = ("symmetric", "asymmetric")
@@ -177,7 +177,8 @@ def pretrain(context: Context, model: HashModel, notes: list[str]) -> list[dict[
     notes.append(note)
     print(note)
     classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
-    settings = context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None)
+    settings = context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None,
+                                      scan=backbone_scans())
     stage, parameters, carry = pretraining_stage(
         classifier, context.pixels(held_out.images, train=True), held_out.labels, name="pretraining", **settings)
     fitted = context.fit(stage, parameters, carry)
@@ -219,7 +220,8 @@ def train_student(context: Context, teacher: Encoder) -> tuple[Encoder, Fit]:
     stage, parameters, carry = student_stage(
         model, teacher.model, config.method, TeacherView(teacher.parts.codes(teacher.model, "train")),
         student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher),
-        train_backbone=config.student.train_backbone, learning_rate=config.student.lr,
+        train_backbone=config.student.train_backbone,
+        scan=not config.student.train_backbone or backbone_scans(), learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         method_seed=context.seed(STUDENT), n_images=len(context.dataset.train),
         validate=validation(context, teacher, encoder), validation_interval=config.student.validation_interval,

@@ -1,4 +1,4 @@
-"""The training loop of every stage: an epoch is one compiled scan of steps; checkpoints, validation and early stopping around it."""
+"""The training loop of every stage: epochs of compiled steps; checkpoints, validation and early stopping around them."""
 
 import dataclasses
 import functools
@@ -51,6 +51,7 @@ class Stage:
     patience: int = 0
     min_epochs: int = 0
     checkpoint_seconds: float = 30.0
+    scan: bool = True  # an epoch as one program; else one program a step, dispatched without waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,14 @@ def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     """The state before the first step; a copy, because steps take over the buffers of the state they are given."""
     parameters, carry = jax.tree.map(jnp.array, (parameters, carry))
     return TrainState(parameters, carry, stage.optimizer.init(parameters))
+
+
+def backbone_scans() -> bool:
+    """Whether an epoch that trains convolutions should be one program.
+
+    XLA's CPU backend computes the gradient of a convolution inside a loop some thirty times slower than outside of one.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def train_step(
@@ -88,6 +97,19 @@ def train_epoch(loss, optimizer, state: TrainState, constants: Tree, batches: Ba
         return train_step(loss, optimizer, state, constants, batch, jax.random.fold_in(key, number))
 
     return jax.lax.scan(step, state, (batches, jnp.arange(batches.indices.shape[0])))
+
+
+_compiled_step = jax.jit(train_step, static_argnums=(0, 1), donate_argnums=2)
+
+
+def stepped_epoch(loss, optimizer, state: TrainState, constants: Tree, batches: Batches, key: jax.Array):
+    """What `train_epoch` computes, as one program a step; nothing waits for a step's result before the epoch's end."""
+    history = []
+    for number in range(batches.indices.shape[0]):
+        batch = Batches(*(part[number] for part in batches))
+        state, metrics = _compiled_step(loss, optimizer, state, constants, batch, jax.random.fold_in(key, number))
+        history.append(metrics)
+    return state, jax.tree.map(lambda *values: jnp.stack(values), *history)
 
 
 def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
@@ -135,7 +157,8 @@ def _run_epoch(stage: Stage, state: TrainState, epoch: int, checkpoints: Checkpo
     began = time.perf_counter()
     batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
     key = jax.random.fold_in(jax.random.key(stage.seed), epoch)
-    state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, key)
+    run = train_epoch if stage.scan else stepped_epoch
+    state, metrics = run(stage.loss, stage.optimizer, state, stage.constants, batches, key)
     metrics = jax.device_get(metrics)
     bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
     if bad.size:

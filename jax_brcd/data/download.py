@@ -1,6 +1,7 @@
 """Fetching one file: checked by its digest, under its own name only once it is whole."""
 
 import hashlib
+import http.client
 import pathlib
 import urllib.error
 import urllib.request
@@ -24,7 +25,7 @@ def download(url: str, path: pathlib.Path, *, algorithm: str, checksum: str) -> 
     with atomic_path(path) as temporary:
         try:
             found = _fetch(url, temporary, hashlib.new(algorithm))
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise InputError(f"cannot download {url} ({getattr(error, 'reason', error)}); {by_hand}") from None
         if not found.startswith(checksum):
             raise InputError(f"{url} has {algorithm} {found[: len(checksum)]} instead of {checksum}; try again, or {by_hand}")

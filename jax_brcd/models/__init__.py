@@ -8,19 +8,20 @@ from flax import nnx
 from jax_brcd.errors import InputError
 from jax_brcd.models import resnet, vit
 from jax_brcd.models.heads import HashModel
+from jax_brcd.models.layers import Backbone
 from jax_brcd.models.torchvision import load_torchvision_state, torchvision_state
 from jax_brcd.registry import Registry
 
-BACKBONES: Registry[Callable[..., nnx.Module]] = Registry("backbone")
+BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone")
 for family in (vit, resnet):
     for name, builder in family.BUILDERS.items():
         BACKBONES.register(name)(builder)
 
-__all__ = ["BACKBONES", "HashModel", "create_backbone", "create_hash_model", "load_torchvision_state",
+__all__ = ["BACKBONES", "Backbone", "HashModel", "create_backbone", "create_hash_model", "load_torchvision_state",
            "torchvision_state"]
 
 
-def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> nnx.Module:
+def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:
     """A backbone with random weights.
 
     It maps normalised float32 images (batch, height, width, 3) to float32 features (batch, `.features`), is meant for
@@ -29,7 +30,9 @@ def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float3
     Raises:
         InputError: for an unknown name.
     """
-    return BACKBONES[name](dtype=dtype, rngs=rngs or nnx.Rngs(0))
+    backbone = BACKBONES[name](dtype=dtype, rngs=rngs or nnx.Rngs(0))
+    backbone.name = name
+    return backbone
 
 
 def create_hash_model(name: str, bits: int, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> HashModel:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jax_brcd.models.layers import torch_uniform
+from jax_brcd.models.layers import Backbone, torch_uniform
 
 
 def linear_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -24,7 +24,7 @@ class HashModel(nnx.Module):
         backbone: any backbone. bits: length of the codes. rngs: for the head's initial weights.
     """
 
-    def __init__(self, backbone: nnx.Module, bits: int, *, rngs: nnx.Rngs):
+    def __init__(self, backbone: Backbone, bits: int, *, rngs: nnx.Rngs):
         self.backbone = backbone
         self.head = backbone.head(backbone.features, bits, rngs=rngs)
 

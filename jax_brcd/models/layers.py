@@ -1,4 +1,7 @@
-"""Layers that the convolutional backbones share."""
+"""What the backbones share: the contract of a backbone, and the layers of the convolutional ones."""
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,29 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+FEW_PIXELS = 4
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Backbone(nnx.Module):
+    """Normalised images (batch, height, width, 3) to float32 features (batch, `features`).
+
+    Attribute names are torchvision's but for those in `renames`, so that state_dicts convert by name. A family declares:
+
+    Attributes:
+        renames: (pattern, replacement) from a dotted attribute path to torchvision's key, applied in turn.
+        order: the attributes that stand before the others, as in torchvision; `nnx.merge` forgets the order of definition.
+        head: builds its hash head from (features, bits, rngs=...). head_key: where the head stands in a state_dict.
+        name: what users call it. features: width of the features. image_size: pixels of the square it is meant for.
+    """
+
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    order: ClassVar[tuple[str, ...]] = ()
+    head: ClassVar[Callable[..., nnx.Module]]
+    head_key: ClassVar[str]
+    name: str
+    features: int
+    image_size: int
 
 
 class BatchNorm(nnx.Module):
@@ -50,11 +75,29 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
+def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Array:
+    """`jax.lax.conv_general_dilated`, but as a matrix product where the output is a few pixels and nothing is grouped.
+
+    XLA's CPU backend runs 3x3 convolutions to 2x2 outputs and smaller at 3 GFLOP/s, the product at 80 (two cores).
+    """
+    size, channels = kernel.shape[0], kernel.shape[2]
+    height, width = ((inputs.shape[axis] + sum(padding[axis - 1]) - size) // strides[0] + 1 for axis in (1, 2))
+    if height * width > FEW_PIXELS or channels != inputs.shape[-1] or jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    taps = [padded[:, row : row + (height - 1) * strides[0] + 1 : strides[0],
+                   column : column + (width - 1) * strides[1] + 1 : strides[1]]
+            for row in range(size) for column in range(size)]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
 def convolution(
     inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1, dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """A square convolution without bias that keeps the size at stride 1, padded as PyTorch pads it."""
+    margin = (size - 1) // 2
     return nnx.Conv(
-        inputs, outputs, (size, size), strides=stride, padding=(size - 1) // 2, feature_group_count=groups,
-        use_bias=False, kernel_init=he_normal, dtype=dtype, rngs=rngs,
+        inputs, outputs, (size, size), strides=(stride, stride), padding=((margin, margin), (margin, margin)),
+        feature_group_count=groups, use_bias=False, kernel_init=he_normal, dtype=dtype, rngs=rngs,
+        conv_general_dilated=convolve,
     )

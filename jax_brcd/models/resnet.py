@@ -1,7 +1,4 @@
-"""ResNet (He et al., CVPR 2016) as torchvision builds it, and the small CIFAR-style one for digits.
-
-Attribute names are torchvision's, so that state_dicts convert by name.
-"""
+"""ResNet (He et al., CVPR 2016) as torchvision builds it, and the small CIFAR-style one for digits."""
 
 import functools
 from typing import ClassVar
@@ -11,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import BatchNorm, convolution
+from jax_brcd.models.layers import Backbone, BatchNorm, convolution
 
 
 class BasicBlock(nnx.Module):
@@ -26,7 +23,13 @@ class BasicBlock(nnx.Module):
         self.bn2 = BatchNorm(width, dtype=dtype)
         self.downsample = shortcut(inputs, width, stride, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train: bool = False, valid=None):
+    def __call__(
+        self,
+        x: Float[Array, "batch height width inputs"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, "batch"] | None = None,
+    ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, width)."""
         y = nnx.relu(self.bn1(self.conv1(x), train=train, valid=valid))
         y = self.bn2(self.conv2(y), train=train, valid=valid)
@@ -48,7 +51,13 @@ class Bottleneck(nnx.Module):
         self.bn3 = BatchNorm(outputs, dtype=dtype)
         self.downsample = shortcut(inputs, outputs, stride, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train: bool = False, valid=None):
+    def __call__(
+        self,
+        x: Float[Array, "batch height width inputs"],
+        *,
+        train: bool = False,
+        valid: Bool[Array, "batch"] | None = None,
+    ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, 4 width)."""
         y = nnx.relu(self.bn1(self.conv1(x), train=train, valid=valid))
         y = nnx.relu(self.bn2(self.conv2(y), train=train, valid=valid))
@@ -56,7 +65,7 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + apply_shortcut(self.downsample, x, train, valid))
 
 
-def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.List:
+def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.List[nnx.Module]:
     """The projection of a block whose output differs in shape from its input; empty where it does not."""
     if stride == 1 and inputs == outputs:
         return nnx.List([])
@@ -72,7 +81,7 @@ def apply_shortcut(layers: nnx.List, x, train: bool, valid):
     return normalise(project(x), train=train, valid=valid)
 
 
-class ResNet(nnx.Module):
+class ResNet(Backbone):
     """A ResNet without its classifier; features are the global average pool.
 
     Args:
@@ -80,7 +89,8 @@ class ResNet(nnx.Module):
         image_size: pixels it is meant for. small_stem: a 3x3 stem at stride 1 instead of 7x7 at stride 2 and a max pool.
     """
 
-    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    name = "ResNet"
+    order: ClassVar[tuple[str, ...]] = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
     head_key: ClassVar[str] = "fc"
     head = staticmethod(linear_head)
 

@@ -1,7 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al., ICLR 2021) as torchvision builds it; the feature is the class token after the last norm.
-
-Attribute names are torchvision's but for those in `renames`, so that state_dicts convert by name.
-"""
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021) as torchvision builds it; the feature is the class token after the last norm."""
 
 import functools
 from typing import ClassVar
@@ -12,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from jax_brcd.models.heads import linear_head
+from jax_brcd.models.layers import Backbone
 
 layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
@@ -76,19 +74,21 @@ class Encoder(nnx.Module):
         return self.ln(x)
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Backbone):
     """A ViT without its classifier.
 
     Args:
         image_size, patch_size: pixels. layers, heads: how many. width: of a token. hidden: of the MLPs.
     """
 
+    name = "VisionTransformer"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"encoder\.layers\.(\d+)", r"encoder.layers.encoder_layer_\1"),
         (r"self_attention\.in_proj\.", "self_attention.in_proj_"),
         (r"mlp\.linear_1", "mlp.0"),
         (r"mlp\.linear_2", "mlp.3"),
     )
+    order: ClassVar[tuple[str, ...]] = ("class_token", "conv_proj", "pos_embedding", "layers", "ln_1", "self_attention")
     head_key: ClassVar[str] = "heads"
     head = staticmethod(linear_head)
 
@@ -107,7 +107,13 @@ class VisionTransformer(nnx.Module):
         train: bool = False,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch features"]:
-        """Features of normalised images; training mode is the same, for nothing here looks across a batch."""
+        """Features of normalised images; training mode is the same, for nothing here looks across a batch.
+
+        Raises:
+            ValueError: for images of another size than `image_size`, which the position embedding does not cover.
+        """
+        if images.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}")
         patches = self.conv_proj(images)
         patches = patches.reshape(patches.shape[0], -1, self.features)
         class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))

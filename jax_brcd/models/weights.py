@@ -1,13 +1,11 @@
 """Weight files: safetensors and PyTorch's zip format, neither of which can execute code here, and torchvision's downloads."""
 
 import pathlib
-import pickle
-import zipfile
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.flax
+import safetensors.numpy
 
 from jax_brcd.data.download import download
 from jax_brcd.errors import InputError
@@ -58,9 +56,9 @@ def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        tensors = safetensors.flax.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: truncated or no safetensors file ({error}); fetch it again") from None
+        tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, AttributeError) as error:  # the latter: a type that NumPy lacks
+        raise InputError(f"{path}: truncated or no safetensors file of float tensors ({error}); fetch it again") from None
     return {name: _upcast(tensor) for name, tensor in tensors.items()}
 
 
@@ -69,16 +67,21 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise InputError(f"{path}: reading it needs PyTorch; pip install 'jax_brcd[torch]', or give .safetensors") from None
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: truncated or no PyTorch weight file ({reason}); fetch it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    with open(path, "rb") as file:
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # damaged bytes make the restricted unpickler raise almost anything
+            raise InputError(f"{path}: truncated, or more than tensors in it; fetch it again, "
+                             "or save model.state_dict() alone") from None
+    flat = isinstance(tensors, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items())
+    if not flat:
         raise InputError(f"{path}: not a flat state_dict of tensors; save model.state_dict() alone")
-    return {name: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()}
+    # NumPy has no bfloat16 of PyTorch's, so the cast comes first
+    return {name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+            for name, tensor in tensors.items()}
 
 
-def _upcast(tensor) -> np.ndarray:
-    half = tensor.dtype in (jnp.float16, jnp.bfloat16)
-    return np.asarray(tensor, np.float32 if half else None)
+def _upcast(tensor: np.ndarray) -> np.ndarray:
+    half = tensor.dtype in (np.float16, ml_dtypes.bfloat16)
+    return tensor.astype(np.float32) if half else tensor

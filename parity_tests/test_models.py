@@ -1,0 +1,245 @@
+"""Backbones and hash models against torchvision: features, every layer, training mode, gradients, padding."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from model_pairs import abstract_backbone, as_numpy, as_torch, make_pair, random_images
+
+from jax_brcd.errors import InputError
+from jax_brcd.models import (
+    BACKBONES,
+    HashModel,
+    create_backbone,
+    create_hash_model,
+    load_torchvision_state,
+    torchvision_state,
+)
+
+# float32 products summed in another order than PyTorch's, through up to 152 layers
+RELATIVE = 1e-4
+CONVOLUTIONAL = ("resnet8", "resnet18", "resnet50")
+
+
+def assert_close(ours, theirs, what=""):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, what
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max(), err_msg=what)
+
+
+def image_size(name, model):
+    """ViTs have one size; ResNets take any, so a small one keeps the tests quick."""
+    return model.image_size if name.startswith("vit") else 64
+
+
+@pytest.fixture(scope="module", params=list(BACKBONES))
+def pair(request):
+    return request.param, *make_pair(request.param)
+
+
+def test_features_are_torchvisions(pair):
+    name, theirs, ours = pair
+    images = random_images(2, image_size(name, ours))
+    with torch.inference_mode():
+        expected = theirs(as_torch(images))
+    features = ours(images)
+    assert features.shape == (2, ours.features) and features.dtype == jnp.float32
+    assert_close(features, expected)
+
+
+def test_the_way_back_is_bit_identical(pair):
+    _, theirs, ours = pair
+    expected = as_numpy(theirs.state_dict())
+    state = torchvision_state(ours)
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype and state[name].flags.c_contiguous
+        np.testing.assert_array_equal(state[name], tensor, err_msg=name)
+
+
+def torch_layers(model, images):
+    """Outputs of all modules by name. Cloned, because torchvision's ReLU works in place."""
+    outputs = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            outputs[name] = (output[0] if isinstance(output, tuple) else output).detach().clone().numpy()
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    with torch.no_grad():
+        model(as_torch(images))
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def jax_layers(model, images, monkeypatch, **arguments):
+    """Outputs of all modules by torchvision's name."""
+    names, outputs = {}, {}
+    for path, module in nnx.iter_modules(model):
+        name = ".".join(map(str, path))
+        for pattern, replacement in model.renames:
+            name = re.sub(pattern, replacement, name)
+        names[id(module)] = name
+
+    def recording(call):
+        def recorded(module, *args, **kwargs):
+            output = call(module, *args, **kwargs)
+            outputs[names[id(module)]] = np.asarray(output)
+            return output
+        return recorded
+
+    for kind in {type(module) for _, module in nnx.iter_modules(model) if callable(module)}:
+        monkeypatch.setattr(kind, "__call__", recording(kind.__call__))
+    model(images, **arguments)
+    monkeypatch.undo()
+    return outputs
+
+
+def in_torch_layout(ours):
+    return ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours
+
+
+@pytest.mark.parametrize("name, train", [("vit_lite_7_4", False), ("resnet18", False), ("resnet18", True),
+                                         ("resnet50", False), ("resnet50", True)])
+def test_every_layer_is_torchvisions(name, train, monkeypatch):
+    theirs, ours = make_pair(name)
+    images = random_images(4, image_size(name, ours))
+    expected = torch_layers(theirs.train(train), images)
+    outputs = jax_layers(ours, images, monkeypatch, train=train)
+    # in_proj is computed inside PyTorch's attention, without a module of its own
+    compared = [layer for layer in outputs if layer and not layer.endswith("in_proj")]
+    parametrised = {key.rsplit(".", 1)[0] for key in theirs.state_dict() if key.endswith("weight")}
+    inside_attention = {layer for layer in parametrised if layer.endswith("out_proj")}
+    assert set(compared) >= parametrised - inside_attention
+    for layer in set(compared) - inside_attention:
+        assert_close(in_torch_layout(outputs[layer]), expected[layer], layer)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_training_mode_is_torchvisions(name):
+    theirs, ours = make_pair(name)
+    for step in range(2):
+        images = random_images(8, 64, seed=step)
+        with torch.no_grad():
+            expected = theirs.train()(as_torch(images))
+        assert_close(ours(images, train=True), expected)
+    state = torchvision_state(ours)
+    for key, tensor in as_numpy(theirs.state_dict()).items():
+        assert_close(state[key], tensor, key)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit_lite_4_8"])
+def test_gradients_in_training_mode_are_torchvisions(name):
+    theirs, ours = make_pair(name)
+    images = random_images(8, 32)
+    theirs.train()(as_torch(images)).square().mean().backward()
+    gradients = nnx.grad(lambda model: jnp.mean(jnp.square(model(images, train=True))))(ours)
+    nnx.update(ours, gradients)
+    state = torchvision_state(ours)
+    for key, parameter in theirs.named_parameters():
+        assert_close(state[key], parameter.grad, key)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_padding_rows_change_neither_features_nor_statistics(name):
+    _, unpadded = make_pair(name)
+    _, padded = make_pair(name)
+    images = random_images(5, 64)
+    rows = np.array([0, 2, 3, 5, 7])
+    batch = (100 * random_images(8, 64, seed=1)).at[rows].set(images)
+    valid = jnp.zeros(8, bool).at[rows].set(True)
+    assert_close(padded(batch, train=True, valid=valid)[rows], unpadded(images, train=True))
+    expected = torchvision_state(unpadded)
+    for key, tensor in torchvision_state(padded).items():
+        assert_close(tensor, expected[key], key)
+
+
+def test_padding_rows_give_no_gradient():
+    _, ours = make_pair("resnet8")
+    images = random_images(6, 32)
+    valid = jnp.arange(6) < 4
+
+    def loss(images):
+        return jnp.sum(jnp.where(valid[:, None], ours(images, train=True, valid=valid), 0) ** 2)
+
+    gradient = jax.grad(loss)(images)
+    assert jnp.all(gradient[4:] == 0) and jnp.any(gradient[:4] != 0)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_lite_7_4"])
+def test_compiled_is_the_same(name, train):
+    _, eager = make_pair(name)
+    _, compiled = make_pair(name)
+    images = random_images(4, image_size(name, eager))
+    call = nnx.jit(lambda model, images, valid: model(images, train=train, valid=valid))
+    valid = jnp.array([True, True, True, False])
+    assert_close(call(compiled, images, valid), eager(images, train=train, valid=valid))
+    expected = torchvision_state(eager)
+    for key, tensor in torchvision_state(compiled).items():
+        assert_close(tensor, expected[key], key)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_lite_7_4"])
+def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_features(name, monkeypatch):
+    _, single = make_pair(name)
+    half = load_torchvision_state(abstract_backbone(name, jnp.bfloat16), torchvision_state(single))
+    images = random_images(4, image_size(name, single))
+    layers = jax_layers(half, images, monkeypatch)
+    assert {str(output.dtype) for layer, output in layers.items() if layer} == {"bfloat16"}
+    features, expected = np.asarray(half(images)), np.asarray(single(images))
+    assert features.dtype == np.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.dtype(jnp.float32)}
+    # 8 significant bits give 0.4 % a rounding; the layers' roundings add up like a random walk
+    np.testing.assert_allclose(features, expected, rtol=0, atol=0.05 * np.abs(expected).max())
+    assert np.any(features != expected)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit_lite_4_8"])
+def test_a_hash_model_is_its_head_over_its_backbone(name):
+    model = HashModel(make_pair(name)[1], 24, rngs=nnx.Rngs(3))
+    images = random_images(3, 32)
+    logits = model(images)
+    assert logits.shape == (3, 24) and logits.dtype == jnp.float32
+    features = np.asarray(model.backbone(images))
+    assert_close(logits, features @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...]))
+
+
+def test_a_hash_head_starts_like_a_linear_layer_of_pytorch():
+    head = HashModel(abstract_backbone("resnet8"), 4096, rngs=nnx.Rngs(0)).head
+    bound = 64**-0.5
+    for values in (np.asarray(head.kernel[...]), np.asarray(head.bias[...])):
+        # the largest of 4,096 or more uniform draws is within 1 % of the bound, their deviation within 5 % of bound / sqrt(3)
+        assert 0.99 * bound < np.abs(values).max() <= bound
+        assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_seeds_choose_the_initial_weights():
+    first, again, other = (torchvision_state(create_hash_model("resnet8", 8, rngs=nnx.Rngs(seed))) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert not np.array_equal(first["conv1.weight"], other["conv1.weight"])
+    assert not np.array_equal(first["fc.weight"], other["fc.weight"])
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'resnet18'"):
+        create_backbone("resnet-18")
+    with pytest.raises(InputError, match="did you mean 'vit_b_16'"):
+        create_hash_model("vit_b16", 8)
+
+
+@pytest.mark.parametrize("bits", [0, -8])
+def test_a_code_has_at_least_one_bit(bits):
+    with pytest.raises(InputError, match=f"bits {bits}"):
+        create_hash_model("resnet8", bits)
+
+
+def test_a_vit_refuses_images_of_another_size():
+    with pytest.raises(ValueError, match="vit_lite_4_8"):
+        create_backbone("vit_lite_4_8")(jnp.zeros((1, 64, 64, 3)))
