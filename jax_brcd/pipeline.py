@@ -29,6 +29,7 @@ from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training import Fit, Stage, backbone_scans, fit, start
 from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews, ViewSource
 
+CONFIG = "config.json"
 SEARCHES = ("symmetric", "asymmetric")
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
@@ -103,34 +104,30 @@ def run(config: Config) -> dict[str, Any]:
     """
     out = config.out
     metrics_path = out / "metrics.json"
-    claim(out, config)
+    check_claim(out, config)
     if metrics_path.exists():
         metrics = read_json(metrics_path)
         print(f"{report.results_table(metrics)}\n\nReport (already there): {out / 'report.html'}")
         return metrics
     context = load_context(config, out)
+    teacher_model, student_model = build_models(context)
+    write_json(out / CONFIG, config.flat())
     notes: list[str] = []
-    teacher, teacher_history = train_teacher(context, notes)
-    student, fitted = train_student(context, teacher)
+    teacher, teacher_history = train_teacher(context, teacher_model, notes)
+    student, fitted = train_student(context, student_model, teacher)
     metrics = evaluate(context, teacher, student, fitted, [*teacher_history, *fitted.history], notes)
     print(f"{report.results_table(metrics)}\n\nReport: {out / 'report.html'}")
     return metrics
 
 
-def claim(out: pathlib.Path, config: Config) -> None:
-    """Makes `out` this configuration's run directory.
-
-    Raises:
-        InputError: where it holds another configuration.
-    """
-    path = out / "config.json"
-    if path.exists():
-        stored = {name: value for name, value in read_json(path).items() if name in config.compared()}
-        changed = differences(config.compared(), stored)
-        if changed:
-            raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another --out, or delete it")
-    else:
-        write_json(path, config.flat())
+def check_claim(out: pathlib.Path, config: Config) -> None:
+    """Raises InputError where `out` is the run directory of another configuration."""
+    if not (out / CONFIG).exists():
+        return
+    changed = differences(config.compared(), {name: value for name, value in read_json(out / CONFIG).items()
+                                              if name in config.compared()})
+    if changed:
+        raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another --out, or delete it")
 
 
 def load_context(config: Config, out: pathlib.Path) -> Context:
@@ -150,11 +147,22 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
     return Context(config, dataset, size, out)
 
 
-def train_teacher(context: Context, notes: list[str]) -> tuple[Encoder, list[dict[str, Any]]]:
+def build_models(context: Context) -> tuple[HashModel, HashModel]:
+    """Teacher and student with their backbones' weights, both before either trains, so that a wrong file is known at once."""
+    config = context.config
+    roles = ((config.teacher.teacher, config.teacher.teacher_weights, "teacher_weights", TEACHER),
+             (config.student.student, config.student.student_weights, "student_weights", STUDENT))
+    teacher, student = (build(name, config.objective.bits, weights, option=option, seed=context.seed(stage),
+                              dtype=config.run.dtype, cache_dir=config.data.cache_dir)
+                        for name, weights, option, stage in roles)
+    return teacher, student
+
+
+def train_teacher(
+    context: Context, model: HashModel, notes: list[str]
+) -> tuple[Encoder, list[dict[str, Any]]]:
     """Stage 1: the teacher's hash head, over a backbone that is loaded or pretrained. Adds what a reader must know to `notes`."""
     config = context.config
-    model = build(config.teacher.teacher, config.objective.bits, config.teacher.teacher_weights, option="teacher_weights",
-                  seed=context.seed(TEACHER), dtype=config.run.dtype, cache_dir=config.data.cache_dir)
     history: list[dict[str, Any]] = []
     if config.teacher.teacher_weights == "held-out":
         history = pretrain(context, model, notes)
@@ -203,11 +211,9 @@ def teacher_views(context: Context, cache: FeatureCache) -> ViewSource:
     return KeptFeatures(jnp.asarray(kept_view_features(context, cache)))
 
 
-def train_student(context: Context, teacher: Encoder) -> tuple[Encoder, Fit]:
+def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple[Encoder, Fit]:
     """Stages 2 and 3: what the teacher says of the training images, then the student under the distillation method."""
     config = context.config
-    model = build(config.student.student, config.objective.bits, config.student.student_weights, option="student_weights",
-                  seed=context.seed(STUDENT), dtype=config.run.dtype, cache_dir=config.data.cache_dir)
     cache = FeatureCache(config.data.cache_dir / "features", config.student.student, model.backbone, config.run.dtype)
     live = config.student.train_backbone or context.kept_views is None
     if live:

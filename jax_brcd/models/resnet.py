@@ -1,6 +1,7 @@
 """ResNet (He et al., CVPR 2016) as torchvision builds it, and the small CIFAR-style one for digits."""
 
 import functools
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + apply_shortcut(self.downsample, x, train, valid))
 
 
-def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.List[nnx.Module]:
+def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -> Sequence[nnx.Module]:
     """The projection of a block whose output differs in shape from its input; empty where it does not."""
     if stride == 1 and inputs == outputs:
         return nnx.List([])
@@ -73,7 +74,7 @@ def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -
                      BatchNorm(outputs, dtype=dtype)])
 
 
-def apply_shortcut(layers: nnx.List, x, train: bool, valid):
+def apply_shortcut(layers: Sequence[nnx.Module], x, train: bool, valid):
     """`x` through the projection, or `x` itself."""
     if not layers:
         return x
