@@ -147,9 +147,8 @@ def test_gradients_in_training_mode_are_torchvisions(name):
         assert_close(state[key], parameter.grad, key)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18"])
-def test_padding_rows_change_neither_features_nor_statistics(name):
-    unpadded, padded = make_pair(name)[1], make_pair(name)[1]
+def test_padding_rows_change_neither_features_nor_statistics():
+    unpadded, padded = make_pair("resnet8")[1], make_pair("resnet8")[1]
     images = images_for(unpadded)
     rows = np.array([0, 1, 3, 5, 6, 7, 8, 9])
     batch = (100 * random_images(11, 64, seed=1)).at[rows].set(images)
@@ -171,7 +170,7 @@ def test_padding_rows_give_no_gradient():
     assert jnp.all(gradient[4:] == 0) and jnp.any(gradient[:4] != 0)
 
 
-@pytest.mark.parametrize("name, train", [("resnet8", True), ("resnet18", False), ("vit_lite_7_4", False)])
+@pytest.mark.parametrize("name, train", [("resnet8", True), ("resnet8", False), ("vit_lite_4_8", False)])
 def test_compiled_is_the_same(name, train):
     eager, compiled = make_pair(name)[1], make_pair(name)[1]
     images = images_for(eager)
@@ -183,7 +182,7 @@ def test_compiled_is_the_same(name, train):
         assert_close(tensor, expected[key], key)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_lite_7_4"])
+@pytest.mark.parametrize("name", ["resnet8", "vit_lite_4_8"])
 def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_features(name, monkeypatch):
     single = make_pair(name)[1]
     half = load_torchvision_state(abstract_backbone(name, jnp.bfloat16), torchvision_state(single))
@@ -218,10 +217,11 @@ def test_a_hash_head_starts_like_a_linear_layer_of_pytorch():
 
 
 def test_seeds_choose_the_initial_weights():
-    first, again, other = (torchvision_state(create_hash_model("resnet8", 8, rngs=nnx.Rngs(seed))) for seed in (1, 1, 2))
+    first, again, other = (torchvision_state(create_hash_model("vit_lite_4_8", 8, rngs=nnx.Rngs(seed)))
+                           for seed in (1, 1, 2))
     assert all(np.array_equal(first[key], again[key]) for key in first)
-    assert not np.array_equal(first["conv1.weight"], other["conv1.weight"])
-    assert not np.array_equal(first["fc.weight"], other["fc.weight"])
+    assert not np.array_equal(first["conv_proj.weight"], other["conv_proj.weight"])
+    assert not np.array_equal(first["heads.weight"], other["heads.weight"])
 
 
 def test_an_unknown_backbone_is_answered_with_the_nearest():

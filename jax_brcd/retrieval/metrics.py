@@ -3,12 +3,21 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Integer, Num
 from scipy.special import gammaln
 
-from jax_brcd.retrieval.ranking import Codes, as_codes, check_search, doubled_distances, map_blocks, nearest
+from jax_brcd.retrieval.ranking import (
+    DatabaseCodes,
+    QueryCodes,
+    as_codes,
+    check_search,
+    doubled_distances,
+    map_blocks,
+    nearest,
+)
 
-Labels = Num[np.ndarray | Array, "n classes"]
+QueryLabels = Num[np.ndarray | Array, "query_rows query_classes"]
+DatabaseLabels = Num[np.ndarray | Array, "database_rows database_classes"]
 Curve = tuple[Float[np.ndarray, "radii"], Float[np.ndarray, "radii"]]
 
 
@@ -26,12 +35,16 @@ class SearchScores:
 class _Histograms:
     """How many items, and how many relevant ones, stand at each doubled distance from each query."""
 
-    items: Int[np.ndarray, "queries distances"]
-    relevant: Int[np.ndarray, "queries distances"]
+    items: Integer[np.ndarray, "queries distances"]
+    relevant: Integer[np.ndarray, "queries distances"]
 
 
 def evaluate_search(
-    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels, k: int
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
+    k: int,
 ) -> SearchScores:
     """All measures in one pass over the distances. Arguments and errors as `mean_average_precision`."""
     ranked, histograms = _pass(query_codes, database_codes, query_labels, database_labels, k)
@@ -44,7 +57,11 @@ def evaluate_search(
 
 
 def mean_average_precision(
-    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels, k: int
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
+    k: int,
 ) -> float:
     """mAP@k as published: precision averaged over the relevant items among the top k, ties by database index.
 
@@ -63,7 +80,11 @@ def mean_average_precision(
 
 
 def precision_at_k(
-    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels, k: int
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
+    k: int,
 ) -> float:
     """Share of relevant items among the top k, ties by database index. Arguments and errors as `mean_average_precision`."""
     ranked, _ = _pass(query_codes, database_codes, query_labels, database_labels, k, histograms=False)
@@ -71,7 +92,11 @@ def precision_at_k(
 
 
 def tie_aware_mean_average_precision(
-    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels, k: int
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
+    k: int,
 ) -> float:
     """The exact expectation of mAP@k over all orders of items at the same distance (after McSherry and Najork, ECIR 2008).
 
@@ -82,7 +107,10 @@ def tie_aware_mean_average_precision(
 
 
 def precision_recall_curve(
-    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
 ) -> Curve:
     """Precision and recall of the ball of each Hamming radius 0..bits, averaged over the queries.
 

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Integer, Num
 
 from jax_brcd.errors import InputError
 
 BLOCK_BYTES = 32 * 2**20  # of one block's distances
 
-Codes = Num[np.ndarray | Array, "n bits"]
+# Lengths are compared by check_search, which says more than a shape checker
+QueryCodes = Num[np.ndarray | Array, "queries query_bits"]
+DatabaseCodes = Num[np.ndarray | Array, "database database_bits"]
 
 
-def as_codes(codes: Codes) -> Float[np.ndarray, "n bits"]:
+def as_codes(codes: Num[np.ndarray | Array, "n bits"]) -> Float[np.ndarray, "n bits"]:
     """Codes as the float32 matrix that products run on.
 
     Raises:
@@ -37,7 +39,7 @@ def check_search(query_codes: np.ndarray, database_codes: np.ndarray, k: int) ->
         raise InputError(f"--k {k}: the database holds {len(database_codes)} images; give 1 to {len(database_codes)}")
 
 
-def doubled_distances(query_codes: np.ndarray, database_codes: np.ndarray) -> Int[np.ndarray, "queries database"]:
+def doubled_distances(query_codes: np.ndarray, database_codes: np.ndarray) -> Integer[np.ndarray, "queries database"]:
     """bits - q.d, twice the Hamming distance for codes without zeros."""
     return (query_codes.shape[1] - query_codes @ database_codes.T).astype(np.uint32)
 
@@ -55,7 +57,7 @@ def map_blocks(function: Callable[[slice], object], n_queries: int, n_database: 
         return list(pool.map(function, query_blocks(n_queries, n_database)))
 
 
-def nearest(distances: Int[np.ndarray, "queries database"], k: int) -> Int[np.ndarray, "queries k"]:
+def nearest(distances: Integer[np.ndarray, "queries database"], k: int) -> Integer[np.ndarray, "queries k"]:
     """Columns of the k smallest entries of each row in order, ties by column.
 
     Distance and column make one key, so that an unstable selection gives the stable order.
@@ -71,8 +73,8 @@ def nearest(distances: Int[np.ndarray, "queries database"], k: int) -> Int[np.nd
 
 
 def hamming_top_k(
-    query_codes: Codes, database_codes: Codes, k: int
-) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    query_codes: QueryCodes, database_codes: DatabaseCodes, k: int
+) -> tuple[Integer[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
     """The k nearest database items of each query, ties by database index.
 
     Returns:

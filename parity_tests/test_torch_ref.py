@@ -1,0 +1,160 @@
+"""torch_ref gives the published numbers too, and JAX gives what torch_ref gives on whatever input.
+
+Tolerances: golden values 1e-5 relative and gradients 1e-5 of the largest entry, as for JAX; between the frameworks 1e-5 of the
+largest entry plus 1e-6, which is float32 rounding of sums over up to 140 rows in another order.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_brcd import clusters as jax_clusters
+from jax_brcd import codes as jax_codes
+from jax_brcd import losses as jax_losses
+from jax_brcd import retrieval as jax_retrieval
+from torch_ref import clusters, losses, retrieval
+
+FLAG_SETS = {"plain": "", "n": "n", "r": "r", "p": "p", "rp": "rp", "np": "np", "nrp": "nrp"}
+
+
+def tensors(golden, *names):
+    return [torch.tensor(golden[name], requires_grad=True) for name in names]
+
+
+def assert_close(ours, theirs, floor=0.0):
+    theirs = np.asarray(theirs, np.float64)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=1e-5 * np.abs(theirs).max() + floor)
+
+
+def value_and_gradients(loss, inputs):
+    value = loss(*inputs)
+    value.backward()
+    return value.item(), [part.grad.numpy() for part in inputs]
+
+
+def test_its_contrastive_terms_are_the_published_ones(golden):
+    temperature, weight = float(golden["temperature"]), float(golden["weight"])
+    cases = {
+        "ntxent": (lambda a, b: losses.nt_xent(a, b, temperature), tensors(golden, "ntxent_zi", "ntxent_zj"), ("zi", "zj")),
+        "cibhash": (lambda a, b: losses.cibhash_loss(a, b, temperature=temperature, kl_weight=weight),
+                    tensors(golden, "student_logits_i", "student_logits_j"), ("i", "j")),
+        "kl": (losses.bernoulli_kl, [torch.sigmoid(part).detach().requires_grad_() for part in
+                                     tensors(golden, "student_logits_i", "student_logits_j")], ("pi", "pj")),
+    }
+    for name, (loss, inputs, suffixes) in cases.items():
+        value, gradients = value_and_gradients(loss, inputs)
+        assert_close(value, golden[f"{name}_loss"])
+        for gradient, suffix in zip(gradients, suffixes, strict=True):
+            assert_close(gradient, golden[f"{name}_grad_{suffix}"])
+
+
+@pytest.mark.parametrize("mask", ["released", "kept"])
+@pytest.mark.parametrize("flag_set", FLAG_SETS)
+def test_its_brcd_is_the_published_one(golden, flag_set, mask):
+    flags = FLAG_SETS[flag_set]
+    name = f"brcd_{flag_set}_{mask if 'r' in flags else 'released'}"
+
+    def loss(logits_i, logits_j):
+        distillation = losses.brcd_distillation_loss(
+            losses.hash_codes(logits_i), torch.tensor(golden["teacher_codes_i"]), torch.tensor(golden["teacher_codes_j"]),
+            torch.tensor(golden["cluster_of_index"][golden["idxs"]]), torch.tensor(golden["centers"]),
+            torch.tensor(golden[f"mask_{mask}"]).float(), alpha=float(golden["alpha"]),
+            temperature=float(golden["temperature"]), robust="p" in flags, mask_bits="r" in flags,
+            remove_false_negatives="n" in flags, variant="released")
+        return distillation + losses.cibhash_loss(logits_i, logits_j, temperature=float(golden["temperature"]),
+                                                  kl_weight=float(golden["weight"]))
+
+    value, gradients = value_and_gradients(loss, tensors(golden, "student_logits_i", "student_logits_j"))
+    assert_close(value, golden[f"{name}_loss"])
+    assert_close(gradients[0], golden[f"{name}_grad_i"])
+    assert_close(gradients[1], golden[f"{name}_grad_j"])
+
+
+def test_its_masks_and_map_are_the_published_ones(golden):
+    for variant, mask in (("released", "mask_released"), ("corrected", "mask_kept")):
+        ours = clusters.bit_masks(torch.tensor(golden["database_codes"]), torch.tensor(golden["cluster_of_index"]),
+                                  int(golden["C"]), float(golden["margin"]), variant)
+        np.testing.assert_array_equal(ours, golden[mask])
+    for k in (10, 100, 200):
+        for prefix, queries, database in (("map", "map_query_labels", "map_database_labels"),
+                                          ("map_multilabel", "map_multi_query", "map_multi_database")):
+            score = retrieval.mean_average_precision(golden["map_query_codes"], golden["database_codes"], golden[queries],
+                                                     golden[database], k)
+            np.testing.assert_allclose(score, golden[f"{prefix}_{k}"], rtol=1e-6)
+
+
+@st.composite
+def batches(draw):
+    """Logits, teacher codes with zeros among them, clusters (some empty) and masks. Few shapes, as each one compiles."""
+    rows, bits = draw(st.sampled_from([(2, 8), (3, 128), (7, 20), (33, 64), (64, 16), (70, 8)]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_clusters = draw(st.sampled_from([1, 4]))
+    values = draw(st.sampled_from([(-1.0, 1.0), (-1.0, 0.0, 1.0), (1.0,)]))
+    scale = draw(st.sampled_from([0.1, 1.0, 6.0]))
+    logits = [(scale * random.normal(size=(rows, bits))).astype(np.float32) for _ in range(2)]
+    if draw(st.booleans()):
+        logits[0][:, ::3] = 0.0  # codes of exactly zero
+    teacher = [random.choice(values, (rows, bits)).astype(np.float32) for _ in range(2)]
+    occupied = draw(st.integers(1, n_clusters))
+    return {
+        "logits": logits, "teacher": teacher, "clusters": random.integers(occupied, size=rows).astype(np.int32),
+        "centers": random.uniform(-1, 1, (n_clusters, bits)).astype(np.float32),
+        "mask": random.integers(0, 2, (n_clusters, bits)).astype(np.float32),
+        "options": {"alpha": draw(st.sampled_from([0.0, 0.5, 0.8, 1.0])), "robust": draw(st.booleans()),
+                    "mask_bits": draw(st.booleans()), "remove_false_negatives": draw(st.booleans()),
+                    "variant": draw(st.sampled_from(["released", "corrected"]))},
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(batches())
+def test_brcd_agrees_between_the_frameworks(batch):
+    def in_jax(logits_i, logits_j):
+        codes = jax_codes.hash_codes(logits_i)
+        distillation = jax_losses.brcd_distillation_loss(
+            codes, *map(jnp.asarray, (*batch["teacher"], batch["clusters"], batch["centers"], batch["mask"])),
+            **batch["options"])
+        return distillation + jax_losses.cibhash_loss(logits_i, logits_j)
+
+    def in_torch(logits_i, logits_j):
+        codes = losses.hash_codes(logits_i)
+        distillation = losses.brcd_distillation_loss(
+            codes, *map(torch.tensor, batch["teacher"]), torch.tensor(batch["clusters"]).long(),
+            torch.tensor(batch["centers"]), torch.tensor(batch["mask"]), **batch["options"])
+        return distillation + losses.cibhash_loss(logits_i, logits_j)
+
+    value, gradients = jax.value_and_grad(in_jax, argnums=(0, 1))(*map(jnp.asarray, batch["logits"]))
+    expected, expected_gradients = value_and_gradients(
+        in_torch, [torch.tensor(part, requires_grad=True) for part in batch["logits"]])
+    assert_close(value, expected, floor=1e-6)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert_close(ours, theirs, floor=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from(["released", "corrected"]),
+       st.sampled_from([(-1.0, 1.0), (-1.0, 0.0, 1.0), (1.0,)]))
+def test_bit_masks_agree_between_the_frameworks(seed, n_clusters, variant, values):
+    random = np.random.default_rng(seed)
+    codes = random.choice(values, (40, 16)).astype(np.float32)
+    members = random.integers(n_clusters, size=40).astype(np.int32)
+    ours = jax_clusters.bit_masks(codes, members, n_clusters + 1, 0.3, variant)
+    theirs = clusters.bit_masks(torch.tensor(codes), torch.tensor(members), n_clusters + 1, 0.3, variant)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 40]), st.sampled_from([8, 24, 128]),
+       st.sampled_from([(-1.0, 1.0), (-1.0, 0.0, 1.0), (1.0,)]))
+def test_search_measures_agree_between_the_references(seed, k, bits, values):
+    random = np.random.default_rng(seed)
+    queries, database = random.choice(values, (6, bits)), random.choice(values, (40, bits))
+    query_labels, labels = random.integers(0, 2, (6, 4)), random.integers(0, 2, (40, 4))
+    ours = jax_retrieval.evaluate_search(queries, database, query_labels, labels, k)
+    theirs = retrieval.search_scores(queries, database, query_labels, labels, k)
+    np.testing.assert_allclose([ours.map, ours.tie_aware_map, ours.precision],
+                               [theirs[name] for name in ("map", "tie_aware_map", "precision")], rtol=1e-6, atol=1e-9)

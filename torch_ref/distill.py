@@ -1,0 +1,237 @@
+"""python -m torch_ref.distill: the experiment of jax_brcd.distill in PyTorch, with the same options."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jax_brcd.clusters import cluster_codes
+from jax_brcd.config import Config, parse_command_line
+from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.errors import InputError
+from jax_brcd.files import atomic_path, write_json
+from jax_brcd.options import run_command
+from torch_ref import augment, losses, models
+from torch_ref.clusters import bit_masks
+from torch_ref.retrieval import mean_average_precision, search_scores
+from torch_ref.training import Schedule, pretrain, train_student, train_teacher
+
+ENCODING_BATCH = 128
+
+
+@dataclasses.dataclass
+class Experiment:
+    """What the stages of one run share."""
+
+    config: Config
+    dataset: ImageDataset
+    size: int
+    k: int
+
+    def __post_init__(self) -> None:
+        self.view = augment.training_view(self.size, self.dataset.flip)
+        self.still = augment.evaluation_view(self.size)
+        self.train_images = channels_first(self.dataset.train.images)
+        self.kept_views = None if self.config.data.fresh_views else self.config.data.views
+
+    def schedule(self, stage: int, epochs: int, **settings) -> Schedule:
+        """Batches of a stage; the seeds are jax_brcd's, so both see the same images."""
+        run = self.config.run
+        return Schedule(**{"n_images": len(self.train_images), "batch_size": run.batch_size, "epochs": epochs,
+                           "seed": run.seed * 3 + stage, "kept_views": self.kept_views, **settings})
+
+    def view_pixels(self, number: int) -> Tensor:
+        """Kept view `number` of every training image: the same pixels whenever it is asked for."""
+        torch.manual_seed(self.config.run.seed * 1_000_003 + number)
+        return augment.random_views(self.train_images, self.view)
+
+    def kept(self, encode) -> Tensor:
+        """`encode` of every kept view: (views, images, ...)."""
+        return torch.stack([encode(self.view_pixels(number)) for number in range(self.kept_views)])
+
+    def codes(self, model: nn.Module, part: str) -> np.ndarray:
+        """Codes of the un-augmented images of a part of the data set."""
+        images = channels_first(getattr(self.dataset, part).images)
+        return losses.hash_codes(in_batches(lambda batch: model(self.still(batch)), model, images)).numpy()
+
+    def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str):
+        """A measure of the search of the database by the queries of `part`."""
+        return function(queries, database, getattr(self.dataset, part).labels, self.dataset.database.labels, self.k)
+
+
+def channels_first(images: np.ndarray) -> Tensor:
+    """uint8 (n, h, w, 3) -> (n, 3, h, w)."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+@torch.inference_mode()
+def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
+    """`function` of the inputs, batch by batch, with the model in evaluation mode."""
+    training = model.training
+    model.eval()
+    outputs = torch.cat([function(batch) for batch in inputs.split(ENCODING_BATCH)])
+    model.train(training)
+    return outputs.clone()
+
+
+def load_experiment(config: Config) -> Experiment:
+    """Loads the data, and the size that the teacher sees."""
+    data = config.data
+    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, train_images=data.train_images,
+                           seed=config.run.seed)
+    if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
+        raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
+    size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)
+    return Experiment(config, dataset, size, data.k or dataset.default_k)
+
+
+def build(name: str, weights: str, config: Config) -> nn.Module:
+    """A hash model with its backbone loaded."""
+    model = models.create_hash_model(name, config.objective.bits)
+    models.load_backbone(model, name, weights, config.data.cache_dir)
+    return model
+
+
+def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
+    """The trained teacher, and its codes of the kept views."""
+    config = experiment.config
+    model = build(config.teacher.teacher, config.teacher.teacher_weights, config)
+    if config.teacher.teacher_weights == "held-out":
+        pretrain_backbone(experiment, model)
+    model.eval().requires_grad_(False)
+    head = getattr(model, models.head_name(model)).requires_grad_(True)
+    features = None
+    if experiment.kept_views is not None:
+        features = experiment.kept(lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
+
+    def logits(indices: Tensor, numbers: Tensor) -> Tensor:
+        if features is not None:
+            return head(features[numbers, indices])
+        return model(augment.random_views(experiment.train_images[indices], experiment.view))
+
+    train_teacher(head, logits, experiment.schedule(1, config.teacher.teacher_epochs),
+                  learning_rate=config.teacher.teacher_lr, temperature=config.objective.temperature,
+                  kl_weight=config.objective.kl_weight)
+    head.requires_grad_(False)
+    return model, None if features is None else losses.hash_codes(head(features))
+
+
+def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
+    """Supervised pretraining on the labelled held-out images, under a classifier that is dropped afterwards."""
+    held_out = experiment.dataset.pretraining
+    images, labels = channels_first(held_out.images), torch.from_numpy(held_out.labels.argmax(axis=1))
+    name = models.head_name(model)
+    head = getattr(model, name)
+    setattr(model, name, nn.Linear(head.in_features, held_out.labels.shape[1]))
+    epochs = experiment.config.teacher.pretraining_epochs
+    pretrain(model, lambda indices, _: augment.random_views(images[indices], experiment.view), labels,
+             experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
+    setattr(model, name, head)
+
+
+def distillation_loss(experiment: Experiment, teacher: nn.Module):
+    """What the method adds to the student's own objective."""
+    config, method = experiment.config, experiment.config.method
+    if config.run.method == "none":
+        return lambda indices, student, teacher_i, teacher_j: student.new_zeros(())
+    codes = experiment.codes(teacher, "train")
+    clusters, centers = cluster_codes(codes, method.clusters, seed=config.run.seed * 3 + 2, restarts=method.cluster_restarts)
+    clusters, centers = torch.from_numpy(clusters).long(), torch.from_numpy(centers)
+    mask = bit_masks(torch.from_numpy(codes), clusters, method.clusters, method.margin, method.variant)
+
+    def loss(indices: Tensor, student: Tensor, teacher_i: Tensor, teacher_j: Tensor) -> Tensor:
+        return losses.brcd_distillation_loss(
+            student, teacher_i, teacher_j, clusters[indices], centers, mask, alpha=method.alpha,
+            temperature=config.objective.temperature, robust=method.robust, mask_bits=method.mask_bits,
+            remove_false_negatives=method.remove_false_negatives, variant=method.variant)
+
+    return loss
+
+
+def student_logits(experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_codes: Tensor | None):
+    """The function that gives the student's and the teacher's logits of a view."""
+    head = getattr(model, models.head_name(model))
+    whole = experiment.config.student.train_backbone
+    if experiment.kept_views is None:
+        def fresh(indices: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            pixels = augment.random_views(experiment.train_images[indices], experiment.view)
+            with torch.no_grad():
+                teacher_logits = teacher(pixels)
+            return model(pixels), teacher_logits
+
+        return fresh
+    inputs = experiment.kept((lambda pixels: pixels) if whole else
+                             (lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels)))
+    learner = model if whole else head
+    return lambda indices, numbers: (learner(inputs[numbers, indices]), teacher_codes[numbers, indices])
+
+
+def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tensor | None):
+    """The trained student's model and its state_dict at the best validation of each search."""
+    config = experiment.config
+    model = build(config.student.student, config.student.student_weights, config)
+    whole = config.student.train_backbone
+    model.requires_grad_(whole)
+    head = getattr(model, models.head_name(model)).requires_grad_(True)
+    teacher_database = experiment.codes(teacher, "database")
+    model.train(whole or experiment.kept_views is None)
+
+    def validate() -> dict[str, float]:
+        queries = experiment.codes(model, "validation")
+        databases = {"symmetric": experiment.codes(model, "database"), "asymmetric": teacher_database}
+        return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
+                for search, codes in databases.items()}
+
+    best, _ = train_student(
+        model, list((model if whole else head).parameters()), student_logits(experiment, model, teacher, teacher_codes),
+        distillation_loss(experiment, teacher),
+        experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
+                            patience=config.student.patience, min_epochs=config.min_epochs),
+        validate, learning_rate=config.student.lr, temperature=config.objective.temperature,
+        kl_weight=config.objective.kl_weight)
+    return model, best
+
+
+def run(config: Config) -> dict:
+    """Runs the experiment, prints and returns its metrics."""
+    torch.manual_seed(config.run.seed)
+    experiment = load_experiment(config)
+    teacher, teacher_codes = run_teacher(experiment)
+    student, best = run_student(experiment, teacher, teacher_codes)
+    teacher_database = experiment.codes(teacher, "database")
+    out = config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}"
+    found = {}
+    for search, state in best.items():
+        student.load_state_dict(state)
+        database = experiment.codes(student, "database") if search == "symmetric" else teacher_database
+        found[search] = experiment.measure(search_scores, experiment.codes(student, "test"), database, "test")
+        save(student, out / f"student_{search}.safetensors")
+    save(teacher, out / "teacher.safetensors")
+    metrics = {
+        "protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
+                     "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed},
+        "teacher": experiment.measure(search_scores, experiment.codes(teacher, "test"), teacher_database, "test"),
+        "student": found,
+    }
+    write_json(out / "metrics.json", metrics)
+    for name, scores in {"teacher": metrics["teacher"], **found}.items():
+        print(f"{name:12s} mAP@{experiment.k} {scores['map']:.4f}  precision@{experiment.k} {scores['precision']:.4f}")
+    return metrics
+
+
+def save(model: nn.Module, path: pathlib.Path) -> None:
+    """The model's state_dict as safetensors."""
+    with atomic_path(path) as temporary:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the experiment that the options describe."""
+    run(parse_command_line("python -m torch_ref.distill", __doc__, argv))
+
+
+if __name__ == "__main__":
+    run_command(main)
