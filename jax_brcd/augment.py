@@ -1,22 +1,23 @@
-"""The published views of an image, batched on the device (method.md, "Data as published").
+"""The published views of an image, computed in batches on the device (method.md, "Data as published").
 
-Every parameter of a view is drawn from one key an image, so a view is the same whatever batch it stands in.
+Every parameter of a view is drawn from one key an image, so a view is the same whatever batch it stands in. The
+operations follow torchvision's on float tensors; inside, one image is three planes of values in [0, 1].
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
-
-# The three blends of color jitter and where hue stands among them
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,189 +41,215 @@ class ViewConfig:
 
 
 class ViewParameters(NamedTuple):
-    """What was drawn for each image of a batch. The crop is in pixels of the source."""
+    """What was drawn for an image, or for each image of a batch. The crop is in pixels of the source."""
 
-    top: Int[Array, "batch"]
-    left: Int[Array, "batch"]
-    height: Int[Array, "batch"]
-    width: Int[Array, "batch"]
-    flip: Bool[Array, "batch"]
-    jitter: Bool[Array, "batch"]
-    factors: Float[Array, "batch 4"]  # of brightness, contrast, saturation; shift of the hue
-    order: Int[Array, "batch 4"]  # the four operations in the order they are applied
-    grayscale: Bool[Array, "batch"]
-    blur: Bool[Array, "batch"]
-    sigma: Float[Array, "batch"]
+    top: Int[Array, "*batch"]
+    left: Int[Array, "*batch"]
+    height: Int[Array, "*batch"]
+    width: Int[Array, "*batch"]
+    flip: Bool[Array, "*batch"]
+    jitter: Bool[Array, "*batch"]
+    factors: Float[Array, "*batch 4"]  # of the operations of JITTER
+    order: Int[Array, "*batch 4"]  # places in JITTER, in the order they are applied
+    grayscale: Bool[Array, "*batch"]
+    blur: Bool[Array, "*batch"]
+    sigma: Float[Array, "*batch"]
+
+
+class Taps(NamedTuple):
+    """Where each output pixel along one axis looks in the source, and with what weights (they sum to 1)."""
+
+    positions: Int[Array, "target taps"]
+    weights: Float[Array, "target taps"]
 
 
 def draw_view_parameters(
     keys: Key[Array, "batch"], height: int, width: int, config: ViewConfig
 ) -> ViewParameters:
     """Draws the parameters of one view of each image of `height` x `width` pixels, as torchvision's transforms draw them."""
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (4 * CROP_ATTEMPTS + 13,)))(keys)
-    crops, rest = uniform[:, : 4 * CROP_ATTEMPTS].reshape(-1, 4, CROP_ATTEMPTS), uniform[:, 4 * CROP_ATTEMPTS :]
-    top, left, crop_height, crop_width = _draw_crop(crops, height, width, config)
-    spread = jnp.array([config.brightness, config.contrast, config.saturation, config.hue])
-    centre = jnp.array([1.0, 1.0, 1.0, 0.0])
-    low = jnp.where(centre > 0, jnp.maximum(centre - spread, 0.0), -spread)
+    return jax.vmap(lambda key: _draw_one(key, height, width, config))(keys)
+
+
+def _draw_one(key: Key[Array, ""], height: int, width: int, config: ViewConfig) -> ViewParameters:
+    # One call for all numbers: on a CPU the generator costs more by the call than by the number.
+    uniform = jax.random.uniform(key, (4 * CROP_ATTEMPTS + 13,))
+    crop, rest = uniform[: 4 * CROP_ATTEMPTS].reshape(4, CROP_ATTEMPTS), uniform[4 * CROP_ATTEMPTS :]
+    top, left, crop_height, crop_width = _draw_crop(crop, height, width, config)
+    spread = jnp.array([config.brightness, config.contrast, config.saturation])
+    low = jnp.append(jnp.maximum(1.0 - spread, 0.0), -config.hue)
+    high = jnp.append(1.0 + spread, config.hue)
     return ViewParameters(
         top=top, left=left, height=crop_height, width=crop_width,
-        flip=rest[:, 0] < config.flip,
-        jitter=rest[:, 1] < config.jitter,
-        factors=low + rest[:, 2:6] * (centre + spread - low),
-        order=jnp.argsort(rest[:, 6:10], axis=1),
-        grayscale=rest[:, 10] < config.grayscale,
-        blur=rest[:, 11] < config.blur,
-        sigma=config.sigma[0] + rest[:, 12] * (config.sigma[1] - config.sigma[0]),
+        flip=rest[0] < config.flip,
+        jitter=rest[1] < config.jitter,
+        factors=_between(low, high, rest[2:6]),
+        order=jnp.argsort(rest[6:10]),
+        grayscale=rest[10] < config.grayscale,
+        blur=rest[11] < config.blur,
+        sigma=_between(*config.sigma, rest[12]),
     )
 
 
-def _draw_crop(uniform: Float[Array, "batch 4 attempts"], height: int, width: int, config: ViewConfig):
-    """The first of ten random boxes that fits, else the largest central one within the ratio."""
-    area = height * width * (config.scale[0] + uniform[:, 0] * (config.scale[1] - config.scale[0]))
-    low, high = jnp.log(config.ratio[0]), jnp.log(config.ratio[1])
-    ratio = jnp.exp(low + uniform[:, 1] * (high - low))
+def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
+    """Top, left, height and width of the first random box that fits, else of the largest central one within the ratio."""
+    area = height * width * _between(*config.scale, uniform[0])
+    ratio = jnp.exp(_between(math.log(config.ratio[0]), math.log(config.ratio[1]), uniform[1]))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    tops = jnp.floor(uniform[2] * (height - heights + 1)).astype(jnp.int32)
+    lefts = jnp.floor(uniform[3] * (width - widths + 1)).astype(jnp.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
 
-    fallback_ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
-    fallback_width = min(width, round(height * fallback_ratio))
-    fallback_height = min(height, round(width / fallback_ratio))
-    first = jnp.argmax(fits, axis=1)[:, None]
-    found = jnp.any(fits, axis=1)
-
-    def choose(values, otherwise):
-        return jnp.where(found, jnp.take_along_axis(values, first, axis=1)[:, 0], otherwise)
-
-    crop_height, crop_width = choose(heights, fallback_height), choose(widths, fallback_width)
-    top = jnp.floor(choose(uniform[:, 2], 0.0) * (height - crop_height + 1)).astype(jnp.int32)
-    left = jnp.floor(choose(uniform[:, 3], 0.0) * (width - crop_width + 1)).astype(jnp.int32)
-    top = jnp.where(found, top, (height - fallback_height) // 2)
-    left = jnp.where(found, left, (width - fallback_width) // 2)
-    return top, left, crop_height, crop_width
+    nearest_ratio = min(max(width / height, config.ratio[0]), config.ratio[1])
+    central_height, central_width = min(height, round(width / nearest_ratio)), min(width, round(height * nearest_ratio))
+    central = (height - central_height) // 2, (width - central_width) // 2, central_height, central_width
+    drawn = jnp.stack([tops, lefts, heights, widths])[:, jnp.argmax(fits)]
+    return jnp.where(jnp.any(fits), drawn, jnp.array(central, jnp.int32))
 
 
-def resize_matrix(
-    start: Float[Array, "batch"], length: Float[Array, "batch"], source: int, target: int, flip: Bool[Array, "batch"]
-) -> Float[Array, "batch target source"]:
-    """Row i holds the antialiased bilinear weights of output pixel i over the source pixels [start, start + length).
+def _between(low, high, uniform):
+    return low + uniform * (high - low)
 
-    A resize along one axis is the product with this matrix; `flip` mirrors the output.
+
+def resize_taps(
+    start: Int[Array, ""], length: Int[Array, ""], flip: Bool[Array, ""], *, source: int, target: int
+) -> Taps:
+    """Antialiased bilinear resize of the source pixels [start, start + length) of an axis to `target` pixels.
+
+    `flip` mirrors the output. `source` is the length of the whole axis: the most pixels that can be averaged follow from it.
     """
-    pixel = jnp.arange(source, dtype=jnp.float32)
-    place = jnp.arange(target, dtype=jnp.float32)
-    place = jnp.where(flip[:, None], target - 1 - place, place)
-    scale = (length / target)[:, None]
-    centre = start[:, None] + (place + 0.5) * scale
-    distance = jnp.abs(pixel + 0.5 - centre[:, :, None]) / jnp.maximum(scale, 1.0)[:, :, None]
-    inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
-    weight = jnp.where(inside[:, None, :], jnp.maximum(1.0 - distance, 0.0), 0.0)
-    return weight / jnp.sum(weight, axis=-1, keepdims=True)
+    taps = math.ceil(2 * max(source / target, 1.0))
+    place = jnp.arange(target)
+    place = jnp.where(flip, target - 1 - place, place)
+    scale = length / target
+    support = jnp.maximum(scale, 1.0)
+    # Counted from the start of the crop, as torchvision does: the float32 rounding is then the same too
+    centre = scale * (place + 0.5)
+    first = jnp.maximum(jnp.floor(centre - support + 0.5), 0.0)
+    position = first[:, None] + jnp.arange(taps)
+    weights = jnp.maximum(1.0 - jnp.abs(position - centre[:, None] + 0.5) / support, 0.0) * (position < length)
+    positions = start + jnp.minimum(position.astype(jnp.int32), length - 1)
+    return Taps(positions, weights / jnp.sum(weights, axis=1, keepdims=True))
 
 
-def crop_resize(
-    images: Float[Array, "batch height width 3"], parameters: ViewParameters, size: int
-) -> Float[Array, "batch 3 size size"]:
-    """Cuts each image's box, resizes it to `size` x `size` and mirrors it where drawn; planes come first afterwards."""
-    rows = resize_matrix(parameters.top.astype(jnp.float32), parameters.height.astype(jnp.float32), images.shape[1], size,
-                         jnp.zeros_like(parameters.flip))
-    columns = resize_matrix(parameters.left.astype(jnp.float32), parameters.width.astype(jnp.float32), images.shape[2],
-                            size, parameters.flip)
-    planes = jnp.moveaxis(images, -1, 1)
-    return jnp.einsum("boh,bchw,bpw->bcop", rows, planes, columns, precision="highest")
+def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Float[Array, "target columns channels"]:
+    """Weighted sums along the first axis."""
+
+    # A loop and not a sum over a gathered axis: XLA would merge that with its consumer and compute it once a reader
+    def add_tap(tap, total):
+        return total + taps.weights[:, tap, None, None] * values[taps.positions[:, tap]]
+
+    total = jnp.zeros((taps.positions.shape[0], *values.shape[1:]))
+    return lax.fori_loop(0, taps.positions.shape[1], add_tap, total)
 
 
-def gray(planes: Float[Array, "batch 3 height width"]) -> Float[Array, "batch 1 height width"]:
+def resize_image(image: UInt8[Array, "height width 3"], rows: Taps, columns: Taps) -> Float[Array, "3 rows columns"]:
+    """Resamples both axes of an image and turns it into planes in [0, 1]."""
+    narrowed = resample(jnp.swapaxes(image, 0, 1), columns)
+    planes = resample(jnp.transpose(narrowed, (1, 2, 0)), rows)
+    return jnp.swapaxes(planes, 0, 1) / 255.0
+
+
+def gray(planes: Float[Array, "3 height width"]) -> Float[Array, "height width"]:
     """Luma of each pixel."""
-    red, green, blue = (planes[:, channel : channel + 1] for channel in range(3))
+    red, green, blue = planes
     return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
 
 
-def blend(planes: Float[Array, "batch 3 height width"], operation: Int[Array, "batch"], factor: Float[Array, "batch"]):
-    """Brightness, contrast or saturation: each mixes the image with black, its mean gray or its gray."""
-    operation, factor = operation[:, None, None, None], factor[:, None, None, None]
-    luma = gray(planes)
-    other = jnp.where(operation == SATURATION, luma, jnp.mean(luma, axis=(2, 3), keepdims=True))
-    other = jnp.where(operation == BRIGHTNESS, 0.0, other)
+def blend(
+    planes: Float[Array, "3 height width"], other: Float[Array, "..."] | float, factor: Float[Array, ""]
+) -> Float[Array, "3 height width"]:
+    """`factor` of the image and 1 - `factor` of the other, kept in [0, 1]."""
     return jnp.clip(factor * planes + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def shift_hue(
-    planes: Float[Array, "batch 3 height width"], shift: Float[Array, "batch"]
-) -> Float[Array, "batch 3 height width"]:
-    """Turns the hue by `shift` turns at the same saturation and value (HSV)."""
-    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
-    value = jnp.max(planes, axis=1)
-    chroma = value - jnp.min(planes, axis=1)
-    safe = jnp.where(chroma > 0, chroma, 1.0)
+def adjust_brightness(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+    """Blends with black."""
+    return blend(planes, 0.0, factor)
+
+
+def adjust_contrast(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+    """Blends with the mean gray of the image."""
+    return blend(planes, jnp.mean(gray(planes)), factor)
+
+
+def adjust_saturation(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+    """Blends with the gray of each pixel."""
+    return blend(planes, gray(planes), factor)
+
+
+def adjust_hue(planes: Float[Array, "3 height width"], turns: Float[Array, ""]) -> Float[Array, "3 height width"]:
+    """Turns the hue circle at the same saturation and value (HSV)."""
+    red, green, blue = planes
+    # Not jnp.max over the channels: XLA's CPU reduction over three planes costs more than the rest of the view
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    divisor = jnp.where(chroma > 0, chroma, 1.0)
     sixth = jnp.where(
-        value == red, (green - blue) / safe,
-        jnp.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        value == red, (green - blue) / divisor,
+        jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
-    sixth = jnp.where(chroma > 0, sixth, 0.0) + 6.0 * shift[:, None, None]
+    position = jnp.array([5.0, 3.0, 1.0])[:, None, None] + sixth + 6.0 * turns
+    position = position - 6.0 * jnp.floor(position / 6.0)  # jnp.mod is a call for every pixel on a CPU
+    return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
-    def channel(offset):
-        position = jnp.mod(offset + sixth, 6.0)
-        return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
-    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=1)
+JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 def color_jitter(
-    planes: Float[Array, "batch 3 height width"], factors: Float[Array, "batch 4"], order: Int[Array, "batch 4"]
-) -> Float[Array, "batch 3 height width"]:
-    """The four operations in each image's own order.
-
-    Hue is the dear one, so it is computed once: the up to three blends before it, hue, the up to three after it.
-    """
-    place = jnp.arange(4)
-    hue_at = jnp.argmax(order == HUE, axis=1)[:, None]
-    blends = jnp.argsort(jnp.where(order == HUE, 4, place), axis=1)[:, :3]
-    blends = jnp.take_along_axis(order, blends, axis=1)
-    strength = jnp.take_along_axis(factors, blends, axis=1)
-
-    def blend_where(planes, active):
-        for slot in range(3):
-            blended = blend(planes, blends[:, slot], strength[:, slot])
-            planes = jnp.where(active[:, slot, None, None, None], blended, planes)
-        return planes
-
-    before = place[:3] < hue_at
-    planes = shift_hue(blend_where(planes, before), factors[:, HUE])
-    return blend_where(planes, ~before)
+    planes: Float[Array, "3 height width"], factors: Float[Array, "4"], order: Int[Array, "4"]
+) -> Float[Array, "3 height width"]:
+    """The operations of JITTER, each with its own factor, one after the other in the given order."""
+    return lax.fori_loop(
+        0, len(JITTER), lambda place, planes: lax.switch(order[place], JITTER, planes, factors[order[place]]), planes
+    )
 
 
-def gaussian_blur(
-    planes: Float[Array, "batch channels height width"], sigma: Float[Array, "batch"]
-) -> Float[Array, "batch channels height width"]:
-    """3x3 Gaussian blur with each image's own sigma in pixels; edges are mirrored."""
+def grayscale(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
+    """Every channel the gray of the pixel."""
+    return jnp.broadcast_to(gray(planes), planes.shape)
+
+
+def gaussian_blur(planes: Float[Array, "3 height width"], sigma: Float[Array, ""]) -> Float[Array, "3 height width"]:
+    """3x3 Gaussian blur with `sigma` in pixels; edges are mirrored."""
     side = jnp.exp(-0.5 / jnp.square(sigma))
-    side, middle = (part[:, None, None, None] for part in (side / (1 + 2 * side), 1 / (1 + 2 * side)))
-    padded = jnp.pad(planes, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
-    rows = side * (padded[:, :, :-2] + padded[:, :, 2:]) + middle * padded[:, :, 1:-1]
-    return side * (rows[..., :-2] + rows[..., 2:]) + middle * rows[..., 1:-1]
+    side, middle = side / (1.0 + 2.0 * side), 1.0 / (1.0 + 2.0 * side)
+    padded = jnp.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    rows = side * (padded[:, :-2] + padded[:, 2:]) + middle * padded[:, 1:-1]
+    return side * (rows[:, :, :-2] + rows[:, :, 2:]) + middle * rows[:, :, 1:-1]
 
 
-def normalise_pixels(planes: Float[Array, "batch 3 height width"], mean, std) -> Float[Array, "batch height width 3"]:
-    """Pixels in [0, 1] over the data's mean and standard deviation; channels come last afterwards."""
-    mean, std = (jnp.asarray(value, jnp.float32)[:, None, None] for value in (mean, std))
-    return jnp.moveaxis((planes - mean) / std, 1, -1)
+def normalise(
+    planes: Float[Array, "3 height width"], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Array, "height width 3"]:
+    """Values over the data's mean and standard deviation; channels come last afterwards."""
+    mean, std = (jnp.array(value)[:, None, None] for value in (mean, std))
+    return jnp.moveaxis((planes - mean) / std, 0, -1)
+
+
+def apply_view(
+    image: UInt8[Array, "height width 3"], parameters: ViewParameters, config: ViewConfig
+) -> Float[Array, "size size 3"]:
+    """One view of one image with the given parameters, normalised."""
+    rows = resize_taps(parameters.top, parameters.height, jnp.array(False), source=image.shape[0], target=config.size)
+    columns = resize_taps(parameters.left, parameters.width, parameters.flip, source=image.shape[1], target=config.size)
+    planes = resize_image(image, rows, columns)
+    planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
+    planes = _when(parameters.grayscale, grayscale, planes)
+    planes = _when(parameters.blur, gaussian_blur, planes, parameters.sigma)
+    return normalise(planes, config.mean, config.std)
+
+
+def _when(condition: Bool[Array, ""], operation: Callable, planes: Array, *settings: Array) -> Array:
+    return lax.cond(condition, operation, lambda planes, *settings: planes, planes, *settings)
 
 
 def apply_views(
     images: UInt8[Array, "batch height width 3"], parameters: ViewParameters, config: ViewConfig
 ) -> Float[Array, "batch size size 3"]:
-    """Views with the given parameters, normalised."""
-
-    def where(condition, changed, planes):
-        return jnp.where(condition[:, None, None, None], changed, planes)
-
-    planes = crop_resize(images.astype(jnp.float32) / 255.0, parameters, config.size)
-    planes = where(parameters.jitter, color_jitter(planes, parameters.factors, parameters.order), planes)
-    planes = where(parameters.grayscale, gray(planes), planes)
-    planes = where(parameters.blur, gaussian_blur(planes, parameters.sigma), planes)
-    return normalise_pixels(planes, config.mean, config.std)
+    """Views of a batch with the given parameters, normalised."""
+    return _each_image(lambda image, parameters: apply_view(image, parameters, config), images, parameters)
 
 
 def random_views(
@@ -233,22 +260,39 @@ def random_views(
 
 
 def evaluation_views(
-    images: UInt8[Array, "batch height width 3"], size: int, *, resize: int | None = None
+    images: UInt8[Array, "batch height width 3"], size: int, *, resize: int | None = None,
+    mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Float[Array, "batch size size 3"]:
-    """Images as they are evaluated: resized to a `size` square, or, for `resize`, to that shorter side and cropped centrally."""
-    batch, height, width = images.shape[:3]
+    """Images as they are evaluated, normalised: the whole image resized to a `size` square.
+
+    With `resize`, its shorter side is resized to that many pixels and a central `size` square is cut out instead.
+
+    Raises:
+        ValueError: `resize` is less than `size`.
+    """
+    if resize is not None and resize < size:
+        raise ValueError(f"a {size} pixel square cannot be cut from images resized to {resize} pixels")
+    height, width = images.shape[1:3]
     target_height, target_width = (size, size) if resize is None else _shorter_side(height, width, resize)
-    still = jnp.zeros(batch, bool)
-    rows = resize_matrix(jnp.zeros(batch), jnp.full(batch, float(height)), height, target_height, still)
-    columns = resize_matrix(jnp.zeros(batch), jnp.full(batch, float(width)), width, target_width, still)
-    top, left = round((target_height - size) / 2), round((target_width - size) / 2)
-    rows, columns = rows[:, top : top + size], columns[:, left : left + size]
-    planes = jnp.moveaxis(images.astype(jnp.float32) / 255.0, -1, 1)
-    planes = jnp.einsum("boh,bchw,bpw->bcop", rows, planes, columns, precision="highest")
-    return normalise_pixels(planes, IMAGENET_MEAN, IMAGENET_STD)
+    rows, columns = _central_taps(height, target_height, size), _central_taps(width, target_width, size)
+    return _each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), images)
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
     if height <= width:
         return target, int(target * width / height)
     return int(target * height / width), target
+
+
+def _central_taps(source: int, target: int, size: int) -> Taps:
+    """Resizes the whole axis to `target` pixels and keeps the middle `size` of them."""
+    taps = resize_taps(jnp.array(0), jnp.array(source), jnp.array(False), source=source, target=target)
+    begin = round((target - size) / 2)
+    return Taps(*(part[begin : begin + size] for part in taps))
+
+
+def _each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
+    """`view` of each image. A CPU takes them in turn: an image stays in its cache and operations not drawn are skipped."""
+    return lax.platform_dependent(
+        *batch, cpu=lambda *batch: lax.map(lambda image: view(*image), batch), default=jax.vmap(view)
+    )

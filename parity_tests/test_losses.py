@@ -146,6 +146,15 @@ def test_all_zero_codes_have_a_finite_gradient():
     assert np.isfinite(gradient).all()
 
 
+def test_saturated_logits_have_a_finite_kl_when_compiled():
+    """Compilers fold constants: 1 - p + 1e-8 must not become 1 - p, whose logarithm is infinite at p = 1."""
+    p_i, p_j = jnp.array([[1.0, 0.0, 1.0]]), jnp.array([[1.0, 0.0, 0.0]])
+    value, gradient = jax.jit(jax.value_and_grad(lambda h_i, h_j: bernoulli_kl(jax.nn.sigmoid(h_i), jax.nn.sigmoid(h_j))))(
+        jnp.log(p_i / (1 - p_i)), jnp.log(p_j / (1 - p_j)))
+    np.testing.assert_allclose(value, -np.log(1e-8), rtol=1e-5)  # one bit of three disagrees, at log(1) - log(1e-8)
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_an_unknown_variant_is_refused_with_the_nearest_one():
     with pytest.raises(ValueError, match="did you mean 'corrected'"):
         brcd_distillation_loss(*random_batch(), variant="correct")

@@ -19,6 +19,7 @@ from jax_brcd.models import (
     load_torchvision_state,
     torchvision_state,
 )
+from jax_brcd.models.layers import convolution
 from jax_brcd.models.resnet import ResNet
 
 # float32 products summed in another order than PyTorch's, through up to 152 layers
@@ -211,7 +212,7 @@ def test_a_hash_head_starts_like_a_linear_layer_of_pytorch():
     head = HashModel(abstract_backbone("resnet8"), 4096, rngs=nnx.Rngs(0)).head
     bound = 64**-0.5
     for values in (np.asarray(head.kernel[...]), np.asarray(head.bias[...])):
-        # the largest of 4,096 or more uniform draws is within 1 % of the bound, their deviation within 5 % of bound / sqrt(3)
+        # of 4,096 or more uniform draws the largest is within 1 % of the bound, their deviation within 5 % of bound / sqrt(3)
         assert 0.99 * bound < np.abs(values).max() <= bound
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
 
@@ -222,6 +223,18 @@ def test_seeds_choose_the_initial_weights():
     assert all(np.array_equal(first[key], again[key]) for key in first)
     assert not np.array_equal(first["conv_proj.weight"], other["conv_proj.weight"])
     assert not np.array_equal(first["heads.weight"], other["heads.weight"])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_convolution_to_few_pixels_is_the_same_as_a_product(side, size, stride):
+    images = jnp.tile(random_images(4, side), 2)
+    layer = convolution(6, 5, size, stride=stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    margin = (size - 1) // 2
+    expected = jax.lax.conv_general_dilated(
+        images, layer.kernel[...], (stride, stride), [(margin, margin)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert_close(layer(images), expected)
 
 
 def test_an_unknown_backbone_is_answered_with_the_nearest():

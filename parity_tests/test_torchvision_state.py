@@ -9,7 +9,6 @@ from model_pairs import (
     abstract_backbone,
     as_numpy,
     as_torch,
-    head_name,
     make_pair,
     random_images,
     randomise,
@@ -41,20 +40,17 @@ def assert_same_outputs(ours, theirs, images):
     np.testing.assert_allclose(ours(images), expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
-def with_hash_head(name, bits=BITS):
-    """torchvision's model with random weights and the published hash head in place of its classifier."""
-    model = torch_model(name)
-    setattr(model, head_name(name), torch.nn.Linear(abstract_backbone(name).features, bits))
-    return randomise(model)
+def torch_hash_model(name):
+    return randomise(torch_model(name, BITS))
 
 
-def hash_model(name, bits=BITS):
-    return HashModel(abstract_backbone(name), bits, rngs=nnx.Rngs(0))
+def hash_model(name):
+    return HashModel(abstract_backbone(name), BITS, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_names_shapes_and_order_are_torchvisions(name):
-    expected = without_head(torch_model(name, device="meta"), name).state_dict()
+    expected = without_head(torch_model(name, device="meta")).state_dict()
     tensors = torchvision_tensors(abstract_backbone(name))
     assert [(key, tensor.shape) for key, tensor in tensors.items()] == [
         (key, tuple(tensor.shape)) for key, tensor in expected.items()]
@@ -62,23 +58,23 @@ def test_names_shapes_and_order_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_hash_model_goes_both_ways(name):
-    theirs = with_hash_head(name)
+    theirs = torch_hash_model(name)
     ours = load_torchvision_state(hash_model(name), theirs.state_dict())
     state = torchvision_state(ours)
     assert_equal_states(state, as_numpy(theirs.state_dict()))
-    back = with_hash_head(name, BITS)
+    back = torch_model(name, BITS)
     back.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=True)
-    assert_same_outputs(ours, back.eval(), random_images(8, 32))
+    assert_same_outputs(ours, back, random_images(8, 32))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_order_of_tensors_outlives_a_split_and_merge(name):
-    ours = load_torchvision_state(hash_model(name), with_hash_head(name).state_dict())
+    ours = load_torchvision_state(hash_model(name), torch_hash_model(name).state_dict())
     assert_equal_states(torchvision_state(nnx.merge(*nnx.split(ours))), torchvision_state(ours))
 
 
 def test_a_vits_head_is_read_under_torchvisions_own_name_too():
-    theirs = with_hash_head("vit_lite_4_8")
+    theirs = torch_hash_model("vit_lite_4_8")
     state = as_numpy(theirs.state_dict())
     nested = {key.replace("heads.", "heads.head."): value for key, value in state.items()}
     assert_equal_states(torchvision_state(load_torchvision_state(hash_model("vit_lite_4_8"), nested)), state)
@@ -98,7 +94,7 @@ def test_weights_without_a_head_leave_the_head_as_it_is(name):
 def test_a_backbone_ignores_the_classifier(name):
     theirs = randomise(torch_model(name))
     ours = load_torchvision_state(abstract_backbone(name), theirs.state_dict())
-    assert_equal_states(torchvision_state(ours), as_numpy(without_head(theirs, name).state_dict()))
+    assert_equal_states(torchvision_state(ours), as_numpy(without_head(theirs).state_dict()))
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16, np.float16, ml_dtypes.bfloat16], ids=str)
@@ -163,7 +159,7 @@ BAD_STATES = {
 @pytest.mark.parametrize("case", list(BAD_STATES))
 def test_weights_that_do_not_fit_are_refused_in_one_line_and_change_nothing(case):
     name, damage, message = BAD_STATES[case]
-    theirs = with_hash_head(name)
+    theirs = torch_hash_model(name)
     ours = load_torchvision_state(hash_model(name), theirs.state_dict())
     before = torchvision_state(ours)
     with pytest.raises(InputError, match=f"do not fit {name}: {message}") as caught:
@@ -172,11 +168,10 @@ def test_weights_that_do_not_fit_are_refused_in_one_line_and_change_nothing(case
     assert_equal_states(torchvision_state(ours), before)
 
 
-@pytest.mark.parametrize("name, file, size", [("vit_lite_7_4", "vit_lite_7_4.safetensors", 32),
-                                              ("resnet18", "resnet18_32.safetensors", 32)])
-def test_the_shared_backbones_give_torchvisions_features(shared, name, file, size):
-    weights = read_weights(shared("weights", file))
-    theirs = without_head(torch_model(name), name)
+@pytest.mark.parametrize("name, file", [("vit_lite_7_4", "vit_lite_7_4"), ("resnet18", "resnet18_32")])
+def test_the_shared_backbones_give_torchvisions_features(shared, name, file):
+    weights = read_weights(shared("weights", f"{file}.safetensors"))
+    theirs = without_head(torch_model(name))
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()}, strict=True)
     ours = load_torchvision_state(abstract_backbone(name), weights)
-    assert_same_outputs(ours, theirs, random_images(8, size))
+    assert_same_outputs(ours, theirs, random_images(8, 32))

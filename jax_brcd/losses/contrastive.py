@@ -78,8 +78,12 @@ def nt_xent(
 
 
 def _kl_rows(p: Float[Array, "batch bits"], q: Float[Array, "batch bits"]) -> Float[Array, "batch"]:
+    def log(a):
+        # the maximum keeps the compiler from folding 1 - p + 1e-8 to 1 - p, whose logarithm is infinite at p = 1
+        return jnp.log(jnp.maximum(a, 0.0) + LOG_EPSILON)
+
     def term(a, b):
-        return a * (jnp.log(a + LOG_EPSILON) - jnp.log(b + LOG_EPSILON))
+        return a * (log(a) - log(b))
 
     return jnp.sum(term(p, q) + term(1.0 - p, 1.0 - q), axis=-1)
 

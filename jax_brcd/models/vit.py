@@ -1,4 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al., ICLR 2021) as torchvision builds it; the feature is the class token after the last norm."""
+"""Vision Transformer (Dosovitskiy et al., ICLR 2021) as torchvision builds it.
+
+The feature is the class token after the encoder's last norm.
+"""
 
 import functools
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Weight files: safetensors and PyTorch's zip format, neither of which can execute code here, and torchvision's downloads."""
+"""Weight files, safetensors and PyTorch's own, read without executing what is in them; and torchvision's downloads."""
 
 import pathlib
 
