@@ -66,7 +66,7 @@ class Taps(NamedTuple):
 def draw_view_parameters(
     keys: Key[Array, "batch"], height: int, width: int, config: ViewConfig
 ) -> ViewParameters:
-    """Draws the parameters of one view of each image of `height` x `width` pixels, as torchvision's transforms draw them."""
+    """Draws one view of each image of `height` x `width` pixels, from the distributions of torchvision's transforms."""
     return jax.vmap(lambda key: _draw_one(key, height, width, config))(keys)
 
 
@@ -91,7 +91,7 @@ def _draw_one(key: Key[Array, ""], height: int, width: int, config: ViewConfig) 
 
 
 def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
-    """Top, left, height and width of the first random box that fits, else of the largest central one within the ratio."""
+    """Top, left, height and width of the first random box that fits, else of the largest central one of a fair ratio."""
     area = height * width * _between(*config.scale, uniform[0])
     ratio = jnp.exp(_between(math.log(config.ratio[0]), math.log(config.ratio[1]), uniform[1]))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -116,20 +116,20 @@ def resize_taps(
 ) -> Taps:
     """Antialiased bilinear resize of the source pixels [start, start + length) of an axis to `target` pixels.
 
-    `flip` mirrors the output. `source` is the length of the whole axis: the most pixels that can be averaged follow from it.
+    `flip` mirrors the output. `source` is the length of the whole axis, which bounds the pixels an output pixel averages.
     """
-    taps = math.ceil(2 * max(source / target, 1.0))
+    taps = -(-2 * max(source, target) // target)
     place = jnp.arange(target)
     place = jnp.where(flip, target - 1 - place, place)
-    scale = length / target
-    support = jnp.maximum(scale, 1.0)
-    # Counted from the start of the crop, as torchvision does: the float32 rounding is then the same too
-    centre = scale * (place + 0.5)
-    first = jnp.maximum(jnp.floor(centre - support + 0.5), 0.0)
+    # Places are counted in integers, in units of 1 / (2 * target) of a source pixel: in float32 the weights in an image
+    # of 256 pixels would be off by 1e-5.
+    centre = length * (2 * place + 1)
+    support = 2 * jnp.maximum(length, target)
+    first = jnp.maximum((centre - support + target) // (2 * target), 0)
     position = first[:, None] + jnp.arange(taps)
-    weights = jnp.maximum(1.0 - jnp.abs(position - centre[:, None] + 0.5) / support, 0.0) * (position < length)
-    positions = start + jnp.minimum(position.astype(jnp.int32), length - 1)
-    return Taps(positions, weights / jnp.sum(weights, axis=1, keepdims=True))
+    distance = jnp.abs((2 * position + 1) * target - centre[:, None])
+    weights = jnp.where(position < length, jnp.maximum(1.0 - distance / support, 0.0), 0.0)
+    return Taps(start + jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
 
 
 def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Float[Array, "target columns channels"]:
@@ -163,17 +163,23 @@ def blend(
     return jnp.clip(factor * planes + (1.0 - factor) * other, 0.0, 1.0)
 
 
-def adjust_brightness(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+def adjust_brightness(
+    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
+) -> Float[Array, "3 height width"]:
     """Blends with black."""
     return blend(planes, 0.0, factor)
 
 
-def adjust_contrast(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+def adjust_contrast(
+    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
+) -> Float[Array, "3 height width"]:
     """Blends with the mean gray of the image."""
     return blend(planes, jnp.mean(gray(planes)), factor)
 
 
-def adjust_saturation(planes: Float[Array, "3 height width"], factor: Float[Array, ""]) -> Float[Array, "3 height width"]:
+def adjust_saturation(
+    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
+) -> Float[Array, "3 height width"]:
     """Blends with the gray of each pixel."""
     return blend(planes, gray(planes), factor)
 
@@ -292,7 +298,7 @@ def _central_taps(source: int, target: int, size: int) -> Taps:
 
 
 def _each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
-    """`view` of each image. A CPU takes them in turn: an image stays in its cache and operations not drawn are skipped."""
+    """`view` of each image. A CPU takes them in turn: each stays in its cache, and operations not drawn are skipped."""
     return lax.platform_dependent(
         *batch, cpu=lambda *batch: lax.map(lambda image: view(*image), batch), default=jax.vmap(view)
     )

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, ScalarLike
 from sklearn.cluster import KMeans
 
 from jax_brcd.errors import InputError
@@ -53,7 +53,7 @@ def bit_masks(
     codes: Float[Array, "images bits"] | Float[np.ndarray, "images bits"],
     clusters: Int[Array, "images"] | Int[np.ndarray, "images"],
     n_clusters: int,
-    margin: float,
+    margin: ScalarLike,
     variant: str = "corrected",
 ) -> Float[Array, "clusters bits"]:
     """Bits that steer each cluster: 1 where |mean of the cluster's codes| > margin, else 0.

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Num, UInt8
 
 
 @jax.custom_jvp
-def hash_codes(logits: Float[Array, "*batch bits"]) -> Float[Array, "*batch bits"]:
+def hash_codes(logits: Float[Array | np.ndarray, "*batch bits"]) -> Float[Array, "*batch bits"]:
     """Codes sign(sigmoid(logits) - 0.5) in {-1, 0, +1}.
 
     The gradient passes the sign unchanged, so d code / d logit = p (1 - p) with p = sigmoid(logit).

@@ -13,9 +13,11 @@ from typing import Any
 from jax_brcd.errors import InputError
 from jax_brcd.registry import unknown_name
 
+Number = int | float
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-           above: float | None = None, choices: tuple[str, ...] | None = None) -> Any:
+
+def option(default: Any, help: str, *, low: Number | None = None, high: Number | None = None,
+           above: Number | None = None, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field that is also a command-line option.
 
     Args:
@@ -44,7 +46,7 @@ def check(settings: Any) -> None:
             _check_number(flag(field.name), value, rules)
 
 
-def _check_number(name: str, value: float, rules: Mapping[str, Any]) -> None:
+def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
     if not math.isfinite(value):
         raise InputError(f"{name} {value}: not a finite number; give one")
     if rules["low"] is not None and value < rules["low"]:

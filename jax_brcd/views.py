@@ -5,7 +5,7 @@ and batch it stands in.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ def view_keys(
     return jax.vmap(lambda index, view: jax.random.fold_in(jax.random.fold_in(key, view), index))(indices, views)
 
 
+@runtime_checkable
 class ViewSource(Protocol):
     """What a training step asks for logits."""
 

@@ -12,7 +12,6 @@ from torch import nn
 from jax_brcd.models import Backbone, create_backbone, load_torchvision_state
 from torch_ref.models import create_hash_model, head_name
 
-
 # one layer of 24 or 32 has all their widths and head counts, and takes seconds
 SHORTENED = ("vit_l_16", "vit_l_32", "vit_h_14")
 

@@ -2,28 +2,28 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num, ScalarLike
 
 from jax_brcd.clusters import VARIANTS, nearest_center
-from jax_brcd.losses.contrastive import normalise, paired_cross_entropy
+from jax_brcd.losses.contrastive import AnyArray, normalise, paired_cross_entropy
 from jax_brcd.registry import unknown_name
 
 
 def brcd_distillation_loss(
-    student_codes: Float[Array, "batch bits"],
-    teacher_codes_i: Float[Array, "batch bits"],
-    teacher_codes_j: Float[Array, "batch bits"],
-    clusters: Int[Array, "batch"],
-    centers: Float[Array, "clusters bits"],
-    bit_mask: Float[Array, "clusters bits"],
+    student_codes: Float[AnyArray, "batch bits"],
+    teacher_codes_i: Float[AnyArray, "batch bits"],
+    teacher_codes_j: Float[AnyArray, "batch bits"],
+    clusters: Int[AnyArray, "batch"],
+    centers: Float[AnyArray, "clusters bits"],
+    bit_mask: Num[AnyArray, "clusters bits"],
     *,
-    alpha: float = 0.8,
-    temperature: float = 0.3,
+    alpha: ScalarLike = 0.8,
+    temperature: ScalarLike = 0.3,
     robust: bool = True,
     mask_bits: bool = True,
     remove_false_negatives: bool = False,
     variant: str = "corrected",
-    valid: Bool[Array, "batch"] | None = None,
+    valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
     """Contrast of student codes (view i) with teacher codes (view j), anchored in individual space.
 
@@ -43,7 +43,8 @@ def brcd_distillation_loss(
     """
     if variant not in VARIANTS:
         raise ValueError(unknown_name("variant", variant, VARIANTS))
-    teacher_codes_i, teacher_codes_j = jax.lax.stop_gradient((teacher_codes_i, teacher_codes_j))
+    clusters, centers, bit_mask = map(jnp.asarray, (clusters, centers, bit_mask))
+    teacher_codes_i, teacher_codes_j = jax.lax.stop_gradient((jnp.asarray(teacher_codes_i), jnp.asarray(teacher_codes_j)))
     mask = bit_mask[clusters] if mask_bits else 1.0
     student, teacher = student_codes * mask, teacher_codes_j * mask
 

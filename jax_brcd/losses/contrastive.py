@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from jax_brcd.codes import hash_codes
 
+AnyArray = Array | np.ndarray
 COSINE_EPSILON = 1e-8
 LOG_EPSILON = 1e-8
 FALSE_NEGATIVE_BIAS = -1000.0
@@ -26,12 +28,12 @@ def masked_mean(values: Float[Array, "rows"], valid: Bool[Array, "rows"] | None)
 
 def paired_cross_entropy(
     rows: Float[Array, "rows bits"],
-    temperature: float,
+    temperature: ScalarLike,
     *,
-    positive_logits: Float[Array, "rows"] | None = None,
-    row_clusters: Int[Array, "rows"] | None = None,
-    column_clusters: Int[Array, "rows"] | None = None,
-    valid: Bool[Array, "rows"] | None = None,
+    positive_logits: Float[AnyArray, "rows"] | None = None,
+    row_clusters: Int[AnyArray, "rows"] | None = None,
+    column_clusters: Int[AnyArray, "rows"] | None = None,
+    valid: Bool[AnyArray, "rows"] | None = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of each row's positive against all other rows.
 
@@ -62,10 +64,10 @@ def paired_cross_entropy(
 
 
 def nt_xent(
-    z_i: Float[Array, "batch bits"],
-    z_j: Float[Array, "batch bits"],
-    temperature: float,
-    valid: Bool[Array, "batch"] | None = None,
+    z_i: Float[AnyArray, "batch bits"],
+    z_j: Float[AnyArray, "batch bits"],
+    temperature: ScalarLike,
+    valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
     """NT-Xent over the 2B rows [z_i; z_j] (Chen et al., ICML 2020; method.md "The teacher").
 
@@ -89,9 +91,9 @@ def _kl_rows(p: Float[Array, "batch bits"], q: Float[Array, "batch bits"]) -> Fl
 
 
 def bernoulli_kl(
-    p_i: Float[Array, "batch bits"],
-    p_j: Float[Array, "batch bits"],
-    valid: Bool[Array, "batch"] | None = None,
+    p_i: Float[AnyArray, "batch bits"],
+    p_j: Float[AnyArray, "batch bits"],
+    valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
     """Mean of KL(p_i || p_j) and KL(p_j || p_i) between independent bits, in nats an image (method.md "The teacher").
 
@@ -103,11 +105,11 @@ def bernoulli_kl(
 
 
 def cibhash_terms(
-    logits_i: Float[Array, "batch bits"],
-    logits_j: Float[Array, "batch bits"],
+    logits_i: Float[AnyArray, "batch bits"],
+    logits_j: Float[AnyArray, "batch bits"],
     *,
-    temperature: float = 0.3,
-    valid: Bool[Array, "batch"] | None = None,
+    temperature: ScalarLike = 0.3,
+    valid: Bool[AnyArray, "batch"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The contrastive and the KL term of CIBHash, unweighted."""
     contrastive = nt_xent(hash_codes(logits_i), hash_codes(logits_j), temperature, valid)
@@ -115,12 +117,12 @@ def cibhash_terms(
 
 
 def cibhash_loss(
-    logits_i: Float[Array, "batch bits"],
-    logits_j: Float[Array, "batch bits"],
+    logits_i: Float[AnyArray, "batch bits"],
+    logits_j: Float[AnyArray, "batch bits"],
     *,
-    temperature: float = 0.3,
-    kl_weight: float = 0.001,
-    valid: Bool[Array, "batch"] | None = None,
+    temperature: ScalarLike = 0.3,
+    kl_weight: ScalarLike = 0.001,
+    valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
     """CIBHash (Qiu et al., IJCAI 2021): NT-Xent of the straight-through codes plus `kl_weight` times the Bernoulli KL."""
     contrastive, kl = cibhash_terms(logits_i, logits_j, temperature=temperature, valid=valid)

@@ -1,6 +1,6 @@
 """The interface between the training loop and a distillation method: state in, state out."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -28,6 +28,7 @@ class DistillationBatch(NamedTuple):
     key: Key[Array, ""]
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of settings with these two functions.
 

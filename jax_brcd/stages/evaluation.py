@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ TIMED_BATCHES = 5
 HEAD_ROWS = 4096
 
 
+@runtime_checkable
 class Parts(Protocol):
     """Codes of a named part of a data set ("train", "database", "validation", "test") under a model."""
 

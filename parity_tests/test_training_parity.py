@@ -1,0 +1,161 @@
+"""Both frameworks train alike: the same weights, batches and views give the same losses and the same search quality."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jax_brcd.batches import epoch_batches
+from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.clusters import cluster_codes
+from jax_brcd.codes import hash_codes
+from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state, torchvision_state
+from jax_brcd.retrieval import mean_average_precision
+from jax_brcd.stages.student import student_stage
+from jax_brcd.stages.teacher import teacher_stage
+from jax_brcd.training import fit, start, train_epoch
+from jax_brcd.views import KeptCodes, KeptFeatures
+from torch_ref import losses, retrieval
+from torch_ref.clusters import bit_masks
+from torch_ref.models import create_hash_model as create_torch_model
+from torch_ref.training import Schedule, train_student, train_teacher
+
+VIEWS, IMAGES, CLASSES, BITS, BATCH = 4, 300, 5, 16, 32
+TEMPERATURE, KL_WEIGHT = 0.3, 0.001
+BACKBONE = "resnet8"  # its head takes 64 features, which are given here
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Features of five noisy classes and of their views, for a teacher and a weaker student."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(CLASSES, size=IMAGES)
+    scene = {"labels": np.eye(CLASSES)[labels]}
+    for role, noise in (("teacher", 0.8), ("student", 1.2)):
+        means = draw.normal(size=(CLASSES, 64))
+        still = means[labels] + noise * draw.normal(size=(IMAGES, 64))
+        scene[role] = still.astype(np.float32)
+        scene[f"{role}_views"] = (still + 0.5 * draw.normal(size=(VIEWS, IMAGES, 64))).astype(np.float32)
+    projection = draw.normal(size=(64, BITS))
+    scene["teacher_codes"] = np.sign(scene["teacher"] @ projection).astype(np.float32)
+    scene["teacher_code_views"] = np.sign(scene["teacher_views"] @ projection).astype(np.float32)
+    return scene
+
+
+@pytest.fixture
+def heads():
+    """The same freshly initialised head in both frameworks."""
+    torch.manual_seed(0)
+    reference = create_torch_model(BACKBONE, BITS).eval()
+    model = load_torchvision_state(create_hash_model(BACKBONE, BITS), reference.state_dict())
+    return model, reference
+
+
+def stage_settings(epochs, **settings):
+    return {"n_images": IMAGES, "batch_size": BATCH, "epochs": epochs, "seed": 5, "kept_views": VIEWS, **settings}
+
+
+def step_losses(stage, parameters, carry):
+    """The loss of every step of a stage, an epoch at a time."""
+    state, found = start(stage, parameters, carry), []
+    for epoch in range(stage.epochs):
+        batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
+        state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(0))
+        found.extend(np.asarray(metrics["loss"]).tolist())
+    return found
+
+
+def test_fifty_steps_of_a_teachers_head_follow_the_same_losses(scene, heads):
+    """Within 1e-4: float32 rounding that Adam carries along; a code bit that flips a step early would show as 1e-2."""
+    model, reference = heads
+    stage, parameters, carry = teacher_stage(
+        model, KeptFeatures(jnp.asarray(scene["teacher_views"])), learning_rate=1e-3, temperature=TEMPERATURE,
+        kl_weight=KL_WEIGHT, **stage_settings(5))
+    features = torch.tensor(scene["teacher_views"])
+    expected = train_teacher(reference.fc, lambda indices, views: reference.fc(features[views, indices]),
+                             Schedule(**stage_settings(5)), learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT)
+    ours = step_losses(stage, parameters, carry)
+    assert len(ours) == 50 and ours[-1] < ours[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def student_in_both(scene, heads, epochs, validate=None):
+    """The student stage in JAX, and a function that trains the same student in PyTorch."""
+    model, reference = heads
+    method = create_method("brcd", clusters=CLASSES)
+    stage, parameters, carry = student_stage(
+        model, create_hash_model(BACKBONE, BITS), method, TeacherView(scene["teacher_codes"]),
+        student_views=KeptFeatures(jnp.asarray(scene["student_views"])),
+        teacher_views=KeptCodes(jnp.asarray(scene["teacher_code_views"], jnp.int8)), train_backbone=False,
+        learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
+        **stage_settings(epochs, validation_interval=5, patience=100))
+    clusters, centers = (torch.from_numpy(part) for part in cluster_codes(scene["teacher_codes"], CLASSES, seed=3))
+    mask = bit_masks(torch.tensor(scene["teacher_codes"]), clusters, CLASSES, method.margin)
+    features, codes = torch.tensor(scene["student_views"]), torch.tensor(scene["teacher_code_views"])
+
+    def distillation(indices, student, teacher_i, teacher_j):
+        return losses.brcd_distillation_loss(student, teacher_i, teacher_j, clusters[indices].long(), centers, mask,
+                                             temperature=TEMPERATURE)
+
+    def train_reference(validate_reference):
+        return train_student(
+            reference, list(reference.fc.parameters()),
+            lambda indices, views: (reference.fc(features[views, indices]), codes[views, indices]), distillation,
+            Schedule(**stage_settings(epochs, validation_interval=5, patience=100)), validate_reference,
+            learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT)
+
+    return stage, parameters, carry, train_reference
+
+
+def test_fifty_steps_of_a_students_head_follow_the_same_losses(scene, heads):
+    stage, parameters, carry, train_reference = student_in_both(scene, heads, epochs=5)
+    _, expected = train_reference(lambda: {"symmetric": 0.0, "asymmetric": 0.0})
+    ours = step_losses(stage, parameters, carry)
+    assert len(ours) == 50 and ours[-1] < ours[0]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def test_whole_distillation_ends_at_the_same_map(scene, heads, tmp_path):
+    """From the same teacher codes, batches and head: mAP@50 of both searches within 0.002."""
+    model, reference = heads
+    labels, k = scene["labels"], 50
+
+    def jax_codes(student: HashModel):
+        return np.asarray(hash_codes(student.head(jnp.asarray(scene["student"]))))
+
+    def torch_codes():
+        with torch.no_grad():
+            return losses.hash_codes(reference.fc(torch.tensor(scene["student"]))).numpy()
+
+    def searches(codes, measure):
+        return {"symmetric": measure(codes, codes, labels, labels, k),
+                "asymmetric": measure(codes, scene["teacher_codes"], labels, labels, k)}
+
+    def validate(state):
+        nnx.update(model, state.parameters["model"])
+        return searches(jax_codes(model), mean_average_precision)
+
+    stage, parameters, carry, train_reference = student_in_both(scene, heads, epochs=20, validate=validate)
+    checkpoints = Checkpoints(tmp_path / "student")
+    fitted = fit(stage, start(stage, parameters, carry), checkpoints)
+    checkpoints.close()
+    best, _ = train_reference(lambda: searches(torch_codes(), retrieval.mean_average_precision))
+    for search in ("symmetric", "asymmetric"):
+        ours = validate(fitted.best[search])[search]
+        reference.load_state_dict(best[search])
+        theirs = searches(torch_codes(), retrieval.mean_average_precision)[search]
+        assert ours == pytest.approx(theirs, abs=0.002)
+        assert ours > 0.4  # random codes of five classes score 0.2
+
+
+def test_an_exported_student_gives_pytorch_the_same_codes(heads):
+    model, _ = heads
+    reference = create_torch_model(BACKBONE, BITS).eval()
+    reference.load_state_dict({name: torch.from_numpy(value) for name, value in torchvision_state(model).items()})
+    images = np.random.default_rng(1).normal(size=(6, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = losses.hash_codes(reference(torch.tensor(images).permute(0, 3, 1, 2))).numpy()
+    np.testing.assert_array_equal(hash_codes(model(jnp.asarray(images))), theirs)
