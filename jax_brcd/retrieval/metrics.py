@@ -1,20 +1,23 @@
 """Measures of a Hamming search: mAP@k as published and in expectation over ties, precision@k, precision-recall by radius."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num
-from scipy.special import gammaln
+from jaxtyping import Array, Bool, Float, Integer, Num, UInt64
 
+from jax_brcd.codes import pack_codes
 from jax_brcd.retrieval.ranking import (
     DatabaseCodes,
     QueryCodes,
-    as_codes,
+    as_words,
     check_search,
     doubled_distances,
-    map_blocks,
+    map_queries,
     nearest,
+    packed,
 )
+from jax_brcd.retrieval.ties import expected_average_precisions
 
 QueryLabels = Num[np.ndarray | Array, "query_rows query_classes"]
 DatabaseLabels = Num[np.ndarray | Array, "database_rows database_classes"]
@@ -32,9 +35,10 @@ class SearchScores:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Histograms:
-    """How many items, and how many relevant ones, stand at each doubled distance from each query."""
+class _Found:
+    """What some queries found: whether each of their top k is relevant, and counts at each doubled distance."""
 
+    ranked: Bool[np.ndarray, "queries k"]
     items: Integer[np.ndarray, "queries distances"]
     relevant: Integer[np.ndarray, "queries distances"]
 
@@ -47,13 +51,11 @@ def evaluate_search(
     k: int,
 ) -> SearchScores:
     """All measures in one pass over the distances. Arguments and errors as `mean_average_precision`."""
-    ranked, histograms = _pass(query_codes, database_codes, query_labels, database_labels, k)
-    return SearchScores(
-        map=float(np.mean(_average_precisions(ranked))),
-        tie_aware_map=float(np.mean(_expected_average_precisions(histograms, k))),
-        precision=float(np.mean(ranked)),
-        curve=_curve(histograms),
-    )
+    published, expected, precision, precisions, recalls = _measure(
+        query_codes, database_codes, query_labels, database_labels, k,
+        lambda found: (_average_precisions(found), _expected(found), found.ranked.mean(axis=1), *_curves(found)))
+    return SearchScores(map=float(published.mean()), tie_aware_map=float(expected.mean()), precision=float(precision.mean()),
+                        curve=_mean_curve(precisions, recalls))
 
 
 def mean_average_precision(
@@ -73,10 +75,9 @@ def mean_average_precision(
 
     Raises:
         InputError: for k < 1 or beyond the database.
-        ValueError: where shapes do not fit or codes hold other values.
+        ValueError: where shapes do not fit, codes or labels hold other values, or there is no query.
     """
-    ranked, _ = _pass(query_codes, database_codes, query_labels, database_labels, k, histograms=False)
-    return float(np.mean(_average_precisions(ranked)))
+    return _mean(_average_precisions, query_codes, database_codes, query_labels, database_labels, k)
 
 
 def precision_at_k(
@@ -87,8 +88,7 @@ def precision_at_k(
     k: int,
 ) -> float:
     """Share of relevant items among the top k, ties by database index. Arguments and errors as `mean_average_precision`."""
-    ranked, _ = _pass(query_codes, database_codes, query_labels, database_labels, k, histograms=False)
-    return float(np.mean(ranked))
+    return _mean(lambda found: found.ranked.mean(axis=1), query_codes, database_codes, query_labels, database_labels, k)
 
 
 def tie_aware_mean_average_precision(
@@ -102,8 +102,7 @@ def tie_aware_mean_average_precision(
 
     It does not depend on the order of the database. Arguments and errors as `mean_average_precision`.
     """
-    _, histograms = _pass(query_codes, database_codes, query_labels, database_labels, k, ranking=False)
-    return float(np.mean(_expected_average_precisions(histograms, k)))
+    return _mean(_expected, query_codes, database_codes, query_labels, database_labels, k)
 
 
 def precision_recall_curve(
@@ -115,116 +114,80 @@ def precision_recall_curve(
     """Precision and recall of the ball of each Hamming radius 0..bits, averaged over the queries.
 
     An empty ball has precision 0, as an empty answer found nothing; a query with no relevant item in the database has no
-    recall and is left out of both.
+    recall and is left out of both. Arguments and errors as `mean_average_precision`.
 
     Returns:
-        precision (bits + 1,), recall (bits + 1,).
+        precision (bits + 1,), recall (bits + 1,); all 0 where every query is left out.
     """
-    _, histograms = _pass(query_codes, database_codes, query_labels, database_labels, 1, ranking=False)
-    return _curve(histograms)
+    return _mean_curve(*_measure(query_codes, database_codes, query_labels, database_labels, 1, _curves))
 
 
-def _pass(query_codes, database_codes, query_labels, database_labels, k, *, ranking=True, histograms=True):
-    """Relevance of each query's top k (queries, k), and the distance histograms; only what is asked for."""
-    queries, database = as_codes(query_codes), as_codes(database_codes)
-    query_labels, database_labels = (np.asarray(labels, np.float32) for labels in (query_labels, database_labels))
+def _measure(
+    query_codes: QueryCodes,
+    database_codes: DatabaseCodes,
+    query_labels: QueryLabels,
+    database_labels: DatabaseLabels,
+    k: int,
+    measures: Callable[[_Found], tuple[np.ndarray, ...]],
+) -> list[np.ndarray]:
+    """`measures` of all queries, each an array with one row a query."""
+    queries, database = packed(query_codes), packed(database_codes)
     check_search(queries, database, k)
-    if len(queries) != len(query_labels) or len(database) != len(database_labels):
-        raise ValueError("as many rows of labels as of codes are needed")
+    classes_of_queries, classes_of_database = _packed_labels(queries, query_labels, database, database_labels)
+    distances = 2 * queries.bits + 1
+
+    def search(rows: range) -> tuple[np.ndarray, ...]:
+        ranked = np.empty((len(rows), k), bool)
+        counts = np.empty((len(rows), distances, 2), np.int64)
+        for row, query in enumerate(rows):
+            doubled = doubled_distances(queries, query, database)
+            relevant = (classes_of_queries[:, query, None] & classes_of_database).any(axis=0)
+            # The last bit tells relevant items apart, so that one count over the database serves both
+            place = 2 * doubled.astype(np.uint16) + relevant
+            counts[row] = np.bincount(place, minlength=2 * distances).reshape(distances, 2)
+            ranked[row] = relevant[nearest(doubled, counts[row].sum(axis=1), k)]
+        return measures(_Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1]))
+
+    return [np.concatenate(parts) for parts in zip(*map_queries(search, len(queries)), strict=True)]
+
+
+def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search) -> float:
+    (values,) = _measure(*search, lambda found: (measure(found),))
+    return float(values.mean())
+
+
+def _packed_labels(queries, query_labels, database, database_labels) -> tuple[UInt64[np.ndarray, "words n"], ...]:
+    """Labels as words, checked against the codes they belong to."""
+    query_labels, database_labels = np.asarray(query_labels), np.asarray(database_labels)
+    for codes, labels, what in ((queries, query_labels, "query"), (database, database_labels, "database")):
+        if labels.ndim != 2 or not np.array_equal(labels, labels > 0):
+            raise ValueError(f"{what} labels must be a one-hot or multi-hot matrix (n, classes) of 0 and 1")
+        if len(labels) != len(codes):
+            raise ValueError(f"{len(codes)} {what} codes, but {len(labels)} rows of labels")
     if query_labels.shape[1] != database_labels.shape[1]:
         raise ValueError(f"query labels of {query_labels.shape[1]} classes, database labels of {database_labels.shape[1]}")
-    bins = 2 * queries.shape[1] + 1
-
-    def block(rows: slice):
-        distances = doubled_distances(queries[rows], database)
-        relevant = query_labels[rows] @ database_labels.T > 0
-        ranked = np.take_along_axis(relevant, nearest(distances, k), axis=1) if ranking else None
-        return ranked, _histograms(distances, relevant, bins) if histograms else None
-
-    ranked, counted = zip(*map_blocks(block, len(queries), len(database)), strict=True)
-    merged = None
-    if histograms:
-        merged = _Histograms(np.concatenate([part.items for part in counted]),
-                             np.concatenate([part.relevant for part in counted]))
-    return (np.concatenate(ranked) if ranking else None), merged
+    return tuple(as_words(pack_codes(labels)) for labels in (query_labels, database_labels))
 
 
-def _histograms(distances: np.ndarray, relevant: np.ndarray, bins: int) -> _Histograms:
-    queries = len(distances)
-    place = (distances + np.arange(queries, dtype=np.uint32)[:, None] * np.uint32(bins)).ravel()
-    items = np.bincount(place, minlength=queries * bins)
-    hits = np.bincount(place[relevant.ravel()], minlength=queries * bins)
-    return _Histograms(items.reshape(queries, bins), hits.reshape(queries, bins))
+def _average_precisions(found: _Found) -> Float[np.ndarray, "queries"]:
+    hits = np.cumsum(found.ranked, axis=1)
+    precisions = np.where(found.ranked, hits / np.arange(1, hits.shape[1] + 1), 0.0)
+    return precisions.sum(axis=1) / np.maximum(hits[:, -1], 1)
 
 
-def _average_precisions(ranked: np.ndarray) -> Float[np.ndarray, "queries"]:
-    found = np.cumsum(ranked, axis=1)
-    precision = np.where(ranked, found / np.arange(1, ranked.shape[1] + 1), 0.0)
-    return precision.sum(axis=1) / np.maximum(found[:, -1], 1)
+def _expected(found: _Found) -> Float[np.ndarray, "queries"]:
+    return expected_average_precisions(found.items, found.relevant, found.ranked.shape[1])
 
 
-def _expected_average_precisions(histograms: _Histograms, k: int) -> Float[np.ndarray, "queries"]:
-    """Expectation of AP@k from the histograms.
-
-    Groups of equal distance that end within k count whole. Of the group that k cuts, the number x of relevant items that
-    fall into its open places is hypergeometric, and AP@k divides by what was found, so the expectation runs over x.
-    """
-    items, relevant = histograms.items, histograms.relevant
-    before, found = (np.cumsum(part, axis=1) - part for part in (items, relevant))
-    whole = before + items <= k
-    sums = np.where(whole, _group_sum(before, found, items, relevant), 0.0).sum(axis=1)
-    found_whole = np.where(whole, relevant, 0).sum(axis=1)
-
-    cut = np.argmin(whole, axis=1)
-    rows = np.arange(len(items))
-    start, size, hits = before[rows, cut], items[rows, cut], relevant[rows, cut]
-    places = np.where(whole.all(axis=1), 0, k - start)
-    most = int(np.minimum(places, hits).max(initial=0))
-    expectation = np.zeros(len(items))
-    for x in range(most + 1):
-        chance = _hypergeometric(x, size, hits, places)
-        total = found_whole + x
-        inside = _group_sum(start, found_whole, places, np.full(len(items), x))
-        expectation += np.where(total > 0, chance * (sums + inside) / np.maximum(total, 1), 0.0)
-    return expectation
-
-
-def _group_sum(before, found, size, relevant):
-    """Expected sum of precisions at the relevant items of a group of `size` in random order, behind `before` items.
-
-    At place p of the group an item is relevant with probability relevant / size, and then (relevant - 1) / (size - 1) of
-    the p - 1 items before it in the group are.
-    """
-    size_or_one = np.maximum(size, 1)
-    harmonic = _harmonic(before + size) - _harmonic(before)
-    density = (relevant - 1) / np.maximum(size - 1, 1)
-    earlier = size - (before + 1) * harmonic
-    return np.where(size > 0, relevant / size_or_one * ((found + 1) * harmonic + density * earlier), 0.0)
-
-
-def _harmonic(n: np.ndarray) -> np.ndarray:
-    table = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(n.max(initial=0)) + 1))])
-    return table[n]
-
-
-def _hypergeometric(x: int, size, hits, places):
-    """Chance that `places` draws without replacement out of `size` items with `hits` relevant give x relevant ones."""
-    possible = (x <= hits) & (x <= places) & (places - x <= size - hits)
-
-    def log_choose(n, m):
-        return gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
-
-    size, hits, places = (np.where(possible, part, other) for part, other in ((size, x), (hits, x), (places, x)))
-    log_chance = log_choose(hits, x) + log_choose(size - hits, places - x) - log_choose(size, places)
-    return np.where(possible, np.exp(log_chance), 0.0)
-
-
-def _curve(histograms: _Histograms) -> Curve:
-    radii = slice(0, None, 2)
-    items, relevant = (np.cumsum(part, axis=1)[:, radii] for part in (histograms.items, histograms.relevant))
+def _curves(found: _Found) -> tuple[Float[np.ndarray, "queries radii"], Float[np.ndarray, "queries radii"]]:
+    """Precision and recall of the ball of each radius; recall is NaN for a query with no relevant item."""
+    items, relevant = (np.cumsum(part, axis=1)[:, ::2] for part in (found.items, found.relevant))
     total = relevant[:, -1:]
-    counted = total[:, 0] > 0
+    return relevant / np.maximum(items, 1), relevant / np.where(total > 0, total, np.nan)
+
+
+def _mean_curve(precisions: Float[np.ndarray, "queries radii"], recalls: Float[np.ndarray, "queries radii"]) -> Curve:
+    counted = ~np.isnan(recalls[:, 0])
     if not counted.any():
-        return np.zeros(items.shape[1]), np.zeros(items.shape[1])
-    precision = (relevant / np.maximum(items, 1))[counted].mean(axis=0)
-    return precision, (relevant[counted] / total[counted]).mean(axis=0)
+        return np.zeros(precisions.shape[1]), np.zeros(precisions.shape[1])
+    return precisions[counted].mean(axis=0), recalls[counted].mean(axis=0)

@@ -1,75 +1,104 @@
-"""Exact Hamming ranking with ties in database order, in blocks of queries so that memory stays flat.
+"""Exact Hamming ranking with ties in database order, from packed codes, one query's distances at a time.
 
 Distances are held doubled, bits - q.d in 0..2 bits, so that codes with zeros (half a bit apart) rank exactly too.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num
+from jaxtyping import Array, Float, Integer, Num, UInt8, UInt64
 
+from jax_brcd.codes import pack_codes
 from jax_brcd.errors import InputError
 
-BLOCK_BYTES = 32 * 2**20  # of one block's distances
+QUERIES_A_TASK = 32  # of a thread; what it makes of them is small beside the database
 
 # Lengths are compared by check_search, which says more than a shape checker
 QueryCodes = Num[np.ndarray | Array, "queries query_bits"]
 DatabaseCodes = Num[np.ndarray | Array, "database database_bits"]
 
+Result = TypeVar("Result")
 
-def as_codes(codes: Num[np.ndarray | Array, "n bits"]) -> Float[np.ndarray, "n bits"]:
-    """Codes as the float32 matrix that products run on.
+
+@dataclasses.dataclass(frozen=True)
+class PackedCodes:
+    """Codes as 64-bit words, one row a word. A bit is `positive` for +1, and `decided` for +1 and -1."""
+
+    bits: int
+    positive: UInt64[np.ndarray, "words n"]
+    decided: UInt64[np.ndarray, "words n"]
+    has_zeros: bool
+
+    def __len__(self) -> int:
+        return self.positive.shape[1]
+
+
+def packed(codes: Num[np.ndarray | Array, "n bits"]) -> PackedCodes:
+    """Codes ready for `doubled_distances`.
 
     Raises:
-        ValueError: for values other than -1, 0 and +1.
+        ValueError: for anything but a matrix of -1, 0 and +1.
     """
-    codes = np.asarray(codes, np.float32)
-    if not np.isin(codes, (-1.0, 0.0, 1.0)).all():
-        raise ValueError("codes hold values other than -1, 0 and +1")
-    return codes
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or not np.array_equal(codes, np.sign(codes)):
+        raise ValueError("codes must be a matrix (n, bits) of -1, 0 and +1")
+    positive, negative = as_words(pack_codes(codes)), as_words(pack_codes(-codes))
+    return PackedCodes(codes.shape[1], positive, positive | negative, has_zeros=not codes.all())
 
 
-def check_search(query_codes: np.ndarray, database_codes: np.ndarray, k: int) -> None:
-    """Raises InputError for a k that the database cannot serve, ValueError for codes of different lengths."""
-    if query_codes.shape[1] != database_codes.shape[1]:
-        raise ValueError(f"queries of {query_codes.shape[1]} bits against a database of {database_codes.shape[1]} bits")
-    if not 1 <= k <= len(database_codes):
-        raise InputError(f"--k {k}: the database holds {len(database_codes)} images; give 1 to {len(database_codes)}")
+def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt64[np.ndarray, "words n"]:
+    """Packed bits as 64-bit words, the last one zero-padded."""
+    padded = np.pad(packed_bits, ((0, 0), (0, -packed_bits.shape[1] % 8)))
+    return np.ascontiguousarray(padded.view(np.uint64).T)
 
 
-def doubled_distances(query_codes: np.ndarray, database_codes: np.ndarray) -> Integer[np.ndarray, "queries database"]:
-    """bits - q.d, twice the Hamming distance for codes without zeros."""
-    return (query_codes.shape[1] - query_codes @ database_codes.T).astype(np.uint32)
+def check_search(queries: PackedCodes, database: PackedCodes, k: int) -> None:
+    """Raises InputError for a k that the database cannot serve, ValueError for codes that cannot be compared."""
+    if queries.bits != database.bits:
+        raise ValueError(f"queries of {queries.bits} bits against a database of {database.bits} bits")
+    if len(queries) == 0:
+        raise ValueError("a search needs at least one query")
+    if not 1 <= k <= len(database):
+        raise InputError(f"--k {k}: the database holds {len(database)} images; give 1 to {len(database)}")
 
 
-def query_blocks(n_queries: int, n_database: int) -> Iterator[slice]:
-    """Slices of the queries whose distances take BLOCK_BYTES each."""
-    rows = max(1, BLOCK_BYTES // (4 * n_database))
-    for begin in range(0, n_queries, rows):
-        yield slice(begin, min(begin + rows, n_queries))
+def doubled_distances(queries: PackedCodes, query: int, database: PackedCodes) -> Integer[np.ndarray, "database"]:
+    """bits - q.d of one query, twice the Hamming distance for codes without zeros, in the narrowest type that holds it."""
+    dtype = np.min_scalar_type(2 * queries.bits)
+
+    def count(words: np.ndarray) -> np.ndarray:
+        return np.bitwise_count(words).sum(axis=0, dtype=dtype)
+
+    differ = queries.positive[:, query, None] ^ database.positive
+    if not (queries.has_zeros or database.has_zeros):
+        return 2 * count(differ)
+    both = queries.decided[:, query, None] & database.decided
+    return queries.bits - count(both) + 2 * count(differ & both)
 
 
-def map_blocks(function: Callable[[slice], object], n_queries: int, n_database: int) -> list:
-    """`function` of every block of queries, on all cores (NumPy releases the interpreter while it works)."""
+def nearest(
+    distances: Integer[np.ndarray, "database"], counts: Integer[np.ndarray, "distances"], k: int
+) -> Integer[np.ndarray, "k"]:
+    """Positions of the k smallest distances in order, ties by position.
+
+    Args:
+        counts: how many items stand at each distance. It gives the distance of the k-th item, so that only the few items up
+            to there are sorted (by radix, as distances take one or two bytes).
+    """
+    last = int(np.searchsorted(np.cumsum(counts), k))
+    candidates = np.flatnonzero(distances <= last)
+    return candidates[np.argsort(distances[candidates], kind="stable")[:k]]
+
+
+def map_queries(function: Callable[[range], Result], n_queries: int) -> list[Result]:
+    """`function` of consecutive queries, a few at a time, on all cores (NumPy lets other threads run while it works)."""
+    starts = range(0, n_queries, QUERIES_A_TASK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, query_blocks(n_queries, n_database)))
-
-
-def nearest(distances: Integer[np.ndarray, "queries database"], k: int) -> Integer[np.ndarray, "queries k"]:
-    """Columns of the k smallest entries of each row in order, ties by column.
-
-    Distance and column make one key, so that an unstable selection gives the stable order.
-    """
-    n_database = distances.shape[1]
-    wide = (int(distances.max(initial=0)) + 1) * n_database > np.iinfo(np.uint32).max
-    keys = distances.astype(np.uint64 if wide else np.uint32) * n_database + np.arange(n_database, dtype=np.uint32)
-    if k < n_database:
-        keys.partition(k - 1, axis=1)
-        keys = keys[:, :k]
-    keys.sort(axis=1)
-    return (keys % n_database).astype(np.int64)
+        return list(pool.map(lambda start: function(range(start, min(start + QUERIES_A_TASK, n_queries))), starts))
 
 
 def hamming_top_k(
@@ -78,19 +107,22 @@ def hamming_top_k(
     """The k nearest database items of each query, ties by database index.
 
     Returns:
-        Indices (queries, k) and Hamming distances in bits (queries, k), nearest first.
+        Indices (queries, k) int64 and Hamming distances in bits (queries, k) float32, nearest first.
 
     Raises:
         InputError: for k < 1 or beyond the database.
-        ValueError: for codes of different lengths or of other values than -1, 0, +1.
+        ValueError: for codes of different lengths or of other values than -1, 0, +1, and for no query.
     """
-    queries, database = as_codes(query_codes), as_codes(database_codes)
+    queries, database = packed(query_codes), packed(database_codes)
     check_search(queries, database, k)
+    indices = np.empty((len(queries), k), np.int64)
+    distances = np.empty((len(queries), k), np.float32)
 
-    def block(rows: slice):
-        distances = doubled_distances(queries[rows], database)
-        indices = nearest(distances, k)
-        return indices, np.take_along_axis(distances, indices, axis=1) / 2
+    def search(rows: range) -> None:
+        for query in rows:
+            doubled = doubled_distances(queries, query, database)
+            indices[query] = nearest(doubled, np.bincount(doubled), k)
+            distances[query] = doubled[indices[query]] / 2
 
-    indices, distances = zip(*map_blocks(block, len(queries), len(database)), strict=True)
-    return np.concatenate(indices), np.concatenate(distances)
+    map_queries(search, len(queries))
+    return indices, distances
