@@ -1,13 +1,23 @@
 """Orbax checkpoints of a training stage: arrays and progress committed together, the newest one kept."""
 
-import errno
+import contextlib
+import gc
+import logging
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from jax_brcd.errors import InputError
+
 Tree = Any
+
+# TensorStore reports a failed write as a ValueError with the system's error number in its text
+SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Checkpoints:
@@ -19,7 +29,8 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with _silent():
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, epoch: int, arrays: Tree, progress: dict[str, Any]) -> None:
         """Commits `arrays` and the JSON value `progress` as of the end of `epoch`.
@@ -28,23 +39,57 @@ class Checkpoints:
             OSError: where the disk is full; the previous checkpoint stays.
         """
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
-        try:
-            self._manager.save(epoch, args=items, force=True)
-        except Exception as error:
-            if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-                raise OSError(errno.ENOSPC, "no space left on device", str(self.directory)) from error
-            raise
+        failure = None
+        with _silent():
+            try:
+                self._manager.save(epoch, args=items, force=True)
+            except (OSError, ValueError) as error:
+                failure = self._system_error(error)
+            gc.collect()  # asyncio logs an error that nobody awaited when it is collected
+        if failure:
+            raise failure
+
+    def _system_error(self, error: Exception) -> OSError:
+        """The operating system's error behind what Orbax raised; raises `error` itself where there is none."""
+        in_text = SYSTEM_ERROR.search(str(error))
+        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
+        if number is None:
+            raise error
+        return OSError(number, os.strerror(number), str(self.directory))
 
     def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
-        """The newest arrays, shaped and placed as `like`, and their progress; None where nothing is saved."""
+        """The newest arrays, shaped and placed as `like`, and their progress; None where nothing is saved.
+
+        Raises:
+            InputError: for a checkpoint that is damaged or of arrays of other shapes.
+        """
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(epoch, args=items)
+        try:
+            with _silent():
+                restored = self._manager.restore(epoch, args=items)
+        except Exception as error:  # Orbax raises almost anything for damaged files
+            raise InputError(f"{self.directory / str(epoch)}: damaged, or of another model ({type(error).__name__}); "
+                             "delete that directory to train the stage again") from error
         return restored["arrays"], restored["progress"]
 
     def close(self) -> None:
         """Ends the manager's background work."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps Orbax from logging tracebacks of its threads: the error itself reaches the caller."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
