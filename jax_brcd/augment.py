@@ -91,7 +91,7 @@ def _draw_one(key: Key[Array, ""], height: int, width: int, config: ViewConfig) 
 
 
 def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
-    """Top, left, height and width of the first random box that fits, else of the largest central one of a fair ratio."""
+    """Top, left, height and width of the first random box that fits, else of the largest central one in ratio."""
     area = height * width * _between(*config.scale, uniform[0])
     ratio = jnp.exp(_between(math.log(config.ratio[0]), math.log(config.ratio[1]), uniform[1]))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -116,7 +116,7 @@ def resize_taps(
 ) -> Taps:
     """Antialiased bilinear resize of the source pixels [start, start + length) of an axis to `target` pixels.
 
-    `flip` mirrors the output. `source` is the length of the whole axis, which bounds the pixels an output pixel averages.
+    `flip` mirrors the output. `source` is the length of the whole axis, which bounds how many pixels are averaged.
     """
     taps = -(-2 * max(source, target) // target)
     place = jnp.arange(target)
@@ -139,7 +139,7 @@ def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Fl
     def add_tap(tap, total):
         return total + taps.weights[:, tap, None, None] * values[taps.positions[:, tap]]
 
-    total = jnp.zeros((taps.positions.shape[0], *values.shape[1:]))
+    total = jnp.zeros_like(values, jnp.float32, shape=(len(taps.positions), *values.shape[1:]))
     return lax.fori_loop(0, taps.positions.shape[1], add_tap, total)
 
 
@@ -298,7 +298,10 @@ def _central_taps(source: int, target: int, size: int) -> Taps:
 
 
 def _each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
-    """`view` of each image. A CPU takes them in turn: each stays in its cache, and operations not drawn are skipped."""
+    """`view` of each image. A CPU takes them in turn: each stays in its cache, and operations not drawn are skipped.
+
+    A loop cannot run over a batch that is spread over devices: there the caller maps the shards (`jax.shard_map`).
+    """
     return lax.platform_dependent(
         *batch, cpu=lambda *batch: lax.map(lambda image: view(*image), batch), default=jax.vmap(view)
     )
