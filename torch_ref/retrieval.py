@@ -34,6 +34,8 @@ def expected_average_precision(distances: np.ndarray, relevant: np.ndarray, k: i
     total = 0.0
     for distance in np.unique(distances):
         m, r = int((distances == distance).sum()), int(relevant[distances == distance].sum())
+        if before == k:
+            break
         if before + m > k:
             places = k - before
             draws = hypergeom(m, r, places)
