@@ -150,7 +150,9 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
 def build_models(context: Context) -> tuple[HashModel, HashModel]:
     """Teacher and student with their backbones' weights, both before either trains, so that a wrong file is known at once."""
     config = context.config
-    roles = ((config.teacher.teacher, config.teacher.teacher_weights, "teacher_weights", TEACHER),
+    # What is to be pretrained here starts at random
+    teacher_weights = "random" if config.teacher.teacher_weights == "held-out" else config.teacher.teacher_weights
+    roles = ((config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER),
              (config.student.student, config.student.student_weights, "student_weights", STUDENT))
     teacher, student = (build(name, config.objective.bits, weights, option=option, seed=context.seed(stage),
                               dtype=config.run.dtype, cache_dir=config.data.cache_dir)

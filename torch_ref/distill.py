@@ -98,8 +98,9 @@ def build(name: str, weights: str, config: Config) -> nn.Module:
 def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     """The trained teacher, and its codes of the kept views."""
     config = experiment.config
-    model = build(config.teacher.teacher, config.teacher.teacher_weights, config)
-    if config.teacher.teacher_weights == "held-out":
+    held_out = config.teacher.teacher_weights == "held-out"
+    model = build(config.teacher.teacher, "random" if held_out else config.teacher.teacher_weights, config)
+    if held_out:
         pretrain_backbone(experiment, model)
     model.eval().requires_grad_(False)
     head = getattr(model, models.head_name(model)).requires_grad_(True)

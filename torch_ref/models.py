@@ -61,8 +61,8 @@ def create_hash_model(name: str, bits: int) -> nn.Module:
 
 
 def load_backbone(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> None:
-    """Loads all but the head from a weight file or torchvision's ImageNet weights; "random" and "held-out" load nothing."""
-    if weights in ("random", "held-out"):
+    """Loads all but the head from a weight file or torchvision's ImageNet weights; "random" loads nothing."""
+    if weights == "random":
         return
     path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else pathlib.Path(weights).expanduser()
     head = head_name(model) + "."

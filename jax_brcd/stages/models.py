@@ -34,13 +34,13 @@ def build(name: str, bits: int, weights: str, *, option: str, seed: int, dtype: 
     """A hash model with its backbone's weights loaded and a new head.
 
     Args:
-        weights: a file, "imagenet", or a word that leaves the backbone random. option: the setting that `weights` is of.
+        weights: a file, "imagenet" or "random". option: the setting that `weights` is of.
 
     Raises:
         InputError: for files that are absent, broken or of another model.
     """
     model = create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
-    if weights in ("random", "held-out"):
+    if weights == "random":
         return model
     path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else pathlib.Path(weights).expanduser()
     try:
