@@ -18,7 +18,7 @@ ENCODING_BATCH = 128
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size",))
 def encode_batch(
     graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int
-) -> Float[Array, "batch width"]:
+) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
     return nnx.merge(graph, state)(evaluation_views(images, size))
 

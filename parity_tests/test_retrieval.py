@@ -109,15 +109,18 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     search = (random.choice([-1.0, 1.0], (23, 16)), random.choice([-1.0, 1.0], (50, 16)),
               random.integers(0, 2, (23, 3)), random.integers(0, 2, (50, 3)), 10)
     whole = evaluate_search(*search)
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 4 * 50 * 3)  # three queries a block
+    monkeypatch.setattr(ranking, "QUERIES_A_TASK", 3)
     blocked = evaluate_search(*search)
     assert (whole.map, whole.tie_aware_map, whole.precision) == (blocked.map, blocked.tie_aware_map, blocked.precision)
 
 
-def test_large_databases_get_wide_keys():
-    """65 distances of 2^26 items do not fit 32-bit keys; the order must not wrap."""
-    distances = np.array([[2**32 - 1, 5, 2**31, 5]], np.uint32)
-    np.testing.assert_array_equal(ranking.nearest(distances, 4), [[1, 3, 2, 0]])
+@pytest.mark.parametrize("bits", [127, 128, 300])
+def test_distances_of_long_codes_do_not_wrap(bits):
+    """Doubled distances of up to 127 bits fit a byte; longer codes need two."""
+    database = np.array([-np.ones(bits), np.ones(bits), np.zeros(bits), np.ones(bits)])
+    indices, distances = hamming_top_k(np.ones((1, bits)), database, 4)
+    np.testing.assert_array_equal(indices, [[1, 3, 2, 0]])
+    np.testing.assert_array_equal(distances, [[0, 0, bits / 2, bits]])
 
 
 def test_precision_counts_the_relevant_among_k():
@@ -156,10 +159,12 @@ def test_a_k_that_the_database_cannot_serve_is_refused(k):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((np.ones((1, 3)), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), "3 bits against a database of 2 bits"),
-    ((np.full((1, 2), 0.5), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), "other than -1, 0 and"),
-    ((np.full((1, 2), np.nan), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), "other than -1, 0 and"),
-    ((np.ones((1, 2)), np.ones((4, 2)), np.ones((2, 1)), np.ones((4, 1))), "as many rows of labels"),
+    ((np.full((1, 2), 0.5), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), r"a matrix \(n, bits\) of -1, 0 and \+1"),
+    ((np.full((1, 2), np.nan), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), r"a matrix \(n, bits\) of -1, 0 and \+1"),
+    ((np.ones((1, 2)), np.ones((4, 2)), np.ones((2, 1)), np.ones((4, 1))), "1 query codes, but 2 rows of labels"),
     ((np.ones((1, 2)), np.ones((4, 2)), np.ones((1, 2)), np.ones((4, 1))), "query labels of 2 classes"),
+    ((np.ones((1, 2)), np.ones((4, 2)), np.ones((1, 1)), np.full((4, 1), 0.5)), "database labels must be a one-hot"),
+    ((np.ones((0, 2)), np.ones((4, 2)), np.ones((0, 1)), np.ones((4, 1))), "at least one query"),
 ])
 def test_inputs_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
