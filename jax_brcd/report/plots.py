@@ -105,4 +105,5 @@ def _picture(axis, image: np.ndarray, name: str, color: str, line) -> None:
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(name, fontsize=7, labelpad=1)
     for spine in axis.spines.values():
-        spine.set(visible=True, color=color, linewidth=2.5, linestyle=line)
+        # Spines end in projecting caps, which would fill the gaps between dashes
+        spine.set(visible=True, color=color, linewidth=2.5, linestyle=line, capstyle="butt")
