@@ -163,7 +163,7 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
                         help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
     for stage, title in zip(STAGES, ("data", "codes and objective", "teacher", "student", "run"), strict=True):
         options.add_options(parser, title, [stage])
-    options.add_options(parser, "method", [METHODS[name] for name in METHODS])
+    options.add_options(parser, "method", METHODS)
     given = vars(parser.parse_args(argv))
     return create_config(given.pop("preset"), **given)
 

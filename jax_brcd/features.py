@@ -17,9 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jax_brcd.augment import ViewConfig, random_views
+from jax_brcd.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.encoding import encode, stream
 from jax_brcd.files import atomic_path
-from jax_brcd.views import view_keys
 
 
 FORMAT = 1  # to be raised when the same settings come to mean other features
@@ -66,23 +66,37 @@ class FeatureCache:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def views(
-        self, images: UInt8[np.ndarray, "images height width 3"], count: int, *, key: Key[Array, ""], config: ViewConfig
+        self, images: UInt8[np.ndarray, "images height width 3"], count: int, *, key: Key[Array, ""], config: ViewConfig,
+        derivation: Derivation = ITSELF, partners: Int[np.ndarray, "images neighbours"] | None = None,
     ) -> np.ndarray:
         """Features of the first `count` views of each image: bfloat16 (views, images, features).
 
         The backbone runs in evaluation mode.
+
+        Args:
+            derivation: encoded in place of the views themselves. partners: the images that each may be mixed with.
         """
         seed = np.asarray(jax.random.key_data(key))
-        folder = self.directory / digest("views", self.name, self._weights, self.dtype, images, seed, config)
-        return np.stack([self._view(folder, images, number, count, key, config) for number in range(count)])
+        made = () if derivation == ITSELF else (derivation, partners)
+        folder = self.directory / digest("views", self.name, self._weights, self.dtype, images, seed, config, *made)
+        made_of = np.zeros((len(images), 0), np.int32) if partners is None else partners
+        drawing = Drawing(key, config, derivation)
+        return np.stack([self._view(folder, images, number, count, drawing, made_of) for number in range(count)])
 
-    def _view(self, folder, images, number: int, count: int, key, config) -> np.ndarray:
+    def _view(self, folder, images, number: int, count: int, drawing: "Drawing", partners: np.ndarray) -> np.ndarray:
         path = folder / f"view_{number:04d}.npy"
         if not path.exists():
             graph, state = nnx.split(self.backbone)
-            features = stream(
-                lambda rows: encode_views(graph, state, images[np.minimum(rows, len(images) - 1)], rows, jnp.int32(number), key, config),
-                np.arange(len(images), dtype=np.int32), description=f"{self.name} view {number + 1}/{count}")
+            everyone = np.arange(len(images), dtype=np.int32)
+            sources = [np.asarray(source) for source in drawing.sources(everyone, number, partners)]
+
+            def compute(rows):
+                made_of = tuple(source[np.minimum(rows, len(images) - 1)] for source in sources)
+                return encode_views(graph, state, tuple(images[source] for source in made_of), made_of, rows,
+                                    jnp.int32(number), drawing.key, drawing.config, drawing.derivation)
+
+            what = "view" if drawing.derivation == ITSELF else f"{drawing.derivation.name} of view"
+            features = stream(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}")
             self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 
@@ -91,11 +105,32 @@ class FeatureCache:
             np.save(temporary, features, allow_pickle=False)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How views are drawn and what is made of them."""
+
+    key: Key[Array, ""]
+    config: ViewConfig
+    derivation: Derivation
+
+    def sources(self, indices: np.ndarray, number: int, partners: np.ndarray):
+        """The images that view `number` of each image is made of."""
+        numbers = jnp.full(indices.shape, number, jnp.int32)
+        return self.derivation.sources(self.key, jnp.asarray(indices), numbers, jnp.asarray(partners))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7, 8))
 def encode_views(
-    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], indices: Int[Array, "batch"],
-    number: Int[Array, ""], key: Key[Array, ""], config: ViewConfig,
+    graph: nnx.GraphDef, state: nnx.State, images: tuple[UInt8[Array, "batch height width 3"], ...],
+    sources: tuple[Int[Array, "batch"], ...], indices: Int[Array, "batch"], number: Int[Array, ""], key: Key[Array, ""],
+    config: ViewConfig, derivation: Derivation,
 ) -> Float[Array, "batch features"]:
-    """Features of view `number` of each image in evaluation mode; `indices` are the images' places in the training set."""
+    """Features of what is derived of view `number` of each image, in evaluation mode.
+
+    Args:
+        images: of each source. sources, indices: the sources' and the images' places in the training set.
+    """
     numbers = jnp.broadcast_to(number, indices.shape)
-    return nnx.merge(graph, state)(random_views(view_keys(key, indices, numbers), images, config))
+    drawn = tuple(random_views(view_keys(key, source, numbers), pixels, config)
+                  for source, pixels in zip(sources, images, strict=True))
+    return nnx.merge(graph, state)(derivation.combine(drawn, key, indices, numbers))

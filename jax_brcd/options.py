@@ -92,29 +92,41 @@ class OneLineParser(argparse.ArgumentParser):
         return known
 
 
-def add_options(parser: argparse.ArgumentParser, title: str, stages: Iterable[type]) -> None:
+def add_options(parser: argparse.ArgumentParser, title: str, stages: Iterable[type] | Mapping[str, type]) -> None:
     """Adds one option a field, in a group of its own; only options that were given reach the namespace.
 
-    Several dataclasses may share a field (two distillation methods with a temperature of their own): it is added once.
+    Several dataclasses may share a field (two distillation methods with a weight of their own): it is added once, with the
+    first one's help. Where the dataclasses are given by name, the help says whose the option is and each one's default.
     """
     group = parser.add_argument_group(title)
     taken = {name for action in parser._actions for name in action.option_strings}
-    for stage in stages:
+    shared: dict[str, list[tuple[str | None, dataclasses.Field]]] = {}
+    for owner, stage in stages.items() if isinstance(stages, Mapping) else [(None, stage) for stage in stages]:
         for field in dataclasses.fields(stage):
-            if not field.metadata or flag(field.name) in taken:
-                continue
-            taken.add(flag(field.name))
-            kind = _plain_type(field.type)
-            text = field.metadata["help"].replace("%", "%%") + f" (default: {_spell(field.default)})"
-            extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
-                     else {"type": kind if kind in (str, pathlib.Path) else _reader(kind),
-                           "metavar": _metavar(field, kind)})
-            group.add_argument(flag(field.name), default=argparse.SUPPRESS, help=text, **extra)
+            if field.metadata and flag(field.name) not in taken:
+                shared.setdefault(field.name, []).append((owner, field))
+    for name, fields in shared.items():
+        field = fields[0][1]
+        kind = _plain_type(field.type)
+        text = field.metadata["help"].replace("%", "%%") + f" (default: {_defaults(fields)})"
+        extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
+                 else {"type": kind if kind in (str, pathlib.Path) else _reader(kind),
+                       "metavar": _metavar([field for _, field in fields], kind)})
+        group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
 
 
-def _metavar(field: dataclasses.Field, kind: type) -> str:
-    if field.metadata["choices"]:
-        return "{" + ",".join(field.metadata["choices"]) + "}"
+def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:
+    """`4.0 of kl; 0.05 of crd, crcd`, or the default alone where it has no named owner."""
+    owners: dict[str, list[str]] = {}
+    for owner, field in fields:
+        owners.setdefault(_spell(field.default), []).extend([owner] if owner else [])
+    return "; ".join(f"{default} of {', '.join(names)}" if names else default for default, names in owners.items())
+
+
+def _metavar(fields: Iterable[dataclasses.Field], kind: type) -> str:
+    choices = dict.fromkeys(choice for field in fields for choice in field.metadata["choices"] or ())
+    if choices:
+        return "{" + ",".join(choices) + "}"
     return {int: "N", float: "X", pathlib.Path: "PATH"}.get(kind, "NAME")
 
 

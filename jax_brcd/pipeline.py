@@ -18,9 +18,9 @@ from jax_brcd.errors import InputError
 from jax_brcd.export import export_safetensors
 from jax_brcd.features import FeatureCache
 from jax_brcd.files import read_json, write_json
-from jax_brcd.methods import TeacherView
+from jax_brcd.methods import Needs, TeacherView
 from jax_brcd.models import HashModel, create_hash_model
-from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision
+from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision, nearest_neighbours
 from jax_brcd.stages.evaluation import KeptParts, Parts, PixelParts, head_codes, measure_cost
 from jax_brcd.stages.models import build
 from jax_brcd.stages.pretraining import pretraining_stage
@@ -63,9 +63,10 @@ class Context:
         """The seed of a stage."""
         return self.config.run.seed * STAGE_SEEDS + stage
 
-    def pixels(self, images: np.ndarray, *, train: bool) -> PixelViews:
-        """Views drawn from pixels, with the images on the device."""
-        return PixelViews(jnp.asarray(images), self.view_key, self.view_config, train)
+    def pixels(self, images: np.ndarray, *, train: bool, partners: np.ndarray | None = None) -> PixelViews:
+        """Views drawn from pixels, with the images on the device; `partners` are those that each may be mixed with."""
+        partners = None if partners is None else jnp.asarray(partners)
+        return PixelViews(jnp.asarray(images), self.view_key, self.view_config, train, partners)
 
     def parts(self) -> dict[str, np.ndarray]:
         """The images of each part that is encoded."""
@@ -201,9 +202,10 @@ def keep_parts(context: Context, cache: FeatureCache) -> KeptParts:
     return KeptParts({name: cache.evaluation(images, size=context.size) for name, images in context.parts().items()})
 
 
-def kept_view_features(context: Context, cache: FeatureCache) -> np.ndarray:
-    """The features that a frozen backbone gives for every kept view of the training images."""
-    return cache.views(context.dataset.train.images, context.kept_views, key=context.view_key, config=context.view_config)
+def kept_view_features(context: Context, cache: FeatureCache, **made: Any) -> np.ndarray:
+    """The features that a frozen backbone gives for every kept view of the training images, or for what is `made` of it."""
+    return cache.views(context.dataset.train.images, context.kept_views, key=context.view_key, config=context.view_config,
+                       **made)
 
 
 def teacher_views(context: Context, cache: FeatureCache) -> ViewSource:
@@ -217,17 +219,22 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     """Stages 2 and 3: what the teacher says of the training images, then the student under the distillation method."""
     config = context.config
     cache = FeatureCache(config.data.cache_dir / "features", config.student.student, model.backbone, config.run.dtype)
-    live = config.student.train_backbone or context.kept_views is None
-    if live:
+    said = TeacherView(teacher.parts.codes(teacher.model, "train"))
+    needs = config.method.needs
+    partners = nearest_neighbours(said.codes, needs.neighbours) if needs.neighbours else None
+    if config.student.train_backbone or context.kept_views is None:
         parts: Parts = PixelParts(context.parts(), context.size)
-        student_views: ViewSource = context.pixels(context.dataset.train.images, train=True)
+        student_views: ViewSource = context.pixels(context.dataset.train.images, train=True,
+                                                   partners=partners)
     else:
         parts = keep_parts(context, cache)
-        student_views = KeptFeatures(jnp.asarray(kept_view_features(context, cache)))
+        derived = {derivation.name: jnp.asarray(kept_view_features(context, cache, derivation=derivation, partners=partners))
+                   for derivation in needs.views}
+        student_views = KeptFeatures(jnp.asarray(kept_view_features(context, cache)), derived)
     encoder = Encoder(model, parts, cache)
     stage, parameters, carry = student_stage(
-        model, teacher.model, config.method, TeacherView(teacher.parts.codes(teacher.model, "train")),
-        student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher),
+        model, teacher.model, config.method, said,
+        student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher, needs, partners),
         train_backbone=config.student.train_backbone,
         scan=not config.student.train_backbone or backbone_scans(), learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
@@ -238,11 +245,18 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     return encoder, context.fit(stage, parameters, carry)
 
 
-def teacher_codes_of_views(context: Context, teacher: Encoder) -> ViewSource:
-    """The trained teacher's codes of the views that the student sees."""
+def teacher_codes_of_views(
+    context: Context, teacher: Encoder, needs: Needs, partners: np.ndarray | None
+) -> ViewSource:
+    """The trained teacher's codes of the views that the student sees, and of what the method needs made of them."""
     if context.kept_views is None:
-        return context.pixels(context.dataset.train.images, train=False)
-    return KeptCodes(jnp.asarray(head_codes(teacher.model, kept_view_features(context, teacher.cache)), jnp.int8))
+        return context.pixels(context.dataset.train.images, train=False, partners=partners)
+
+    def codes(**made: Any) -> jax.Array:
+        return jnp.asarray(head_codes(teacher.model, kept_view_features(context, teacher.cache, **made)), jnp.int8)
+
+    return KeptCodes(codes(), {derivation.name: codes(derivation=derivation, partners=partners)
+                               for derivation in needs.views})
 
 
 def put_student(student: Encoder, state) -> HashModel:

@@ -37,7 +37,7 @@ def refused(capsys, *arguments):
     (["--dataset", "cifar"], "unknown data set 'cifar': did you mean 'cifar10'?"),
     (["--teacher", "vit_b16"], "unknown backbone 'vit_b16': did you mean 'vit_b_16'?"),
     (["--student", "resnet19"], "unknown backbone 'resnet19': did you mean 'resnet18'?"),
-    (["--method", "bcrd"], "unknown method 'bcrd': did you mean 'brcd'?"),
+    (["--method", "brdc"], "unknown method 'brdc': did you mean 'brcd'?"),
     (["--variant", "corect"], "unknown value of --variant 'corect': did you mean 'corrected'?"),
     (["--preset", "cifar10-vit_b_16"], "did you mean 'cifar10-vit_b_16-resnet18'?"),
     (["--bit", "64"], "unknown option '--bit': did you mean '--bits'?"),

@@ -8,16 +8,32 @@ from typing import Any
 
 from jax_brcd import options
 from jax_brcd.errors import InputError
-from jax_brcd.methods.base import DistillationBatch, Method, TeacherView
+from jax_brcd.methods.base import DistillationBatch, Method, Needs, TeacherView
 from jax_brcd.methods.brcd import BRCD
+from jax_brcd.methods.crcd import CRCD
+from jax_brcd.methods.crd import CRD
+from jax_brcd.methods.kl import KL
 from jax_brcd.methods.none import NoDistillation
+from jax_brcd.methods.packd import PACKD
+from jax_brcd.methods.pkt import PKT
+from jax_brcd.methods.rkd import RKD
+from jax_brcd.methods.sp import SP
+from jax_brcd.methods.sskd import SSKD
 from jax_brcd.registry import Registry
 
 METHODS: Registry[type[Method]] = Registry("method")
 METHODS.register("brcd")(BRCD)
 METHODS.register("none")(NoDistillation)
+METHODS.register("kl")(KL)
+METHODS.register("rkd")(RKD)
+METHODS.register("pkt")(PKT)
+METHODS.register("sp")(SP)
+METHODS.register("crd")(CRD)
+METHODS.register("sskd")(SSKD)
+METHODS.register("crcd")(CRCD)
+METHODS.register("packd")(PACKD)
 
-__all__ = ["METHODS", "DistillationBatch", "Method", "TeacherView", "create_method"]
+__all__ = ["METHODS", "DistillationBatch", "Method", "Needs", "TeacherView", "create_method"]
 
 
 def create_method(name: str, **settings: Any) -> Method:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.clusters import VARIANTS, bit_masks, cluster_codes
 from jax_brcd.losses import brcd_distillation_loss
-from jax_brcd.methods.base import DistillationBatch, TeacherView, Tree
+from jax_brcd.methods.base import NOTHING, DistillationBatch, TeacherView, Tree
 from jax_brcd.options import option
 
 
@@ -23,6 +23,8 @@ class BRCD:
     robust: bool = option(True, "drop offset positives and remove false negatives")
     mask_bits: bool = option(True, "compare codes under the bit mask of the image's cluster")
     remove_false_negatives: bool = option(False, "remove false negatives without the rest of --robust")
+
+    needs = NOTHING
 
     def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
         """No parameters; the memory holds each image's cluster, the centers and the bit masks."""

@@ -5,16 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_brcd.methods.base import DistillationBatch, TeacherView, Tree
+from jax_brcd.methods.base import DistillationBatch, Stateless, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class NoDistillation:
+class NoDistillation(Stateless):
     """Adds nothing to the student's own objective."""
-
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
-        """No parameters and no memory."""
-        return {}, {}
 
     def loss(
         self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float

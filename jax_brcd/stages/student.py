@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Int, Key
 
 from jax_brcd.codes import hash_codes
 from jax_brcd.losses import cibhash_terms
@@ -12,6 +15,12 @@ from jax_brcd.models import HashModel
 from jax_brcd.stages.models import partition
 from jax_brcd.training import Stage
 from jax_brcd.views import ViewSource
+
+
+def draw_negatives(key: Key[Array, ""], indices: Int[Array, "batch"], n_images: int, count: int) -> Int[Array, "batch count"]:
+    """`count` images of the `n_images` for each, with replacement, never the image itself."""
+    steps = jax.random.randint(key, (len(indices), count), 1, max(n_images, 2))
+    return (indices[:, None] + steps) % n_images
 
 
 def student_stage(
@@ -36,6 +45,7 @@ def student_stage(
     """
     graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
     teacher_graph, teacher_state = nnx.split(teacher)
+    needs, n_images = method.needs, settings["n_images"]
     method_parameters, memory = method.init(teacher_view, seed=method_seed)
 
     def loss(parameters, carry, constants, batch, key):
@@ -46,8 +56,16 @@ def student_stage(
         teacher_i, teacher_j = (constants["teacher_views"].logits(frozen_teacher, batch.indices, numbers, batch.valid)
                                 for numbers in (batch.views_i, batch.views_j))
         contrastive, kl = cibhash_terms(student_i, student_j, temperature=temperature, valid=batch.valid)
+        student_derived, teacher_derived = (
+            [hash_codes(constants[f"{role}_views"].logits(encoder, batch.indices, batch.views_i, batch.valid, derivation))
+             for derivation in needs.views]
+            for role, encoder in (("student", model), ("teacher", frozen_teacher)))
+        negatives_key, key = jax.random.split(key)
         seen = DistillationBatch(
             indices=batch.indices, valid=batch.valid, key=key,
+            negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
+            student_derived_codes=jnp.stack(student_derived) if student_derived else None,
+            teacher_derived_codes=jnp.stack(teacher_derived) if teacher_derived else None,
             student_logits_i=student_i, student_logits_j=student_j,
             student_codes_i=hash_codes(student_i), student_codes_j=hash_codes(student_j),
             teacher_codes_i=hash_codes(teacher_i), teacher_codes_j=hash_codes(teacher_j),

@@ -1,0 +1,25 @@
+"""Similarity-preserving distillation (Tung and Mori, ICCV 2019)."""
+
+import dataclasses
+
+from jaxtyping import Array, Float
+
+from jax_brcd.losses import sp_loss
+from jax_brcd.losses.sp import SP_VARIANTS
+from jax_brcd.methods.base import DistillationBatch, Stateless, Tree
+from jax_brcd.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class SP(Stateless):
+    """The similarities among the teacher's codes as targets."""
+
+    distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
+    variant: str = option("batch", "the method as meant, or as the published code computes it", choices=SP_VARIANTS)
+
+    def loss(
+        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
+    ) -> tuple[Float[Array, ""], Tree]:
+        """The similarities of the codes of view i."""
+        loss = sp_loss(batch.student_codes_i, batch.teacher_codes_i, variant=self.variant, valid=batch.valid)
+        return self.distillation_weight * loss, memory

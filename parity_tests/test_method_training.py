@@ -1,0 +1,181 @@
+"""Every method trains, resumes and sees the views it asks for, whether they are encoded now or were kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_brcd import training
+from jax_brcd.augment import ViewConfig
+from jax_brcd.batches import epoch_batches
+from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.derivations import ITSELF, Mixture, Rotation
+from jax_brcd.features import FeatureCache
+from jax_brcd.methods import METHODS, TeacherView, create_method
+from jax_brcd.models import create_hash_model
+from jax_brcd.retrieval import nearest_neighbours
+from jax_brcd.stages.student import draw_negatives, student_stage
+from jax_brcd.training import fit, start, train_epoch
+from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews
+
+IMAGES, BITS, BATCH, VIEWS, CLASSES = 40, 16, 16, 3, 4
+# The weight makes what falls in training what the method adds, and not the student's own objective
+SMALL = {"clusters": CLASSES, "cluster_restarts": 2, "negatives": 12, "embedding": 12, "distillation_weight": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_hash_model("resnet8", BITS, rngs=nnx.Rngs(0))  # its head takes 64 features, which are given here
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Features of four noisy classes, of their views and of what is derived of them, for a teacher and a weaker student."""
+    draw = np.random.default_rng(0)
+    means, projection = draw.normal(size=(CLASSES, 64)), draw.normal(size=(64, BITS))
+    still = means[draw.integers(CLASSES, size=IMAGES)] + 0.5 * draw.normal(size=(IMAGES, 64))
+    names = ["itself", *(Rotation(turns).name for turns in (1, 2, 3)), Mixture(0).name]
+    views = {name: still + 0.3 * draw.normal(size=(VIEWS, IMAGES, 64)) for name in names}
+    return {
+        "codes": np.sign(still @ projection).astype(np.float32),
+        "teacher": {name: jnp.asarray(np.sign(part @ projection), jnp.int8) for name, part in views.items()},
+        "student": {name: jnp.asarray(part + 0.5 * draw.normal(size=part.shape), jnp.float32)
+                    for name, part in views.items()},
+    }
+
+
+def small_method(name):
+    own = METHODS[name].__dataclass_fields__
+    return create_method(name, **{setting: value for setting, value in SMALL.items() if setting in own})
+
+
+def stage_of(scene, model, name, epochs=6, **settings):
+    (student, *_), (teacher, *_) = (list(scene[role].items()) for role in ("student", "teacher"))
+    stage, parameters, carry = student_stage(
+        model, model, small_method(name), TeacherView(scene["codes"]),
+        student_views=KeptFeatures(student[1], scene["student"]), teacher_views=KeptCodes(teacher[1], scene["teacher"]),
+        train_backbone=False, learning_rate=1e-2, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=IMAGES,
+        batch_size=BATCH, epochs=epochs, seed=5, kept_views=VIEWS, **settings)
+    return stage, start(stage, parameters, carry)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_its_loss_falls(scene, model, name):
+    stage, state = stage_of(scene, model, name)
+    found = []
+    for epoch in range(stage.epochs):
+        batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=stage.seed, views=VIEWS)
+        state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(epoch))
+        found.append({name: np.asarray(values) for name, values in metrics.items()})
+    assert all(np.isfinite(values).all() for metrics in found for values in metrics.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    falling = "contrastive" if name == "none" else "distillation"
+    assert found[-1][falling].mean() < found[0][falling].mean()
+
+
+@pytest.mark.parametrize("name", ["crcd", "packd"])
+def test_a_method_with_a_memory_resumes_to_the_same_numbers(scene, model, name, tmp_path, monkeypatch):
+    stage, state = stage_of(scene, model, name, epochs=4, checkpoint_seconds=0.0)
+    copy = jax.tree.map(jnp.array, state)
+    original, calls = training._run_epoch, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    whole = fit(stage, state, Checkpoints(tmp_path / "whole"))
+    monkeypatch.setattr(training, "_run_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stage, jax.tree.map(jnp.array, copy), Checkpoints(tmp_path / "cut"))
+    resumed = fit(stage, copy, Checkpoints(tmp_path / "cut"))
+    assert len(calls) == 3 + 2  # two epochs were kept
+    for ours, theirs in zip(*map(jax.tree.leaves, (resumed.state, whole.state)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [record["loss"] for record in resumed.history] == [record["loss"] for record in whole.history]
+
+
+DERIVED = (Rotation(1), Mixture(0))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Eight random images, views of them, and each one's partners to be mixed with."""
+    draw = np.random.default_rng(1)
+    images = draw.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
+    partners = nearest_neighbours(draw.choice([-1.0, 1.0], (8, 6)).astype(np.float32), 2)
+    return PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=16), False, jnp.asarray(partners))
+
+
+class Flat(nnx.Module):
+    """A model whose features and logits are its pixels in a row."""
+
+    def __call__(self, pixels, *, train=False, valid=None):
+        return pixels.reshape(len(pixels), -1)
+
+    def head(self, features):
+        return features
+
+
+def draw_views(views, derivation):
+    """View 1 of every image."""
+    every = jnp.arange(8)
+    drawn = views.logits(Flat(), every, jnp.ones_like(every), every >= 0, derivation)
+    return np.asarray(drawn).reshape(8, 16, 16, 3)
+
+
+def test_a_turned_view_is_the_view_turned(pixels):
+    upright, turned, full = (draw_views(pixels, derivation) for derivation in (ITSELF, Rotation(1), Rotation(4)))
+    np.testing.assert_array_equal(turned, np.rot90(upright, axes=(1, 2)))
+    np.testing.assert_array_equal(full, upright)
+
+
+def test_a_mixed_view_lies_between_the_views_of_an_image_and_of_a_partner(pixels):
+    views, mixed = (draw_views(pixels, derivation) for derivation in (ITSELF, Mixture(0)))
+    for image in range(8):
+        residuals = []
+        for partner in np.asarray(pixels.partners)[image]:
+            direction, offset = (views[image] - views[partner]).ravel(), (mixed[image] - views[partner]).ravel()
+            weight = offset @ direction / (direction @ direction)
+            residuals.append(np.abs(offset - weight * direction).max() if 0 <= weight <= 1 else np.inf)
+        assert min(residuals) < 1e-4
+    assert np.abs(draw_views(pixels, Mixture(1)) - mixed).max() > 0.1  # another mixture of the same view
+
+
+def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_path, monkeypatch):
+    """Kept features are bfloat16, off by up to 1/128 at the largest pixels, 2.6; they are encoded once, and only what is asked for."""
+    cache = FeatureCache(tmp_path, "flat", Flat(), "float32")
+    images, partners = np.asarray(pixels.images), np.asarray(pixels.partners)
+
+    def kept(**made):
+        return cache.views(images, 2, key=pixels.key, config=pixels.config, **made)
+
+    features = kept()
+    assert len(list(tmp_path.iterdir())) == 1
+    derived = {derivation.name: jnp.asarray(kept(derivation=derivation, partners=partners)) for derivation in DERIVED}
+    assert len(list(tmp_path.iterdir())) == 1 + len(DERIVED)
+    source = KeptFeatures(jnp.asarray(features), derived)
+    batch = jnp.array([6, 1, 1, 0, 3, 4, 4, 7]), jnp.array([0, 1, 0, 0, 1, 1, 0, 1]), jnp.ones(8, bool)
+    for derivation in (ITSELF, *DERIVED):
+        np.testing.assert_allclose(source.logits(Flat(), *batch, derivation), pixels.logits(Flat(), *batch, derivation),
+                                   atol=0.02)
+    monkeypatch.setattr("jax_brcd.features.encode_views", None)
+    np.testing.assert_array_equal(kept(derivation=DERIVED[1], partners=partners), derived[DERIVED[1].name])
+
+
+def test_negatives_are_other_images():
+    indices = jnp.arange(10)
+    negatives = np.asarray(draw_negatives(jax.random.key(0), indices, 10, 400))
+    assert negatives.shape == (10, 400)
+    for image, row in enumerate(negatives):
+        assert set(row.tolist()) == set(range(10)) - {image}
+
+
+def test_neighbours_are_the_nearest_others_even_among_equal_codes():
+    codes = np.array([[1, 1, 1], [1, 1, -1], [-1, -1, -1], [-1, -1, 1]], np.float32)
+    np.testing.assert_array_equal(nearest_neighbours(codes, 1), [[1], [0], [3], [2]])
+    equal = nearest_neighbours(np.ones((5, 4), np.float32), 2)
+    np.testing.assert_array_equal(equal, [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]])
+    assert nearest_neighbours(codes, 10).shape == (4, 3) and nearest_neighbours(codes[:1], 3).shape == (1, 1)
