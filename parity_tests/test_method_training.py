@@ -100,13 +100,21 @@ def test_a_method_with_a_memory_resumes_to_the_same_numbers(scene, model, name, 
 DERIVED = (Rotation(1), Mixture(0))
 
 
+def cheap_views(keys, images, config):
+    """Stands for the published views: another tint for each key."""
+    return images / 255.0 + jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 3)))(keys)
+
+
 @pytest.fixture(scope="module")
 def pixels():
     """Eight random images, views of them, and each one's partners to be mixed with."""
     draw = np.random.default_rng(1)
     images = draw.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
     partners = nearest_neighbours(draw.choice([-1.0, 1.0], (8, 6)).astype(np.float32), 2)
-    return PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=16), False, jnp.asarray(partners))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("views", "features"):
+            patch.setattr(f"jax_brcd.{module}.random_views", cheap_views)
+        yield PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=12), False, jnp.asarray(partners))
 
 
 class Flat(nnx.Module):
@@ -123,7 +131,7 @@ def draw_views(views, derivation):
     """View 1 of every image."""
     every = jnp.arange(8)
     drawn = views.logits(Flat(), every, jnp.ones_like(every), every >= 0, derivation)
-    return np.asarray(drawn).reshape(8, 16, 16, 3)
+    return np.asarray(drawn).reshape(8, 12, 12, 3)
 
 
 def test_a_turned_view_is_the_view_turned(pixels):
@@ -145,7 +153,7 @@ def test_a_mixed_view_lies_between_the_views_of_an_image_and_of_a_partner(pixels
 
 
 def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_path, monkeypatch):
-    """Kept features are bfloat16, off by up to 1/128 at the largest pixels, 2.6; they are encoded once, and only what is asked for."""
+    """Kept features are bfloat16, off by up to 1/256 at the largest pixels, 2; they are encoded once, and only what is asked for."""
     cache = FeatureCache(tmp_path, "flat", Flat(), "float32")
     images, partners = np.asarray(pixels.images), np.asarray(pixels.partners)
 
@@ -160,7 +168,7 @@ def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_pa
     batch = jnp.array([6, 1, 1, 0, 3, 4, 4, 7]), jnp.array([0, 1, 0, 0, 1, 1, 0, 1]), jnp.ones(8, bool)
     for derivation in (ITSELF, *DERIVED):
         np.testing.assert_allclose(source.logits(Flat(), *batch, derivation), pixels.logits(Flat(), *batch, derivation),
-                                   atol=0.02)
+                                   atol=0.004)
     monkeypatch.setattr("jax_brcd.features.encode_views", None)
     np.testing.assert_array_equal(kept(derivation=DERIVED[1], partners=partners), derived[DERIVED[1].name])
 
