@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from jax_brcd import training
@@ -18,6 +19,7 @@ from jax_brcd.retrieval import nearest_neighbours
 from jax_brcd.stages.student import draw_negatives, student_stage
 from jax_brcd.training import fit, start, train_epoch
 from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews
+from torch_ref import augment as reference
 
 IMAGES, BITS, BATCH, VIEWS, CLASSES = 40, 16, 16, 3, 4
 # The weight makes what falls in training what the method adds, and not the student's own objective
@@ -140,16 +142,22 @@ def test_a_turned_view_is_the_view_turned(pixels):
     np.testing.assert_array_equal(full, upright)
 
 
-def test_a_mixed_view_lies_between_the_views_of_an_image_and_of_a_partner(pixels):
-    views, mixed = (draw_views(pixels, derivation) for derivation in (ITSELF, Mixture(0)))
-    for image in range(8):
+def assert_mixed(mixed, views, partners):
+    """Each image lies on the line between its view and that of one of its partners."""
+    for image, view in enumerate(views):
         residuals = []
-        for partner in np.asarray(pixels.partners)[image]:
-            direction, offset = (views[image] - views[partner]).ravel(), (mixed[image] - views[partner]).ravel()
+        for partner in np.asarray(partners)[image]:
+            direction, offset = (view - views[partner]).ravel(), (mixed[image] - views[partner]).ravel()
             weight = offset @ direction / (direction @ direction)
             residuals.append(np.abs(offset - weight * direction).max() if 0 <= weight <= 1 else np.inf)
         assert min(residuals) < 1e-4
-    assert np.abs(draw_views(pixels, Mixture(1)) - mixed).max() > 0.1  # another mixture of the same view
+
+
+def test_a_mixed_view_lies_between_the_views_of_an_image_and_of_a_partner(pixels):
+    views, mixed, other = (draw_views(pixels, derivation) for derivation in (ITSELF, Mixture(0), Mixture(1)))
+    assert_mixed(mixed, views, pixels.partners)
+    assert_mixed(other, views, pixels.partners)
+    assert np.abs(other - mixed).max() > 0.1  # another mixture of the same view
 
 
 def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_path, monkeypatch):
@@ -187,3 +195,19 @@ def test_neighbours_are_the_nearest_others_even_among_equal_codes():
     equal = nearest_neighbours(np.ones((5, 4), np.float32), 2)
     np.testing.assert_array_equal(equal, [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]])
     assert nearest_neighbours(codes, 10).shape == (4, 3) and nearest_neighbours(codes[:1], 3).shape == (1, 1)
+
+
+def test_torch_ref_derives_the_same(pixels):
+    images = draw_views(pixels, ITSELF)
+    channels_first = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    indices, partners = torch.arange(8), torch.tensor(np.asarray(pixels.partners)).long()
+
+    def derive(derivation):
+        made = reference.derive(derivation, channels_first, indices, lambda others: channels_first[others], partners, (0, 1))
+        return made.numpy().transpose(0, 2, 3, 1)
+
+    for turns in (1, 2, 3):
+        np.testing.assert_array_equal(derive(Rotation(turns)), draw_views(pixels, Rotation(turns)))
+    assert_mixed(derive(Mixture(0)), images, pixels.partners)
+    codes = np.random.default_rng(0).choice([-1.0, 1.0], (30, 5)).astype(np.float32)
+    np.testing.assert_array_equal(reference.nearest_others(torch.from_numpy(codes), 4), nearest_neighbours(codes, 4))

@@ -1,8 +1,13 @@
 """The published views, an image at a time, by torchvision's transforms."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+
+from jax_brcd.derivations import Derivation, Mixture, Rotation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -30,3 +35,23 @@ def evaluation_view(size: int) -> v2.Transform:
 def random_views(images: Tensor, view: v2.Transform) -> Tensor:
     """One view of each image."""
     return torch.stack([view(image) for image in images])
+
+
+def derive(
+    derivation: Derivation, pixels: Tensor, indices: Tensor, draw: Callable[[Tensor], Tensor], partners: Tensor | None,
+    seed: tuple[int, ...],
+) -> Tensor:
+    """What is derived of views: turned, or mixed with the view that `draw` gives of one of the image's partners."""
+    if isinstance(derivation, Rotation):
+        return torch.rot90(pixels, derivation.turns, dims=(2, 3))
+    assert isinstance(derivation, Mixture), derivation
+    random = np.random.default_rng((*seed, derivation.number))
+    others = partners[indices, torch.from_numpy(random.integers(partners.shape[1], size=len(indices)))]
+    weight = torch.from_numpy(random.random((len(indices), 1, 1, 1), np.float32))
+    return weight * pixels + (1 - weight) * draw(others)
+
+
+def nearest_others(codes: Tensor, count: int) -> Tensor:
+    """Of each image the `count` others of the nearest codes (n, K), ties by position. (n, count)."""
+    similarity = (codes @ codes.T).fill_diagonal_(-torch.inf)
+    return similarity.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(codes) - 1)]

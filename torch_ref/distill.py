@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from jax_brcd.clusters import cluster_codes
 from jax_brcd.config import Config, parse_command_line
 from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.derivations import Derivation
 from jax_brcd.errors import InputError
 from jax_brcd.files import atomic_path, write_json
 from jax_brcd.options import run_command
 from torch_ref import augment, losses, models
 from torch_ref.clusters import bit_masks
+from torch_ref.methods import METHODS
 from torch_ref.retrieval import mean_average_precision, search_scores
 from torch_ref.training import Schedule, pretrain, train_student, train_teacher
 
@@ -43,14 +45,28 @@ class Experiment:
         return Schedule(**{"n_images": len(self.train_images), "batch_size": run.batch_size, "epochs": epochs,
                            "seed": run.seed * 3 + stage, "kept_views": self.kept_views, **settings})
 
-    def view_pixels(self, number: int) -> Tensor:
-        """Kept view `number` of every training image: the same pixels whenever it is asked for."""
+    def view_pixels(self, number: int, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
+        """Kept view `number` of every training image, or what is derived of it: the same pixels whenever it is asked for."""
         torch.manual_seed(self.config.run.seed * 1_000_003 + number)
-        return augment.random_views(self.train_images, self.view)
+        pixels = augment.random_views(self.train_images, self.view)
+        if derivation is None:
+            return pixels
+        return augment.derive(derivation, pixels, torch.arange(len(pixels)), lambda others: pixels[others], partners,
+                              (self.config.run.seed, number))
 
-    def kept(self, encode) -> Tensor:
-        """`encode` of every kept view: (views, images, ...)."""
-        return torch.stack([encode(self.view_pixels(number)) for number in range(self.kept_views)])
+    def fresh_pixels(self, indices: Tensor, numbers: Tensor, derivation: Derivation | None, partners: Tensor | None) -> Tensor:
+        """New views of a batch, or what is derived of them: the same pixels for the same batch and numbers."""
+        seed = (self.config.run.seed, int(numbers[0]), int(indices[0]))
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        pixels = augment.random_views(self.train_images[indices], self.view)
+        if derivation is None:
+            return pixels
+        return augment.derive(derivation, pixels, indices,
+                              lambda others: augment.random_views(self.train_images[others], self.view), partners, seed)
+
+    def kept(self, encode, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
+        """`encode` of every kept view, or of what is derived of it: (views, images, ...)."""
+        return torch.stack([encode(self.view_pixels(number, derivation, partners)) for number in range(self.kept_views)])
 
     def codes(self, model: nn.Module, part: str) -> np.ndarray:
         """Codes of the un-augmented images of a part of the data set."""
@@ -133,12 +149,13 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     setattr(model, name, head)
 
 
-def distillation_loss(experiment: Experiment, teacher: nn.Module):
-    """What the method adds to the student's own objective."""
+def distillation_loss(experiment: Experiment, codes: np.ndarray):
+    """What the method adds to the student's own objective, from the teacher's codes of the training images."""
     config, method = experiment.config, experiment.config.method
     if config.run.method == "none":
         return lambda indices, student, teacher_i, teacher_j: student.new_zeros(())
-    codes = experiment.codes(teacher, "train")
+    if config.run.method in METHODS:
+        return METHODS[config.run.method](method, torch.from_numpy(codes), config.run.seed * 3 + 2)
     clusters, centers = cluster_codes(codes, method.clusters, seed=config.run.seed * 3 + 2, restarts=method.cluster_restarts)
     clusters, centers = torch.from_numpy(clusters).long(), torch.from_numpy(centers)
     mask = bit_masks(torch.from_numpy(codes), clusters, method.clusters, method.margin, method.variant)
@@ -152,22 +169,35 @@ def distillation_loss(experiment: Experiment, teacher: nn.Module):
     return loss
 
 
-def student_logits(experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_codes: Tensor | None):
-    """The function that gives the student's and the teacher's logits of a view."""
+def student_logits(
+    experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_codes: Tensor | None, codes: np.ndarray
+):
+    """The function that gives the student's and the teacher's logits of a view, or of what is derived of it."""
     head = getattr(model, models.head_name(model))
-    whole = experiment.config.student.train_backbone
+    whole, needs = experiment.config.student.train_backbone, experiment.config.method.needs
+    partners = augment.nearest_others(torch.from_numpy(codes), needs.neighbours) if needs.neighbours else None
     if experiment.kept_views is None:
-        def fresh(indices: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-            pixels = augment.random_views(experiment.train_images[indices], experiment.view)
+        def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Tensor, Tensor]:
+            pixels = experiment.fresh_pixels(indices, numbers, derivation, partners)
             with torch.no_grad():
                 teacher_logits = teacher(pixels)
             return model(pixels), teacher_logits
 
         return fresh
-    inputs = experiment.kept((lambda pixels: pixels) if whole else
-                             (lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels)))
+
+    def student_input(pixels: Tensor) -> Tensor:
+        return pixels if whole else in_batches(lambda batch: models.features_of(model, batch), model, pixels)
+
+    def of_teacher(pixels: Tensor) -> Tensor:
+        return losses.hash_codes(in_batches(teacher, teacher, pixels))
+
+    inputs, targets = {None: experiment.kept(student_input)}, {None: teacher_codes}
+    for derivation in needs.views:
+        inputs[derivation] = experiment.kept(student_input, derivation, partners)
+        targets[derivation] = experiment.kept(of_teacher, derivation, partners)
     learner = model if whole else head
-    return lambda indices, numbers: (learner(inputs[numbers, indices]), teacher_codes[numbers, indices])
+    return lambda indices, numbers, derivation=None: (learner(inputs[derivation][numbers, indices]),
+                                                      targets[derivation][numbers, indices])
 
 
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tensor | None):
@@ -186,13 +216,16 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tenso
         return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
                 for search, codes in databases.items()}
 
+    codes = experiment.codes(teacher, "train")
+    distillation = distillation_loss(experiment, codes)
+    own = list(distillation.parameters()) if isinstance(distillation, nn.Module) else []
     best, _ = train_student(
-        model, list((model if whole else head).parameters()), student_logits(experiment, model, teacher, teacher_codes),
-        distillation_loss(experiment, teacher),
+        model, [*(model if whole else head).parameters(), *own],
+        student_logits(experiment, model, teacher, teacher_codes, codes), distillation,
         experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
                             patience=config.student.patience, min_epochs=config.min_epochs),
         validate, learning_rate=config.student.lr, temperature=config.objective.temperature,
-        kl_weight=config.objective.kl_weight)
+        kl_weight=config.objective.kl_weight, derivations=config.method.needs.views)
     return model, best
 
 

@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jax_brcd.batches import Batches, epoch_batches
+from jax_brcd.derivations import Derivation
 from jax_brcd.stopping import EarlyStopping
 from torch_ref.losses import cibhash_loss, hash_codes
 
@@ -83,20 +84,23 @@ def train_teacher(
 def train_student(
     model: nn.Module,
     parameters: list[nn.Parameter],
-    logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    distillation: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    logits: Callable[..., tuple[Tensor, Tensor]],
+    distillation: Callable[..., Tensor],
     schedule: Schedule,
     validate: Callable[[], Mapping[str, float]],
     *,
     learning_rate: float,
     temperature: float,
     kl_weight: float,
+    derivations: Sequence[Derivation] = (),
 ) -> tuple[dict[str, dict[str, Tensor]], list[float]]:
     """The student under CIBHash plus `distillation`, with early stopping as published.
 
     Args:
-        parameters: what learns. logits: gives the student's and the teacher's logits of a view.
-        distillation: of (indices, student codes i, teacher codes i, teacher codes j).
+        parameters: what learns. logits: gives the student's and the teacher's logits of (indices, views), or of what a third
+            argument derives of them.
+        distillation: of (indices, student codes i, teacher codes i, teacher codes j, and for each of `derivations` the
+            student's and the teacher's codes of what is derived of view i).
 
     Returns:
         The state_dict at the best validation of each search, and the loss of every step.
@@ -109,7 +113,8 @@ def train_student(
             (student_i, teacher_i), (student_j, teacher_j) = logits(indices, views_i), logits(indices, views_j)
             loss = cibhash_loss(student_i, student_j, temperature=temperature, kl_weight=kl_weight)
             codes = (hash_codes(part) for part in (student_i, teacher_i, teacher_j))
-            losses.append(minimise(loss + distillation(indices, *codes), optimizer))
+            derived = (tuple(map(hash_codes, logits(indices, views_i, derivation))) for derivation in derivations)
+            losses.append(minimise(loss + distillation(indices, *codes, *derived), optimizer))
         if epoch % schedule.validation_interval == 0 or epoch == schedule.epochs:
             stopping, gains = stopping.update(validate())
             best |= {search: copy.deepcopy(model.state_dict()) for search in gains}
