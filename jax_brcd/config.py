@@ -20,6 +20,8 @@ class DataConfig:
 
     dataset: str = option("digits", "data set")
     data_dir: pathlib.Path | None = option(None, "folder of the data set; CIFAR-10 is downloaded into it when absent")
+    split: str = option("published", "protocol that says which images train, are searched and are queries; CIFAR-10 also has "
+                        "cifar10-I, cifar10-II and cifar10-III")
     train_images: str = option("published", "unlabelled images to train on: the published subset or all",
                                choices=("published", "all"))
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)

@@ -134,8 +134,8 @@ def check_claim(out: pathlib.Path, config: Config) -> None:
 def load_context(config: Config, out: pathlib.Path) -> Context:
     """Loads the data and checks it against the configuration before anything long starts."""
     data = config.data
-    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, train_images=data.train_images,
-                           seed=config.run.seed)
+    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
+                           train_images=data.train_images, seed=config.run.seed)
     k = data.k or dataset.default_k
     if k > len(dataset.database):
         raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")

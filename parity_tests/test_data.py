@@ -21,6 +21,8 @@ def tree(tmp_path, monkeypatch):
     """A small data set in CIFAR-10's layout: 200 records a file, pixels that tell which record they are of."""
     monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", RECORDS)
     monkeypatch.setattr(cifar10, "TRAIN_PER_CLASS", 30)
+    monkeypatch.setattr(cifar10, "QUERIES_PER_CLASS", 7)
+    monkeypatch.setattr(cifar10, "VALIDATION_PER_CLASS", 5)
     monkeypatch.setattr(cifar10, "URL", "file:///absent/cifar-10-binary.tar.gz")
     write_tree(tmp_path / cifar10.FOLDER)
     return tmp_path
@@ -72,6 +74,39 @@ def test_splits_depend_on_the_seed_alone(tree):
 
 def test_all_images_may_train(tree):
     assert len(load(tree, train_images="all").train) == 1000
+
+
+@pytest.mark.parametrize(("split", "sizes"), [  # of training, database and test queries, out of 1,000 and 200 images
+    ("cifar10-I", (300, 1200 - 70 - 300, 70)),
+    ("cifar10-II", (300, 1200 - 70, 70)),
+    ("cifar10-III", (1000, 1000, 200)),
+])
+def test_the_common_splits_of_cifar10_have_names(tree, split, sizes):
+    data = load(tree, split=split)
+    train, database, validation, test = (identities(part) for part in (data.train, data.database, data.validation, data.test))
+    assert (len(train), len(database), len(test)) == sizes
+    assert not test & (train | database)
+    assert train.isdisjoint(database) if split == "cifar10-I" else train <= database
+    assert validation < train and len(validation) == 50
+    np.testing.assert_array_equal(data.validation.labels.sum(axis=0), 5)
+    for part in (data.train, data.test):
+        assert len(set(part.labels.sum(axis=0).tolist())) == 1
+    assert data.split == f"{split} (checkpoints chosen by 50 of the training images)"
+    np.testing.assert_array_equal(data.test.labels.argmax(axis=1), data.test.images[:, 0, 0, 0] % 10)
+
+
+def test_a_named_split_depends_on_the_seed_alone(tree):
+    first, again, other = (identities(load(tree, split="cifar10-II", seed=seed).test) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_split_that_a_data_set_does_not_know_is_answered_with_its_own(tree, tmp_path):
+    with pytest.raises(InputError, match="unknown split of cifar10 'cifar10-IV': did you mean 'cifar10-I"):
+        load(tree, split="cifar10-IV")
+    with pytest.raises(InputError, match="unknown split of digits 'cifar10-I': known: published"):
+        load_dataset("digits", cache_dir=tmp_path, split="cifar10-I")
+    with pytest.raises(InputError, match="--train-images all: the split cifar10-I names its training images"):
+        load(tree, split="cifar10-I", train_images="all")
 
 
 def test_the_folder_of_the_files_itself_may_be_named(tree):

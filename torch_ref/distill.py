@@ -96,8 +96,8 @@ def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
 def load_experiment(config: Config) -> Experiment:
     """Loads the data, and the size that the teacher sees."""
     data = config.data
-    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, train_images=data.train_images,
-                           seed=config.run.seed)
+    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
+                           train_images=data.train_images, seed=config.run.seed)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
     size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)

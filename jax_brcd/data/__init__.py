@@ -2,29 +2,43 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from jax_brcd.data import cifar10, digits
-from jax_brcd.data.dataset import ImageDataset, Images
-from jax_brcd.registry import Registry
+from jax_brcd.data.dataset import ImageDataset, Images, Request
+from jax_brcd.errors import InputError
+from jax_brcd.registry import Registry, unknown_name
 
-DATASETS: Registry[Callable[..., ImageDataset]] = Registry("data set")
-DATASETS.register("digits")(digits.load)
-DATASETS.register("cifar10")(cifar10.load)
+
+class Source(NamedTuple):
+    """A data set that can be loaded, and the names of its splits, the default first."""
+
+    load: Callable[[Request], ImageDataset]
+    splits: tuple[str, ...] = ("published",)
+
+
+DATASETS: Registry[Source] = Registry("data set")
+DATASETS.register("digits")(Source(digits.load))
+DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS)))
 
 __all__ = ["DATASETS", "ImageDataset", "Images", "load_dataset"]
 
 
 def load_dataset(
-    name: str, *, data_dir: pathlib.Path | None = None, cache_dir: pathlib.Path, train_images: str = "published",
-    seed: int = 0,
+    name: str, *, data_dir: pathlib.Path | None = None, cache_dir: pathlib.Path, split: str = "published",
+    train_images: str = "published", seed: int = 0,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
     Args:
-        data_dir: its folder; None for a place below `cache_dir`. train_images: "published" or "all".
+        data_dir: its folder; None for a place below `cache_dir`. split: name of the protocol.
+        train_images: "published" or "all".
 
     Raises:
-        InputError: for an unknown name, or files that are absent, truncated or of another data set.
+        InputError: for an unknown name or split, or files that are absent, truncated or of another data set.
     """
+    source = DATASETS[name]
+    if split not in source.splits:
+        raise InputError(unknown_name(f"split of {name}", split, source.splits))
     folder = data_dir.expanduser() if data_dir is not None else cache_dir / "data"
-    return DATASETS[name](folder, train_images=train_images, seed=seed)
+    return source.load(Request(folder, cache_dir, split, train_images, seed))

@@ -1,15 +1,18 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its binary layout, split as published (method.md, "Data as published")."""
+"""CIFAR-10 (Krizhevsky, 2009) in its binary layout, split as published (method.md, "Data as published") or as hashing papers do."""
 
 import pathlib
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import ImageDataset, Images, one_hot
+from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 from jax_brcd.data.download import download
 from jax_brcd.errors import InputError
+from jax_brcd.registry import Registry
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -20,37 +23,99 @@ FILES = (*TRAIN_FILES, TEST_FILE, NAMES_FILE)
 CLASSES, SIDE = 10, 32
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 RECORDS_PER_FILE = 10_000
-TRAIN_PER_CLASS = 500
+TRAIN_PER_CLASS, QUERIES_PER_CLASS, VALIDATION_PER_CLASS = 500, 100, 100
 
 
-def load(folder: pathlib.Path, *, train_images: str, seed: int) -> ImageDataset:
-    """The published split: 500 random images a class train, the 50,000 training images are the database, the test images are
-    shuffled and halved into validation and test queries.
+class Split(NamedTuple):
+    """The parts that a protocol makes of the images."""
 
-    Args:
-        folder: holds `cifar-10-batches-bin`, or is that folder; downloaded into it when absent.
-        train_images: "published" for the 5,000, "all" for the whole database. seed: of the drawing and the shuffle.
+    train: Images
+    database: Images
+    validation: Images
+    test: Images
+    note: str = ""  # what the name alone does not say
+
+
+# (the 50,000 training images, the 10,000 test images, the whole database trains, draw) -> parts
+SPLITS: Registry[Callable[[Images, Images, bool, np.random.Generator], Split]] = Registry("split of cifar10")
+
+
+def load(request: Request) -> ImageDataset:
+    """CIFAR-10 under the split that is asked for; downloaded where `request.folder` holds nothing of it.
+
+    The folder holds `cifar-10-batches-bin`, or is that folder.
 
     Raises:
-        InputError: offline and absent, truncated, or of another data set.
+        InputError: offline and absent, truncated, of another data set, or a split that has no choice of training images.
     """
-    place = find(folder)
+    everything = request.train_images == "all"
+    if everything and request.split != "published":
+        raise InputError(f"--train-images all: the split {request.split} names its training images; leave one of the two out")
+    place = find(request.folder)
     names = tuple((place / NAMES_FILE).read_text().split())
     if len(names) != CLASSES:
         raise InputError(f"{place / NAMES_FILE}: {len(names)} class names instead of {CLASSES}; "
                          "unpack the binary version of CIFAR-10 again")
     parts = [read_file(place / name) for name in TRAIN_FILES]
-    database = Images(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    queries = Images(*read_file(place / TEST_FILE))
-    draw = np.random.default_rng(seed)
-    train = database if train_images == "all" else database.take(draw_per_class(database.labels, TRAIN_PER_CLASS, draw))
-    shuffled = draw.permutation(len(queries))
-    half = len(queries) // 2
+    training = Images(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    test = Images(*read_file(place / TEST_FILE))
+    split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
     return ImageDataset(
-        name="cifar10", split="published", train=train, database=database,
-        validation=queries.take(shuffled[:half]), test=queries.take(shuffled[half:]),
-        class_names=names, flip=True, default_k=1000,
-    )
+        name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
+        validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000)
+
+
+@SPLITS.register("published")
+def published(training: Images, test: Images, everything: bool, draw: np.random.Generator) -> Split:
+    """500 random images a class train, the 50,000 training images are the database, the test images are shuffled and halved
+    into validation and test queries."""
+    train = training if everything else training.take(draw_per_class(training.labels, TRAIN_PER_CLASS, draw))
+    shuffled = draw.permutation(len(test))
+    half = len(test) // 2
+    return Split(train, training, validation=test.take(shuffled[:half]), test=test.take(shuffled[half:]))
+
+
+@SPLITS.register("cifar10-I")
+def split_one(training: Images, test: Images, everything: bool, draw: np.random.Generator) -> Split:
+    """Of the 60,000 images 1,000 are queries (100 a class), 5,000 train (500 a class), the other 54,000 are the database."""
+    pooled, queries, train = draw_queries_and_train(training, test, draw)
+    database = np.setdiff1d(np.arange(len(pooled)), np.concatenate([queries, train]))
+    return _validated_by_training_images(pooled.take(train), pooled.take(database), pooled.take(queries), draw)
+
+
+@SPLITS.register("cifar10-II")
+def split_two(training: Images, test: Images, everything: bool, draw: np.random.Generator) -> Split:
+    """Of the 60,000 images 1,000 are queries (100 a class), the other 59,000 are the database, 5,000 of which train."""
+    pooled, queries, train = draw_queries_and_train(training, test, draw)
+    database = np.setdiff1d(np.arange(len(pooled)), queries)
+    return _validated_by_training_images(pooled.take(train), pooled.take(database), pooled.take(queries), draw)
+
+
+@SPLITS.register("cifar10-III")
+def split_three(training: Images, test: Images, everything: bool, draw: np.random.Generator) -> Split:
+    """The 10,000 test images are queries, the 50,000 training images train and are the database."""
+    return _validated_by_training_images(training, training, test, draw)
+
+
+def _validated_by_training_images(train: Images, database: Images, test: Images, draw: np.random.Generator) -> Split:
+    """A split with 100 training images a class as validation queries.
+
+    These protocols have no validation part. Queries taken from the test part would choose checkpoints by what is reported, and
+    a held-out part of the database would change its size, which readers compare. So images that train anyway are the queries.
+    Training sees no label; those of the validation queries choose checkpoints and nothing else. Where the training images are
+    searched too (II and III) such a query finds itself, one of its k results.
+    """
+    validation = train.take(draw_per_class(train.labels, VALIDATION_PER_CLASS, draw))
+    note = f" (checkpoints chosen by {len(validation):,} of the training images)"
+    return Split(train, database, validation, test, note)
+
+
+def draw_queries_and_train(training: Images, test: Images, draw: np.random.Generator) -> tuple[Images, np.ndarray, np.ndarray]:
+    """All images in one, and the positions of 100 random queries and 500 other training images a class."""
+    pooled = Images(np.concatenate([training.images, test.images]), np.concatenate([training.labels, test.labels]))
+    drawn = draw_per_class(pooled.labels, QUERIES_PER_CLASS + TRAIN_PER_CLASS, draw)
+    chosen = draw_per_class(pooled.labels[drawn], QUERIES_PER_CLASS, draw)
+    return pooled, drawn[chosen], np.delete(drawn, chosen)
 
 
 def draw_per_class(labels: np.ndarray, count: int, draw: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a data set is to the rest: images and labels in the parts that the protocol names."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,6 +36,17 @@ class ImageDataset:
     flip: bool  # whether a mirrored image is still one of its class
     default_k: int
     pretraining: Images | None = None  # labelled images that take no further part
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a data set is asked for. Each reads what concerns it."""
+
+    folder: pathlib.Path  # where its files lie, or are to be put
+    cache_dir: pathlib.Path  # where what is made of them may lie
+    split: str = "published"
+    train_images: str = "published"  # "published" for the subset that the protocol trains on, "all" for the whole database
+    seed: int = 0  # of every drawing and shuffle
 
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:

@@ -1,27 +1,25 @@
 """scikit-learn's handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images of 8x8 that ship with it, so a first run needs no files."""
 
-import pathlib
-
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 
-from jax_brcd.data.dataset import ImageDataset, Images, one_hot
+from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 
 SIZE = 32
 PRETRAINING, VALIDATION, TEST = 600, 200, 200
 BRIGHTEST = 16.0
 
 
-def load(folder: pathlib.Path, *, train_images: str, seed: int) -> ImageDataset:
+def load(request: Request) -> ImageDataset:
     """600 labelled digits for pretraining, 200 validation and 200 test queries, the other 797 train and are searched.
 
-    `folder` and `train_images` are not used: the data ships with scikit-learn and all of it trains.
+    Only the seed is looked at: the data ships with scikit-learn and all of it trains.
     """
     raw = load_digits()
     images, labels = enlarge(raw.images), one_hot(raw.target, 10)
-    order = np.random.default_rng(seed).permutation(len(images))
+    order = np.random.default_rng(request.seed).permutation(len(images))
     ends = np.cumsum([PRETRAINING, VALIDATION, TEST])
     pretraining, validation, test, rest = (Images(images[part], labels[part]) for part in np.split(order, ends))
     return ImageDataset(
