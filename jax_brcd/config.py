@@ -19,7 +19,8 @@ class DataConfig:
     """Which images, and which of their views."""
 
     dataset: str = option("digits", "data set")
-    data_dir: pathlib.Path | None = option(None, "folder of the data set; CIFAR-10 is downloaded into it when absent")
+    data_dir: pathlib.Path | None = option(None, "folder of the data set; CIFAR-10 is downloaded into it when absent; lists "
+                                           "(train.txt, database.txt, test.txt) and image folders lie in it")
     split: str = option("published", "protocol that says which images train, are searched and are queries; CIFAR-10 also has "
                         "cifar10-I, cifar10-II and cifar10-III")
     train_images: str = option("published", "unlabelled images to train on: the published subset or all",
@@ -27,7 +28,9 @@ class DataConfig:
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
     views: int = option(16, "augmented views an image that are encoded once and kept", low=2)
     fresh_views: bool = option(False, "draw new views each epoch, as published, instead of keeping --views of them")
-    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where kept features and downloads lie")
+    max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
+    decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
+    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where decoded images, kept features and downloads lie")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class RunConfig:
 STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, RunConfig)
 
 # Where a run lies and how often it saves do not change its numbers, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds")
+UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "decode_workers")
 
 PRESETS: Registry[Mapping[str, Any]] = Registry("preset")
 PRESETS.register("digits")({

@@ -15,12 +15,12 @@ from jax_brcd.augment import evaluation_views
 ENCODING_BATCH = 128
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size",))
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize"))
 def encode_batch(
-    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int
+    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int, resize: int | None = None
 ) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
-    return nnx.merge(graph, state)(evaluation_views(images, size))
+    return nnx.merge(graph, state)(evaluation_views(images, size, resize=resize))
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -52,13 +52,16 @@ def _fetch(pending: tuple[Array, int], bar: tqdm) -> np.ndarray:
     return np.asarray(result)[:count]
 
 
-def encode(module: nnx.Module, images: np.ndarray, *, size: int, description: str) -> np.ndarray:
+def encode(
+    module: nnx.Module, images: np.ndarray, *, size: int, resize: int | None = None, description: str
+) -> np.ndarray:
     """Features (a backbone) or logits (a hash model) of un-augmented images, float32 (images, width).
 
     Args:
         images: uint8 (images, height, width, 3). size: pixels of the square the model sees.
+        resize: pixels of the shorter side before that square is cut out; None to resize the whole image to it.
     """
     graph, state = nnx.split(module)
-    return stream(lambda batch: encode_batch(graph, state, batch, size=size), images, description=description)
+    return stream(lambda batch: encode_batch(graph, state, batch, size=size, resize=resize), images, description=description)
 
 

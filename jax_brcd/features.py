@@ -7,6 +7,8 @@ view is a file of its own, written whole, so an interrupted encoding goes on at 
 import dataclasses
 import functools
 import hashlib
+import math
+import os
 import pathlib
 
 import jax
@@ -23,19 +25,35 @@ from jax_brcd.files import atomic_path
 
 
 FORMAT = 1  # to be raised when the same settings come to mean other features
+PIECE_BYTES = 2**24
 
 
 def digest(*parts: object) -> str:
     """A short digest of strings, numbers, dataclasses and arrays."""
     sha = hashlib.sha256()
     for part in (FORMAT, *parts):
-        if isinstance(part, np.ndarray):
+        if isinstance(part, np.memmap):
+            sha.update(_file_digest(str(part.filename), os.stat(part.filename).st_mtime_ns, part.offset, part.dtype, part.shape))
+        elif isinstance(part, np.ndarray):
             sha.update(f"{part.dtype}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).view(np.uint8).data)
         else:
             sha.update(repr(part).encode())
         sha.update(b"\0")
     return sha.hexdigest()[:20]
+
+
+@functools.cache
+def _file_digest(path: str, changed: int, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The digest of a memory-mapped array, which may be larger than memory: read once a run, a piece at a time."""
+    sha = hashlib.sha256(f"{dtype}{shape}".encode())
+    remaining = dtype.itemsize * math.prod(shape)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while remaining and (piece := file.read(min(remaining, PIECE_BYTES))):
+            sha.update(piece)
+            remaining -= len(piece)
+    return sha.digest()
 
 
 def weights_digest(module: nnx.Module) -> str:
@@ -57,12 +75,15 @@ class FeatureCache:
     def _weights(self) -> str:
         return weights_digest(self.backbone)
 
-    def evaluation(self, images: UInt8[np.ndarray, "images height width 3"], *, size: int) -> np.ndarray:
+    def evaluation(
+        self, images: UInt8[np.ndarray, "images height width 3"], *, size: int, resize: int | None = None
+    ) -> np.ndarray:
         """Features of un-augmented images: float32 (images, features), memory-mapped."""
-        folder = self.directory / digest("evaluation", self.name, self._weights, self.dtype, images, size)
+        view = (size,) if resize is None else (size, resize)
+        folder = self.directory / digest("evaluation", self.name, self._weights, self.dtype, images, *view)
         path = folder / "images.npy"
         if not path.exists():
-            self._save(path, encode(self.backbone, images, size=size, description=f"{self.name} images"))
+            self._save(path, encode(self.backbone, images, size=size, resize=resize, description=f"{self.name} images"))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def views(

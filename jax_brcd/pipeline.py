@@ -59,6 +59,11 @@ class Context:
         """How many views an image are kept; None where views are new each epoch."""
         return None if self.config.data.fresh_views else self.config.data.views
 
+    @property
+    def resize(self) -> int | None:
+        """Pixels of an evaluated image's shorter side before its middle is cut out; see ImageDataset.evaluation_resize."""
+        return self.dataset.evaluation_resize(self.size)
+
     def seed(self, stage: int) -> int:
         """The seed of a stage."""
         return self.config.run.seed * STAGE_SEEDS + stage
@@ -113,7 +118,11 @@ def run(config: Config) -> dict[str, Any]:
     context = load_context(config, out)
     teacher_model, student_model = build_models(context)
     write_json(out / CONFIG, config.flat())
-    notes: list[str] = []
+    notes = list(context.dataset.notes)
+    if not context.dataset.labelled:
+        notes.append(f"{report.SKIPPED} The student is the one of the last epoch.")
+    for note in notes:
+        print(note)
     teacher, teacher_history = train_teacher(context, teacher_model, notes)
     student, fitted = train_student(context, student_model, teacher)
     metrics = evaluate(context, teacher, student, fitted, [*teacher_history, *fitted.history], notes)
@@ -135,7 +144,8 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
     """Loads the data and checks it against the configuration before anything long starts."""
     data = config.data
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
-                           train_images=data.train_images, seed=config.run.seed)
+                           train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
+                           decode_workers=data.decode_workers)
     k = data.k or dataset.default_k
     if k > len(dataset.database):
         raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")
@@ -199,7 +209,8 @@ def pretrain(context: Context, model: HashModel, notes: list[str]) -> list[dict[
 
 def keep_parts(context: Context, cache: FeatureCache) -> KeptParts:
     """The features that a frozen backbone gives for every part."""
-    return KeptParts({name: cache.evaluation(images, size=context.size) for name, images in context.parts().items()})
+    return KeptParts({name: cache.evaluation(images, size=context.size, resize=context.resize)
+                      for name, images in context.parts().items()})
 
 
 def kept_view_features(context: Context, cache: FeatureCache, **made: Any) -> np.ndarray:
@@ -223,7 +234,7 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     needs = config.method.needs
     partners = nearest_neighbours(said.codes, needs.neighbours) if needs.neighbours else None
     if config.student.train_backbone or context.kept_views is None:
-        parts: Parts = PixelParts(context.parts(), context.size)
+        parts: Parts = PixelParts(context.parts(), context.size, context.resize)
         student_views: ViewSource = context.pixels(context.dataset.train.images, train=True,
                                                    partners=partners)
     else:
@@ -266,8 +277,10 @@ def put_student(student: Encoder, state) -> HashModel:
 
 
 def validation(context: Context, teacher: Encoder, student: Encoder):
-    """The function that scores a training state by mAP@k of both searches with the validation queries."""
+    """The function that scores a training state by mAP@k of both searches with the validation queries; None without labels."""
     dataset, k = context.dataset, context.config.data.k or context.dataset.default_k
+    if not dataset.labelled:
+        return None
     teacher_database = teacher.parts.codes(teacher.model, "database")
 
     def validate(state) -> dict[str, float]:
@@ -288,7 +301,7 @@ def evaluate(
     k = config.data.k or dataset.default_k
     codes = {f"teacher_{part}": teacher.parts.codes(teacher.model, part) for part in ("database", "test")}
     for search in SEARCHES:
-        model = put_student(student, fitted.best[search])
+        model = put_student(student, fitted.best.get(search, fitted.state))
         codes[f"{search}_test"] = student.parts.codes(model, "test")
         if search == "symmetric":
             codes["symmetric_database"] = student.parts.codes(model, "database")
@@ -301,20 +314,21 @@ def evaluate(
 
     scores = {"teacher": search("teacher_test", "teacher_database"),
               "student symmetric": search("symmetric_test", "symmetric_database"),
-              "student asymmetric": search("asymmetric_test", "teacher_database")}
-    costs = {"teacher": measure_cost(teacher.model, dataset.test.images, size=context.size),
-             "student": measure_cost(student.model, dataset.test.images, size=context.size)}
+              "student asymmetric": search("asymmetric_test", "teacher_database")} if dataset.labelled else {}
+    costs = {role: measure_cost(encoder.model, dataset.test.images, size=context.size, resize=context.resize)
+             for role, encoder in (("teacher", teacher), ("student", student))}
     metrics = results.metrics(
         dataset, k=k, bits=config.objective.bits, seed=config.run.seed, scores=scores, models=costs,
         names={"teacher": config.teacher.teacher, "student": config.student.student})
     results.save_codes(out / "codes.npz", codes, dataset)
     results.write_history(out / "history.jsonl", history)
-    memory = fitted.state.carry["memory"]
+    memory = {name: np.asarray(part) for name, part in fitted.state.carry["memory"].items() if name in ("bit_mask", "clusters")}
     report.write_report(out, report.Report(
         title=f"{config.student.student} taught by {config.teacher.teacher} on {dataset.name}, {config.objective.bits} bits",
         config=config.flat(), metrics=metrics, history=history,
         curves={name: score.curve for name, score in scores.items()},
         bit_mask=memory.get("bit_mask"), cluster_sizes=results.sizes(memory.get("clusters"), memory.get("bit_mask")),
-        grid=results.retrieval_grid(dataset, codes["symmetric_test"], codes["symmetric_database"]), notes=tuple(notes)))
+        grid=(results.retrieval_grid(dataset, codes["symmetric_test"], codes["symmetric_database"])
+              if dataset.labelled else None), notes=tuple(notes)))
     write_json(out / "metrics.json", metrics)
     return metrics

@@ -21,7 +21,8 @@ def metrics(
     dataset: ImageDataset, *, k: int, bits: int, seed: int, scores: Mapping[str, SearchScores],
     models: Mapping[str, EncoderCost], names: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The content of metrics.json. `scores` are of the teacher and of both searches of the student."""
+    """The content of metrics.json. `scores` are of the teacher and of both searches of the student; empty
+    where the data set has no labels."""
 
     def row(name: str) -> dict[str, float]:
         score = scores[name]
@@ -29,12 +30,15 @@ def metrics(
 
     costs = {role: {"model": names[role], "parameters": cost.parameters, "flops": cost.flops,
                     "images_per_second": cost.images_per_second} for role, cost in models.items()}
+    evaluated = {
+        "teacher": row("teacher"),
+        "student": {"symmetric": row("student symmetric"), "asymmetric": row("student asymmetric")},
+    } if scores else {}
     return {
         "protocol": {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
                      "database": len(dataset.database), "training": len(dataset.train), "k": k, "ties": "stable",
                      "bits": bits, "seed": seed},
-        "teacher": row("teacher"),
-        "student": {"symmetric": row("student symmetric"), "asymmetric": row("student asymmetric")},
+        **evaluated,
         "costs": costs,
     }
 

@@ -15,6 +15,7 @@ from jax_brcd.derivations import Derivation
 from jax_brcd.errors import InputError
 from jax_brcd.files import atomic_path, write_json
 from jax_brcd.options import run_command
+from jax_brcd.report import SKIPPED
 from torch_ref import augment, losses, models
 from torch_ref.clusters import bit_masks
 from torch_ref.methods import METHODS
@@ -35,7 +36,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.view = augment.training_view(self.size, self.dataset.flip)
-        self.still = augment.evaluation_view(self.size)
+        self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size))
         self.train_images = channels_first(self.dataset.train.images)
         self.kept_views = None if self.config.data.fresh_views else self.config.data.views
 
@@ -97,7 +98,8 @@ def load_experiment(config: Config) -> Experiment:
     """Loads the data, and the size that the teacher sees."""
     data = config.data
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
-                           train_images=data.train_images, seed=config.run.seed)
+                           train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
+                           decode_workers=data.decode_workers)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
     size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)
@@ -224,8 +226,8 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tenso
         student_logits(experiment, model, teacher, teacher_codes, codes), distillation,
         experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
                             patience=config.student.patience, min_epochs=config.min_epochs),
-        validate, learning_rate=config.student.lr, temperature=config.objective.temperature,
-        kl_weight=config.objective.kl_weight, derivations=config.method.needs.views)
+        validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
+        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight, derivations=config.method.needs.views)
     return model, best
 
 
@@ -240,18 +242,21 @@ def run(config: Config) -> dict:
     found = {}
     for search, state in best.items():
         student.load_state_dict(state)
-        database = experiment.codes(student, "database") if search == "symmetric" else teacher_database
-        found[search] = experiment.measure(search_scores, experiment.codes(student, "test"), database, "test")
         save(student, out / f"student_{search}.safetensors")
+        if experiment.dataset.labelled:
+            database = experiment.codes(student, "database") if search == "symmetric" else teacher_database
+            found[search] = experiment.measure(search_scores, experiment.codes(student, "test"), database, "test")
     save(teacher, out / "teacher.safetensors")
-    metrics = {
-        "protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
-                     "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed},
-        "teacher": experiment.measure(search_scores, experiment.codes(teacher, "test"), teacher_database, "test"),
-        "student": found,
-    }
+    metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
+                            "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed}}
+    if experiment.dataset.labelled:
+        metrics["teacher"] = experiment.measure(search_scores, experiment.codes(teacher, "test"), teacher_database, "test")
+        metrics["student"] = found
+        found = {"teacher": metrics["teacher"], **found}
+    else:
+        print(SKIPPED)
     write_json(out / "metrics.json", metrics)
-    for name, scores in {"teacher": metrics["teacher"], **found}.items():
+    for name, scores in found.items():
         print(f"{name:12s} mAP@{experiment.k} {scores['map']:.4f}  precision@{experiment.k} {scores['precision']:.4f}")
     return metrics
 

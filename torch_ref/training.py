@@ -87,7 +87,7 @@ def train_student(
     logits: Callable[..., tuple[Tensor, Tensor]],
     distillation: Callable[..., Tensor],
     schedule: Schedule,
-    validate: Callable[[], Mapping[str, float]],
+    validate: Callable[[], Mapping[str, float]] | None,
     *,
     learning_rate: float,
     temperature: float,
@@ -103,7 +103,7 @@ def train_student(
             student's and the teacher's codes of what is derived of view i).
 
     Returns:
-        The state_dict at the best validation of each search, and the loss of every step.
+        The state_dict at the best validation of each search, or at the end where there is none, and the loss of every step.
     """
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     stopping, losses = EarlyStopping(), []
@@ -115,9 +115,9 @@ def train_student(
             codes = (hash_codes(part) for part in (student_i, teacher_i, teacher_j))
             derived = (tuple(map(hash_codes, logits(indices, views_i, derivation))) for derivation in derivations)
             losses.append(minimise(loss + distillation(indices, *codes, *derived), optimizer))
-        if epoch % schedule.validation_interval == 0 or epoch == schedule.epochs:
+        if validate and (epoch % schedule.validation_interval == 0 or epoch == schedule.epochs):
             stopping, gains = stopping.update(validate())
             best |= {search: copy.deepcopy(model.state_dict()) for search in gains}
             if stopping.finished(epoch, patience=schedule.patience, min_epochs=schedule.min_epochs):
                 break
-    return best, losses
+    return best if validate else dict.fromkeys(best, model.state_dict()), losses

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jax_brcd.data import cifar10, digits
+from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import ImageDataset, Images, Request
 from jax_brcd.errors import InputError
 from jax_brcd.registry import Registry, unknown_name
@@ -20,19 +20,24 @@ class Source(NamedTuple):
 DATASETS: Registry[Source] = Registry("data set")
 DATASETS.register("digits")(Source(digits.load))
 DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS)))
+for name, k in lists.PUBLISHED_K.items():
+    DATASETS.register(name)(Source(lists.loader(name, k)))
+DATASETS.register("list")(Source(lists.loader("list")))
+DATASETS.register("folder")(Source(folders.load))
 
 __all__ = ["DATASETS", "ImageDataset", "Images", "load_dataset"]
 
 
 def load_dataset(
     name: str, *, data_dir: pathlib.Path | None = None, cache_dir: pathlib.Path, split: str = "published",
-    train_images: str = "published", seed: int = 0,
+    train_images: str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
     Args:
         data_dir: its folder; None for a place below `cache_dir`. split: name of the protocol.
-        train_images: "published" or "all".
+        train_images: "published" or "all". max_bad_images: image files that may be missing or corrupt and are skipped.
+        decode_workers: processes that decode image files; None for as many as pay, 0 for this one.
 
     Raises:
         InputError: for an unknown name or split, or files that are absent, truncated or of another data set.
@@ -41,4 +46,4 @@ def load_dataset(
     if split not in source.splits:
         raise InputError(unknown_name(f"split of {name}", split, source.splits))
     folder = data_dir.expanduser() if data_dir is not None else cache_dir / "data"
-    return source.load(Request(folder, cache_dir, split, train_images, seed))
+    return source.load(Request(folder, cache_dir, split, train_images, seed, max_bad_images, decode_workers))

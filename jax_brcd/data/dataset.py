@@ -7,9 +7,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 
+RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images as uint8 RGB and their labels, one-hot or multi-hot."""
+    """Images as uint8 RGB and their labels, one-hot or multi-hot; without classes where there are no labels.
+
+    Images that would not fit into memory are memory-mapped: index them, a batch at a time.
+    """
 
     images: UInt8[np.ndarray, "n height width 3"]
     labels: UInt8[np.ndarray, "n classes"]
@@ -36,6 +42,18 @@ class ImageDataset:
     flip: bool  # whether a mirrored image is still one of its class
     default_k: int
     pretraining: Images | None = None  # labelled images that take no further part
+    central_crop: bool = False  # evaluate the middle of an image (Resize(256), CenterCrop(224)) and not all of it
+    notes: tuple[str, ...] = ()  # what a reader of the results must know
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to evaluate by."""
+        return self.test.labels.shape[1] > 0
+
+    def evaluation_resize(self, size: int) -> int | None:
+        """Pixels of an evaluated image's shorter side before its central `size` square is cut out; None where the whole image
+        is resized to the square. The published 256 for 224, in proportion for other sizes."""
+        return round(size * RESIZED / CROPPED) if self.central_crop else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +65,8 @@ class Request:
     split: str = "published"
     train_images: str = "published"  # "published" for the subset that the protocol trains on, "all" for the whole database
     seed: int = 0  # of every drawing and shuffle
+    max_bad_images: int = 0  # image files that may be missing or corrupt
+    decode_workers: int | None = None  # processes that decode image files; None for as many as pay
 
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:

@@ -2,6 +2,6 @@
 
 from jax_brcd.report.page import Report, write_report
 from jax_brcd.report.plots import RetrievalGrid
-from jax_brcd.report.table import results_table
+from jax_brcd.report.table import SKIPPED, results_table
 
-__all__ = ["Report", "RetrievalGrid", "results_table", "write_report"]
+__all__ = ["SKIPPED", "Report", "RetrievalGrid", "results_table", "write_report"]

@@ -27,7 +27,7 @@ def _cost(cost: Mapping[str, Any]) -> list[str]:
     return [magnitude(cost["parameters"]), magnitude(cost["flops"]), f"{cost['images_per_second']:,.0f}"]
 
 
-def magnitude(value: float) -> str:
+def magnitude(value: float | int) -> str:
     """A count with its thousands as k, M, G or T."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:

@@ -34,10 +34,11 @@ class PixelParts:
 
     images: Mapping[str, np.ndarray]
     size: int
+    resize: int | None = None  # see encoding.encode
 
     def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
         """See Parts."""
-        logits = encode(model, self.images[part], size=self.size, description=f"encode {part}")
+        logits = encode(model, self.images[part], size=self.size, resize=self.resize, description=f"encode {part}")
         return np.asarray(hash_codes(jnp.asarray(logits)))
 
 
@@ -75,15 +76,15 @@ class EncoderCost:
     images_per_second: float
 
 
-def measure_cost(model: HashModel, images: np.ndarray, *, size: int) -> EncoderCost:
+def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
     """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
     graph, state = nnx.split(model)
     batch = jnp.asarray(images[np.arange(ENCODING_BATCH) % len(images)])
-    compiled = encode_batch.lower(graph, state, batch, size=size).compile()
+    compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         began = time.perf_counter()
-        jax.block_until_ready(encode_batch(graph, state, batch, size=size))
+        jax.block_until_ready(encode_batch(graph, state, batch, size=size, resize=resize))
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),

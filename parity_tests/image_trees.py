@@ -1,0 +1,31 @@
+"""Small trees of real image files for tests: classes that can be told apart by colour, at sizes that vary."""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+COLOURS = ((200, 40, 40), (40, 180, 60), (60, 60, 210))
+
+
+def picture(number: int, width: int = 0, height: int = 0) -> Image.Image:
+    """Image number `number`: noise around the colour of its class, `number` modulo the number of colours."""
+    draw = np.random.default_rng(number)
+    width, height = width or int(draw.integers(40, 90)), height or int(draw.integers(40, 90))
+    noise = draw.normal(scale=40.0, size=(height, width, 3))
+    return Image.fromarray((np.array(COLOURS[number % len(COLOURS)]) + noise).clip(0, 255).astype(np.uint8))
+
+
+def labels(number: int) -> str:
+    return " ".join("1" if column == number % len(COLOURS) else "0" for column in range(len(COLOURS)))
+
+
+def write_lists(folder: pathlib.Path, train: int, database: int, test: int, **size: int) -> pathlib.Path:
+    """A list-file data set: the first images are the database, `train` of them train, the last `test` are queries."""
+    (folder / "images").mkdir(parents=True)
+    for number in range(database + test):
+        picture(number, **size).save(folder / "images" / f"{number:03d}.jpg", quality=95)
+    parts = {"train": range(train), "database": range(database), "test": range(database, database + test)}
+    for name, numbers in parts.items():
+        (folder / f"{name}.txt").write_text("".join(f"images/{number:03d}.jpg {labels(number)}\n" for number in numbers))
+    return folder
