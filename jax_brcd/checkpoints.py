@@ -32,8 +32,8 @@ class Checkpoints:
         with _silent():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, epoch: int, arrays: Tree, progress: dict[str, Any]) -> None:
-        """Commits `arrays` and the JSON value `progress` as of the end of `epoch`.
+    def save(self, number: int, arrays: Tree, progress: dict[str, Any]) -> None:
+        """Commits `arrays` and the JSON value `progress` as the checkpoint `number`, which grows from save to save.
 
         Raises:
             OSError: where the disk is full; the previous checkpoint stays.
@@ -42,7 +42,7 @@ class Checkpoints:
         failure = None
         with _silent():
             try:
-                self._manager.save(epoch, args=items, force=True)
+                self._manager.save(number, args=items, force=True)
             except (OSError, ValueError) as error:
                 failure = self._system_error(error)
             gc.collect()  # asyncio logs an error that nobody awaited when it is collected
@@ -63,16 +63,16 @@ class Checkpoints:
         Raises:
             InputError: for a checkpoint that is damaged or of arrays of other shapes.
         """
-        epoch = self._manager.latest_step()
-        if epoch is None:
+        number = self._manager.latest_step()
+        if number is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         try:
             with _silent():
-                restored = self._manager.restore(epoch, args=items)
+                restored = self._manager.restore(number, args=items)
         except Exception as error:  # Orbax raises almost anything for damaged files
-            raise InputError(f"{self.directory / str(epoch)}: damaged, or of another model ({type(error).__name__}); "
+            raise InputError(f"{self.directory / str(number)}: damaged, or of another model ({type(error).__name__}); "
                              "delete that directory to train the stage again") from error
         return restored["arrays"], restored["progress"]
 

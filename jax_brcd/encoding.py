@@ -23,6 +23,11 @@ def encode_batch(
     return nnx.merge(graph, state)(evaluation_views(images, size, resize=resize))
 
 
+def encoding_batch(count: int) -> int:
+    """How many of `count` images are encoded at once; a power of two where they are few, so that little is padding."""
+    return min(ENCODING_BATCH, 1 << (count - 1).bit_length())
+
+
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Consecutive batches of one size and how many of their rows count."""
     for begin in range(0, len(images), batch_size):
@@ -32,12 +37,12 @@ def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.nda
 
 
 def stream(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int = ENCODING_BATCH
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None
 ) -> np.ndarray:
     """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width)."""
     parts, pending = [], None
     with tqdm(total=len(images), desc=description, unit="image", dynamic_ncols=True, leave=False) as bar:
-        for batch, count in padded_batches(images, batch_size):
+        for batch, count in padded_batches(images, batch_size or encoding_batch(len(images))):
             result = compute(batch), count
             if pending is not None:
                 parts.append(_fetch(pending, bar))

@@ -26,6 +26,7 @@ from jax_brcd.stages.models import build
 from jax_brcd.stages.pretraining import pretraining_stage
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
+from jax_brcd.streaming import StepImages, Stream
 from jax_brcd.training import Fit, Stage, backbone_scans, fit, start
 from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews, ViewSource
 
@@ -69,9 +70,23 @@ class Context:
         return self.config.run.seed * STAGE_SEEDS + stage
 
     def pixels(self, images: np.ndarray, *, train: bool, partners: np.ndarray | None = None) -> PixelViews:
-        """Views drawn from pixels, with the images on the device; `partners` are those that each may be mixed with."""
+        """Views drawn from pixels, with the images on the device or travelling with each step.
+
+        `partners` are the images that each may be mixed with.
+
+        Raises:
+            InputError: for partners of images that travel with each step, where only a step's own are at hand.
+        """
+        held = jnp.asarray(images) if self.stream(images) is None else StepImages()
+        if partners is not None and isinstance(held, StepImages):
+            raise InputError(f"--method {self.config.run.method}: mixes an image with others, which do not travel with a step; "
+                             "give a larger --resident-mib, or --mixtures 0")
         partners = None if partners is None else jnp.asarray(partners)
-        return PixelViews(jnp.asarray(images), self.view_key, self.view_config, train, partners)
+        return PixelViews(held, self.view_key, self.view_config, train, partners)
+
+    def stream(self, images: np.ndarray) -> Stream | None:
+        """What gives each step its images; None where all of them fit on the device."""
+        return Stream(images) if images.nbytes > self.config.data.resident_mib * 2**20 else None
 
     def parts(self) -> dict[str, np.ndarray]:
         """The images of each part that is encoded."""
@@ -180,11 +195,13 @@ def train_teacher(
     if config.teacher.teacher_weights == "held-out":
         history = pretrain(context, model, notes)
     cache = FeatureCache(config.data.cache_dir / "features", config.teacher.teacher, model.backbone, config.run.dtype)
+    stream = context.stream(context.dataset.train.images) if context.kept_views is None else None
     encoder = Encoder(model, keep_parts(context, cache), cache)
     stage, parameters, carry = teacher_stage(
         model, teacher_views(context, cache), learning_rate=config.teacher.teacher_lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
-        n_images=len(context.dataset.train), **context.stage_settings(TEACHER, epochs=config.teacher.teacher_epochs))
+        n_images=len(context.dataset.train), stream=stream,
+        **context.stage_settings(TEACHER, epochs=config.teacher.teacher_epochs))
     fitted = context.fit(stage, parameters, carry)
     nnx.update(model, fitted.state.parameters)
     return encoder, [*history, *fitted.history]
@@ -199,7 +216,7 @@ def pretrain(context: Context, model: HashModel, notes: list[str]) -> list[dict[
     print(note)
     classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
     settings = context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None,
-                                      scan=backbone_scans())
+                                      scan=backbone_scans(), stream=context.stream(held_out.images))
     stage, parameters, carry = pretraining_stage(
         classifier, context.pixels(held_out.images, train=True), held_out.labels, name="pretraining", **settings)
     fitted = context.fit(stage, parameters, carry)
@@ -233,10 +250,10 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     said = TeacherView(teacher.parts.codes(teacher.model, "train"))
     needs = config.method.needs
     partners = nearest_neighbours(said.codes, needs.neighbours) if needs.neighbours else None
-    if config.student.train_backbone or context.kept_views is None:
+    live = config.student.train_backbone or context.kept_views is None
+    if live:
         parts: Parts = PixelParts(context.parts(), context.size, context.resize)
-        student_views: ViewSource = context.pixels(context.dataset.train.images, train=True,
-                                                   partners=partners)
+        student_views: ViewSource = context.pixels(context.dataset.train.images, train=True, partners=partners)
     else:
         parts = keep_parts(context, cache)
         derived = {derivation.name: jnp.asarray(kept_view_features(context, cache, derivation=derivation, partners=partners))
@@ -247,7 +264,8 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
         model, teacher.model, config.method, said,
         student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher, needs, partners),
         train_backbone=config.student.train_backbone,
-        scan=not config.student.train_backbone or backbone_scans(), learning_rate=config.student.lr,
+        scan=not config.student.train_backbone or backbone_scans(),
+        stream=context.stream(context.dataset.train.images) if live else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         method_seed=context.seed(STUDENT), n_images=len(context.dataset.train),
         validate=validation(context, teacher, encoder), validation_interval=config.student.validation_interval,

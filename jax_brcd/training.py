@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from jax_brcd.batches import Batches, epoch_batches
 from jax_brcd.checkpoints import Checkpoints
 from jax_brcd.errors import TrainingDiverged
 from jax_brcd.stopping import EarlyStopping
+from jax_brcd.streaming import Stream, with_images
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -51,7 +53,18 @@ class Stage:
     patience: int = 0
     min_epochs: int = 0
     checkpoint_seconds: float = 30.0
-    scan: bool = True  # an epoch as one program; else one program a step, dispatched without waiting
+    scan: bool = True  # an epoch as one program; else one program a step, dispatched a step ahead
+    stream: Stream | None = None  # images that travel with each step, which then is a program of its own
+
+    @property
+    def scanned(self) -> bool:
+        """Whether an epoch is one program. Else a checkpoint may be written after any step."""
+        return self.scan and self.stream is None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.n_images // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +74,10 @@ class Fit:
     state: TrainState
     best: Mapping[str, TrainState]
     history: list[dict[str, Any]]
+
+
+# An epoch of which no step is done, as progress holds it: steps done, and every metric's value at each of them
+NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 
 
 def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
@@ -102,13 +119,25 @@ def train_epoch(loss, optimizer, state: TrainState, constants: Tree, batches: Ba
 _compiled_step = jax.jit(train_step, static_argnums=(0, 1), donate_argnums=2)
 
 
-def stepped_epoch(loss, optimizer, state: TrainState, constants: Tree, batches: Batches, key: jax.Array):
-    """What `train_epoch` computes, as one program a step; nothing waits for a step's result before the epoch's end."""
-    history = []
-    for number in range(batches.indices.shape[0]):
+def stepped_epoch(
+    loss, optimizer, state: TrainState, constants: Tree, batches: Batches, key: jax.Array, *, stream: Stream | None = None,
+    first: int = 0, after_step: Callable[[int, TrainState, list[Metrics]], None] | None = None,
+):
+    """What `train_epoch` computes, as one program a step, from step `first` on.
+
+    `after_step` is told how many steps of the epoch are done, the state, and the metrics of each step run here. A step waits
+    for the one before the last, so that the device always has one to begin and holds the images of two.
+    """
+    history: list[Metrics] = []
+    fed = stream.steps(batches, first) if stream else itertools.repeat(None)
+    for number, images in zip(range(first, batches.indices.shape[0]), fed, strict=False):
         batch = Batches(*(part[number] for part in batches))
-        state, metrics = _compiled_step(loss, optimizer, state, constants, batch, jax.random.fold_in(key, number))
+        given = constants if images is None else with_images(constants, images)
+        state, metrics = _compiled_step(loss, optimizer, state, given, batch, jax.random.fold_in(key, number))
         history.append(metrics)
+        jax.block_until_ready(history[-2:-1])
+        if after_step:
+            after_step(number + 1, state, history)
     return state, jax.tree.map(lambda *values: jnp.stack(values), *history)
 
 
@@ -129,11 +158,25 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
         best = jax.tree.map(np.asarray, best)
     stopping = EarlyStopping(progress["best"], progress["misses"])
     history, epoch = progress["history"], progress["epoch"]
+    begun = progress.pop("begun", NOT_BEGUN)
     saved_at = time.monotonic()
+
+    def save(state: TrainState, progress: dict[str, Any], step: int = 0) -> None:
+        nonlocal saved_at
+        number = progress["epoch"] if stage.scanned else progress["epoch"] * stage.steps + step
+        checkpoints.save(number, {"state": state, "best": best}, progress)
+        saved_at = time.monotonic()
+
+    def due() -> bool:
+        return time.monotonic() - saved_at >= stage.checkpoint_seconds
+
+    def save_within(state: TrainState, begun: dict[str, Any]) -> None:
+        save(state, {**progress, "begun": begun}, begun["step"])
+
     with tqdm(total=stage.epochs, initial=epoch, desc=stage.name, unit="epoch", dynamic_ncols=True) as bar:
         while not progress["finished"]:
-            state, record = _run_epoch(stage, state, epoch, checkpoints)
-            epoch += 1
+            state, record = _run_epoch(stage, state, epoch, checkpoints, begun, due, save_within)
+            epoch, begun = epoch + 1, NOT_BEGUN
             finished = epoch >= stage.epochs
             if stage.validate and (epoch % stage.validation_interval == 0 or finished):
                 scores = stage.validate(state)
@@ -146,24 +189,47 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
             bar.update()
             progress = {"epoch": epoch, "finished": finished, "best": dict(stopping.best), "misses": stopping.misses,
                         "history": history}
-            if finished or time.monotonic() - saved_at >= stage.checkpoint_seconds:
-                checkpoints.save(epoch, {"state": state, "best": best}, progress)
-                saved_at = time.monotonic()
+            if finished or due():
+                save(state, progress)
     return Fit(state, best, history)
 
 
-def _run_epoch(stage: Stage, state: TrainState, epoch: int, checkpoints: Checkpoints):
-    """Runs epoch number `epoch` (from 0); returns the state and its history record."""
+def _run_epoch(
+    stage: Stage, state: TrainState, epoch: int, checkpoints: Checkpoints, begun: dict[str, Any], due: Callable[[], bool],
+    save: Callable[[TrainState, dict[str, Any]], None],
+):
+    """Runs epoch number `epoch` (from 0), or what is left of it after the steps in `begun`; returns the state and its record.
+
+    Where an epoch is not one program, what a checkpoint needs is given to `save` after any step that finds one `due`.
+    """
     began = time.perf_counter()
     batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
     key = jax.random.fold_in(jax.random.key(stage.seed), epoch)
-    run = train_epoch if stage.scan else stepped_epoch
-    state, metrics = run(stage.loss, stage.optimizer, state, stage.constants, batches, key)
-    metrics = jax.device_get(metrics)
-    bad = np.flatnonzero(~np.isfinite(metrics["loss"]))
+    arguments = (stage.loss, stage.optimizer, state, stage.constants, batches, key)
+
+    def so_far(metrics: Metrics) -> dict[str, np.ndarray]:
+        """Every metric's values from the epoch's first step on."""
+        fetched = jax.device_get(metrics)
+        values = {name: np.append(np.array(begun["metrics"].get(name, ()), value.dtype), value) for name, value in fetched.items()}
+        _check_finite(stage, epoch, values["loss"], checkpoints)
+        return values
+
+    def after_step(step: int, state: TrainState, history: list[Metrics]) -> None:
+        if step < stage.steps and due():
+            values = so_far(jax.tree.map(lambda *values: jnp.stack(values), *history))
+            save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
+
+    if stage.scanned:
+        state, metrics = train_epoch(*arguments)
+    else:
+        state, metrics = stepped_epoch(*arguments, stream=stage.stream, first=begun["step"], after_step=after_step)
+    means = {name: float(np.mean(values)) for name, values in so_far(metrics).items()}
+    return state, {"stage": stage.name, "epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
+
+
+def _check_finite(stage: Stage, epoch: int, losses: np.ndarray, checkpoints: Checkpoints) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise TrainingDiverged(
-            f"{stage.name}: the loss is {metrics['loss'][bad[0]]} at step {bad[0] + 1} of epoch {epoch + 1}; try a lower "
+            f"{stage.name}: the loss is {losses[bad[0]]} at step {bad[0] + 1} of epoch {epoch + 1}; try a lower "
             f"learning rate or a higher --temperature; the last good checkpoint is kept in {checkpoints.directory}")
-    means = {name: float(np.mean(values)) for name, values in metrics.items()}
-    return state, {"stage": stage.name, "epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from jax_brcd.augment import ViewConfig, random_views
 from jax_brcd.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.models import HashModel
+from jax_brcd.streaming import StepImages
 
 
 @runtime_checkable
@@ -36,7 +37,7 @@ class PixelViews:
     `train` puts batch norm into training mode. `partners` are the images that each may be mixed with.
     """
 
-    images: UInt8[Array, "images height width 3"]
+    images: UInt8[Array, "images height width 3"] | StepImages  # all of them, or those that travel with a step
     key: Key[Array, ""]
     config: ViewConfig = dataclasses.field(metadata={"static": True})
     train: bool = dataclasses.field(metadata={"static": True})

@@ -11,7 +11,7 @@ import time
 import pytest
 
 OPTIONS = ["--bits", "16", "--views", "2", "--pretraining-epochs", "2", "--teacher-epochs", "2", "--epochs", "3",
-           "--min-epochs", "0", "--validation-interval", "1", "--checkpoint-seconds", "0"]
+           "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256", "--checkpoint-seconds", "0"]
 SECONDS = 300
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_brcd.codes import hash_codes
-from jax_brcd.encoding import ENCODING_BATCH, encode, encode_batch
+from jax_brcd.encoding import encode, encode_batch, encoding_batch
 from jax_brcd.models import HashModel
 
 TIMED_BATCHES = 5
@@ -79,7 +79,7 @@ class EncoderCost:
 def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
     """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
     graph, state = nnx.split(model)
-    batch = jnp.asarray(images[np.arange(ENCODING_BATCH) % len(images)])
+    batch = jnp.asarray(images[np.arange(encoding_batch(len(images))) % len(images)])
     compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):

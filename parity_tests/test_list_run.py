@@ -1,0 +1,53 @@
+"""A run on list files at 224 pixels, from JPEG files to the report, killed in the middle of an epoch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from image_trees import write_lists
+
+OPTIONS = ["--teacher", "resnet18", "--teacher-weights", "random", "--student", "resnet18", "--student-weights", "random",
+           "--bits", "16", "--clusters", "3", "--k", "5", "--fresh-views", "--resident-mib", "0", "--teacher-epochs", "1",
+           "--epochs", "2", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "3", "--checkpoint-seconds", "0",
+           "--decode-workers", "2"]
+TRAIN, DATABASE, TEST = 12, 16, 8
+STEPS = 4  # of an epoch
+SECONDS = 300
+
+
+def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(tmp_path):
+    """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new views
+    every epoch, and images that travel a step at a time."""
+    tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def command(name):
+        return [sys.executable, "-m", "jax_brcd.distill", "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
+                str(tmp_path / name), "--cache-dir", str(tmp_path / f"cache-{name}")]
+
+    def finish(name):
+        done = subprocess.run(command(name), env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        history = [json.loads(line) | {"seconds": 0} for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        return json.loads((tmp_path / name / "metrics.json").read_text()) | {"costs": None}, history
+
+    expected, expected_history = finish("undisturbed")
+    assert expected["protocol"]["split"] == "lists, test list halved" and expected["protocol"]["training"] == TRAIN
+    assert 0 < expected["student"]["symmetric"]["map"] <= 1
+
+    running = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    saved, deadline = tmp_path / "killed" / "checkpoints" / "student", time.monotonic() + SECONDS
+    while not (saved / str(STEPS + 1)).exists():
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    last = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
+    assert STEPS < last < 2 * STEPS, "killed inside the second epoch"
+
+    found, history = finish("killed")
+    assert found == expected and history == expected_history
