@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Num, UInt64
+from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
 
 from jax_brcd.codes import pack_codes
 from jax_brcd.retrieval.ranking import (
     DatabaseCodes,
+    Distances,
     QueryCodes,
     as_words,
     check_search,
-    doubled_distances,
     map_queries,
     nearest,
     packed,
@@ -36,11 +37,11 @@ class SearchScores:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What some queries found: whether each of their top k is relevant, and counts at each doubled distance."""
+    """What some queries found: whether each of their top k is relevant and, if counted, the items at each doubled distance."""
 
     ranked: Bool[np.ndarray, "queries k"]
-    items: Integer[np.ndarray, "queries distances"]
-    relevant: Integer[np.ndarray, "queries distances"]
+    items: Integer[np.ndarray, "queries distances"] | None = None
+    relevant: Integer[np.ndarray, "queries distances"] | None = None
 
 
 def evaluate_search(
@@ -53,7 +54,8 @@ def evaluate_search(
     """All measures in one pass over the distances. Arguments and errors as `mean_average_precision`."""
     published, expected, precision, precisions, recalls = _measure(
         query_codes, database_codes, query_labels, database_labels, k,
-        lambda found: (_average_precisions(found), _expected(found), found.ranked.mean(axis=1), *_curves(found)))
+        lambda found: (_average_precisions(found), _expected(found), found.ranked.mean(axis=1), *_curves(found)),
+        counted=True)
     return SearchScores(map=float(published.mean()), tie_aware_map=float(expected.mean()), precision=float(precision.mean()),
                         curve=_mean_curve(precisions, recalls))
 
@@ -102,7 +104,7 @@ def tie_aware_mean_average_precision(
 
     It does not depend on the order of the database. Arguments and errors as `mean_average_precision`.
     """
-    return _mean(_expected, query_codes, database_codes, query_labels, database_labels, k)
+    return _mean(_expected, query_codes, database_codes, query_labels, database_labels, k, counted=True)
 
 
 def precision_recall_curve(
@@ -119,7 +121,7 @@ def precision_recall_curve(
     Returns:
         precision (bits + 1,), recall (bits + 1,); all 0 where every query is left out.
     """
-    return _mean_curve(*_measure(query_codes, database_codes, query_labels, database_labels, 1, _curves))
+    return _mean_curve(*_measure(query_codes, database_codes, query_labels, database_labels, 1, _curves, counted=True))
 
 
 def _measure(
@@ -129,34 +131,38 @@ def _measure(
     database_labels: DatabaseLabels,
     k: int,
     measures: Callable[[_Found], tuple[np.ndarray, ...]],
+    *,
+    counted: bool,
 ) -> list[np.ndarray]:
-    """`measures` of all queries, each an array with one row a query."""
+    """`measures` of all queries, each an array with one row a query; the counts only where they are asked for."""
     queries, database = packed(query_codes), packed(database_codes)
     check_search(queries, database, k)
     classes_of_queries, classes_of_database = _packed_labels(queries, query_labels, database, database_labels)
-    distances = 2 * queries.bits + 1
+    n_distances = 2 * queries.bits + 1
 
-    def search(rows: range) -> tuple[np.ndarray, ...]:
-        ranked = np.empty((len(rows), k), bool)
-        counts = np.empty((len(rows), distances, 2), np.int64)
+    def relevance(query: int, items: Any) -> Bool[np.ndarray, "items"]:
+        return (classes_of_queries[:, query, None] & classes_of_database[:, items]).any(axis=0)
+
+    def search(rows: range, lent: list[Distances]) -> tuple[np.ndarray, ...]:
+        ranked = np.stack([relevance(query, nearest(distances, k)) for query, distances in zip(rows, lent, strict=True)])
+        if not counted:
+            return measures(_Found(ranked))
+        counts = np.empty((len(rows), n_distances, 2), np.int64)
         for row, query in enumerate(rows):
-            doubled = doubled_distances(queries, query, database)
-            relevant = (classes_of_queries[:, query, None] & classes_of_database).any(axis=0)
             # The last bit tells relevant items apart, so that one count over the database serves both
-            place = 2 * doubled.astype(np.uint16) + relevant
-            counts[row] = np.bincount(place, minlength=2 * distances).reshape(distances, 2)
-            ranked[row] = relevant[nearest(doubled, counts[row].sum(axis=1), k)]
+            place = 2 * lent[row].doubled[: len(database)].astype(np.uint16) + relevance(query, slice(None))
+            counts[row] = np.bincount(place, minlength=2 * n_distances).reshape(n_distances, 2)
         return measures(_Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1]))
 
-    return [np.concatenate(parts) for parts in zip(*map_queries(search, len(queries)), strict=True)]
+    return [np.concatenate(parts) for parts in zip(*map_queries(search, queries, database), strict=True)]
 
 
-def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search) -> float:
-    (values,) = _measure(*search, lambda found: (measure(found),))
+def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search, counted: bool = False) -> float:
+    (values,) = _measure(*search, lambda found: (measure(found),), counted=counted)
     return float(values.mean())
 
 
-def _packed_labels(queries, query_labels, database, database_labels) -> tuple[UInt64[np.ndarray, "words n"], ...]:
+def _packed_labels(queries, query_labels, database, database_labels) -> tuple[UInt32[np.ndarray, "words n"], ...]:
     """Labels as words, checked against the codes they belong to."""
     query_labels, database_labels = np.asarray(query_labels), np.asarray(database_labels)
     for codes, labels, what in ((queries, query_labels, "query"), (database, database_labels, "database")):

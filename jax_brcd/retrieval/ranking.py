@@ -1,21 +1,29 @@
-"""Exact Hamming ranking with ties in database order, from packed codes, one query's distances at a time.
+"""Exact Hamming ranking with ties in database order, from packed codes, a few queries' distances at a time.
 
-Distances are held doubled, bits - q.d in 0..2 bits, so that codes with zeros (half a bit apart) rank exactly too.
+Distances are held doubled, bits - q.d in 0..2 bits, so that codes with zeros (half a bit apart) rank exactly too. XLA counts
+bits (it uses the processor's vector instructions for that, NumPy does not); NumPy picks the nearest from the counts.
 """
 
 import dataclasses
+import functools
 import os
+import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num, UInt8, UInt64
+from jaxtyping import Array, Float, Int, Integer, Num, UInt32, UInt8
 
-from jax_brcd.codes import pack_codes
 from jax_brcd.errors import InputError
 
-QUERIES_A_TASK = 32  # of a thread; what it makes of them is small beside the database
+QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
+CHUNK = 1 << 16  # database items that XLA compares at once; one size, so that no database compiles anew
+GROUP = 64  # consecutive items whose smallest distance is noted
+WORD = 32  # bits, the widest word JAX counts in without its 64-bit mode
+NOT_CODES = "codes must be a matrix (n, bits) of -1, 0 and +1"
 
 # Lengths are compared by check_search, which says more than a shape checker
 QueryCodes = Num[np.ndarray | Array, "queries query_bits"]
@@ -26,34 +34,49 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class PackedCodes:
-    """Codes as 64-bit words, one row a word. A bit is `positive` for +1, and `decided` for +1 and -1."""
+    """Codes as 32-bit words, one row a word. A bit is `positive` for +1, and `decided` for +1 and -1."""
 
     bits: int
-    positive: UInt64[np.ndarray, "words n"]
-    decided: UInt64[np.ndarray, "words n"]
+    positive: UInt32[np.ndarray, "words n"]
+    decided: UInt32[np.ndarray, "words n"]
     has_zeros: bool
 
     def __len__(self) -> int:
         return self.positive.shape[1]
 
 
+class Distances(NamedTuple):
+    """A query's doubled distances to a database, padded with more than any distance to whole groups."""
+
+    doubled: Integer[np.ndarray, "padded"]
+    smallest: Integer[np.ndarray, "groups"]  # of each GROUP of them
+
+
 def packed(codes: Num[np.ndarray | Array, "n bits"]) -> PackedCodes:
-    """Codes ready for `doubled_distances`.
+    """Codes ready to be compared, packed in slabs so that little is needed beside them.
 
     Raises:
         ValueError: for anything but a matrix of -1, 0 and +1.
     """
     codes = np.asarray(codes)
-    if codes.ndim != 2 or not np.array_equal(codes, np.sign(codes)):
-        raise ValueError("codes must be a matrix (n, bits) of -1, 0 and +1")
-    positive, negative = as_words(pack_codes(codes)), as_words(pack_codes(-codes))
-    return PackedCodes(codes.shape[1], positive, positive | negative, has_zeros=not codes.all())
+    if codes.ndim != 2:
+        raise ValueError(NOT_CODES)
+    positive, decided = (np.empty((-(-codes.shape[1] // WORD), len(codes)), np.uint32) for _ in range(2))
+    has_zeros = False
+    for begin in range(0, len(codes), CHUNK):
+        slab = slice(begin, begin + CHUNK)
+        if not np.array_equal(codes[slab], np.sign(codes[slab])):
+            raise ValueError(NOT_CODES)
+        positive[:, slab] = as_words(np.packbits(codes[slab] > 0, axis=1))
+        decided[:, slab] = as_words(np.packbits(codes[slab] != 0, axis=1))
+        has_zeros |= not codes[slab].all()
+    return PackedCodes(codes.shape[1], positive, decided, has_zeros)
 
 
-def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt64[np.ndarray, "words n"]:
-    """Packed bits as 64-bit words, the last one zero-padded."""
-    padded = np.pad(packed_bits, ((0, 0), (0, -packed_bits.shape[1] % 8)))
-    return np.ascontiguousarray(padded.view(np.uint64).T)
+def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt32[np.ndarray, "words n"]:
+    """Packed bits as words, the last one zero-padded."""
+    padded = np.pad(packed_bits, ((0, 0), (0, -packed_bits.shape[1] % (WORD // 8))))
+    return np.ascontiguousarray(padded.view(np.uint32).T)
 
 
 def check_search(queries: PackedCodes, database: PackedCodes, k: int) -> None:
@@ -66,39 +89,89 @@ def check_search(queries: PackedCodes, database: PackedCodes, k: int) -> None:
         raise InputError(f"--k {k}: the database holds {len(database)} images; give 1 to {len(database)}")
 
 
-def doubled_distances(queries: PackedCodes, query: int, database: PackedCodes) -> Integer[np.ndarray, "database"]:
-    """bits - q.d of one query, twice the Hamming distance for codes without zeros, in the narrowest type that holds it."""
-    dtype = np.min_scalar_type(2 * queries.bits)
+@functools.partial(jax.jit, static_argnames=("bits", "has_zeros"))
+def _chunk_distances(
+    query: UInt32[Array, "sides words queries"], database: UInt32[Array, "sides words chunk"], count: Int[Array, ""], *,
+    bits: int, has_zeros: bool,
+):
+    """Doubled distances (queries, chunk) and each group's smallest; items from `count` on are padding."""
+    dtype = _distance_type(bits)
 
-    def count(words: np.ndarray) -> np.ndarray:
-        return np.bitwise_count(words).sum(axis=0, dtype=dtype)
+    def ones(words):
+        return jnp.sum(jax.lax.population_count(words).astype(jnp.int32), axis=0)
 
-    differ = queries.positive[:, query, None] ^ database.positive
-    if not (queries.has_zeros or database.has_zeros):
-        return 2 * count(differ)
-    both = queries.decided[:, query, None] & database.decided
-    return queries.bits - count(both) + 2 * count(differ & both)
+    differ = query[0, :, :, None] ^ database[0, :, None, :]
+    if has_zeros:
+        both = query[1, :, :, None] & database[1, :, None, :]
+        doubled = bits - ones(both) + 2 * ones(differ & both)
+    else:
+        doubled = 2 * ones(differ)
+    doubled = jnp.where(jnp.arange(doubled.shape[1]) < count, doubled, np.iinfo(dtype).max).astype(dtype)
+    return doubled, jnp.min(doubled.reshape(len(doubled), -1, GROUP), axis=2)
 
 
-def nearest(
-    distances: Integer[np.ndarray, "database"], counts: Integer[np.ndarray, "distances"], k: int
-) -> Integer[np.ndarray, "k"]:
+def _distance_type(bits: int) -> np.dtype:
+    """The narrowest type for doubled distances and, above all of them, a value for padding."""
+    return np.min_scalar_type(2 * bits + 1)
+
+
+def _sides(codes: PackedCodes, begin: int, size: int) -> UInt32[np.ndarray, "sides words size"]:
+    """Both kinds of words of the `size` codes from `begin` on, padded beyond the last."""
+    words = np.stack([part[:, begin : begin + size] for part in (codes.positive, codes.decided)])
+    return np.pad(words, ((0, 0), (0, 0), (0, size - words.shape[2])))
+
+
+def nearest(distances: Distances, k: int) -> Integer[np.ndarray, "k"]:
     """Positions of the k smallest distances in order, ties by position.
 
-    Args:
-        counts: how many items stand at each distance. It gives the distance of the k-th item, so that only the few items up
-            to there are sorted (by radix, as distances take one or two bytes).
+    The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, so where there are many groups only
+    a few are looked into. What is left is sorted by radix, as distances take one or two bytes.
     """
-    last = int(np.searchsorted(np.cumsum(counts), k))
-    candidates = np.flatnonzero(distances <= last)
-    return candidates[np.argsort(distances[candidates], kind="stable")[:k]]
+    doubled, smallest = distances
+    if len(smallest) > 2 * k:
+        bound = _kth_smallest(smallest, k)
+        groups = np.flatnonzero(smallest <= bound)
+        within = np.flatnonzero(doubled.reshape(-1, GROUP)[groups] <= bound)
+        candidates = groups[within // GROUP] * GROUP + within % GROUP
+    else:
+        candidates = np.flatnonzero(doubled <= _kth_smallest(doubled, k))
+    near = doubled[candidates]
+    return candidates[np.argsort(near, kind="stable")[:k]]
 
 
-def map_queries(function: Callable[[range], Result], n_queries: int) -> list[Result]:
-    """`function` of consecutive queries, a few at a time, on all cores (NumPy lets other threads run while it works)."""
-    starts = range(0, n_queries, QUERIES_A_TASK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda start: function(range(start, min(start + QUERIES_A_TASK, n_queries))), starts))
+def _kth_smallest(distances: Integer[np.ndarray, "some"], k: int) -> int:
+    return int(np.searchsorted(np.cumsum(np.bincount(distances)), k))
+
+
+def map_queries(
+    function: Callable[[range, list[Distances]], Result], queries: PackedCodes, database: PackedCodes
+) -> list[Result]:
+    """`function` of consecutive queries' numbers and distances, a few at a time, on all cores.
+
+    Distances are only lent: their memory serves the next queries. So a search needs the same memory for any number of them.
+    """
+    chunks = [(begin, jnp.asarray(_sides(database, begin, CHUNK))) for begin in range(0, len(database), CHUNK)]
+    zeros, dtype = queries.has_zeros or database.has_zeros, _distance_type(queries.bits)
+    groups, memory = -(-len(database) // GROUP), queue.SimpleQueue()
+    for _ in range(threads := os.cpu_count() or 1):
+        memory.put((np.empty((QUERIES_A_TASK, groups * GROUP), dtype), np.empty((QUERIES_A_TASK, groups), dtype)))
+
+    def task(start: int) -> Result:
+        rows = range(start, min(start + QUERIES_A_TASK, len(queries)))
+        words = jnp.asarray(_sides(queries, start, QUERIES_A_TASK))
+        lent = memory.get()
+        try:
+            for begin, chunk in chunks:
+                found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits, has_zeros=zeros)
+                for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
+                    place = whole[:, first : first + part.shape[1]]
+                    place[:] = np.asarray(part)[:, : place.shape[1]]
+            return function(rows, [Distances(*row) for row in zip(*(part[: len(rows)] for part in lent), strict=True)])
+        finally:
+            memory.put(lent)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(task, range(0, len(queries), QUERIES_A_TASK)))
 
 
 def hamming_top_k(
@@ -118,11 +191,10 @@ def hamming_top_k(
     indices = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k), np.float32)
 
-    def search(rows: range) -> None:
-        for query in rows:
-            doubled = doubled_distances(queries, query, database)
-            indices[query] = nearest(doubled, np.bincount(doubled), k)
-            distances[query] = doubled[indices[query]] / 2
+    def search(rows: range, found: list[Distances]) -> None:
+        for query, lent in zip(rows, found, strict=True):
+            indices[query] = nearest(lent, k)
+            distances[query] = lent.doubled[indices[query]] / 2
 
-    map_queries(search, len(queries))
+    map_queries(search, queries, database)
     return indices, distances
