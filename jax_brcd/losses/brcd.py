@@ -24,6 +24,7 @@ def brcd_distillation_loss(
     remove_false_negatives: bool = False,
     variant: str = "corrected",
     valid: Bool[AnyArray, "batch"] | None = None,
+    block_rows: int | None = None,
 ) -> Float[Array, ""]:
     """Contrast of student codes (view i) with teacher codes (view j), anchored in individual space.
 
@@ -36,7 +37,7 @@ def brcd_distillation_loss(
         mask_bits: multiply codes by the mask of the image's cluster before they are compared.
         remove_false_negatives: remove negatives of the row's own cluster without the rest of `robust`.
         variant: "corrected" (as meant) or "released" (as the published code computes it; method.md's last table).
-        valid: images that count; None for all.
+        valid: images that count; None for all. block_rows: of `paired_cross_entropy`.
 
     Raises:
         ValueError: for an unknown variant.
@@ -68,4 +69,5 @@ def brcd_distillation_loss(
         row_clusters=row_clusters,
         column_clusters=column_clusters,
         valid=None if valid is None else jnp.tile(valid, 2),
+        block_rows=block_rows,
     )

@@ -1,5 +1,8 @@
 """Contrastive terms over two views of a batch: NT-Xent, the Bernoulli KL and CIBHash, their sum (method.md, "The teacher")."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 from jax_brcd.codes import hash_codes
 
 AnyArray = Array | np.ndarray
+Tree = Any
 COSINE_EPSILON = 1e-8
 LOG_EPSILON = 1e-8
 FALSE_NEGATIVE_BIAS = -1000.0
+# Rows up to which all similarities are held at once, and rows a block beyond
+WHOLE_ROWS, BLOCK_ROWS = 2048, 256
 
 
 def normalise(rows: Float[Array, "*rows bits"]) -> Float[Array, "*rows bits"]:
@@ -34,6 +40,7 @@ def paired_cross_entropy(
     row_clusters: Int[AnyArray, "rows"] | None = None,
     column_clusters: Int[AnyArray, "rows"] | None = None,
     valid: Bool[AnyArray, "rows"] | None = None,
+    block_rows: int | None = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of each row's positive against all other rows.
 
@@ -45,22 +52,47 @@ def paired_cross_entropy(
         row_clusters, column_clusters: given together; a negative (a, b) with row_clusters[a] == column_clusters[b] is a
             false negative and gets -1000.
         valid: rows that count; the padding of a partial batch neither counts nor serves as a negative.
+        block_rows: rows whose similarities to all others are held at once, in the gradient too, where they are computed
+            again; the values are the same for any number. None: all rows up to WHOLE_ROWS of them, BLOCK_ROWS beyond.
     """
     count = rows.shape[0]
     unit = normalise(rows)
-    logits = unit @ unit.T / temperature
     index = jnp.arange(count)
     positive_index = (index + count // 2) % count
     if positive_logits is None:
         positive_logits = jnp.sum(unit * unit[positive_index], axis=-1) / temperature
-    if row_clusters is not None:
-        logits += FALSE_NEGATIVE_BIAS * (row_clusters[:, None] == column_clusters[None, :])
-    logits = jnp.where(index[None, :] == positive_index[:, None], positive_logits[:, None], logits)
-    excluded = index[None, :] == index[:, None]
-    if valid is not None:
-        excluded |= ~valid[None, :] & (index[None, :] != positive_index[:, None])
-    normaliser = jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, logits), axis=-1)
-    return masked_mean(normaliser - positive_logits, valid)
+
+    def cross_entropies(block):
+        own, own_index, own_positive, own_positive_logits, own_clusters = block
+        logits = own @ unit.T / temperature
+        if own_clusters is not None:
+            logits += FALSE_NEGATIVE_BIAS * (own_clusters[:, None] == column_clusters[None, :])
+        logits = jnp.where(index[None, :] == own_positive[:, None], own_positive_logits[:, None], logits)
+        excluded = index[None, :] == own_index[:, None]
+        if valid is not None:
+            excluded |= ~valid[None, :] & (index[None, :] != own_positive[:, None])
+        return jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, logits), axis=-1) - own_positive_logits
+
+    of_rows = unit, index, positive_index, positive_logits, row_clusters
+    size = block_rows or (count if count <= WHOLE_ROWS else BLOCK_ROWS)
+    errors = cross_entropies(of_rows) if size >= count else _by_blocks(cross_entropies, of_rows, size)
+    return masked_mean(errors, valid)
+
+
+def _by_blocks(function: Callable[[Tree], Array], of_rows: Tree, size: int) -> Float[Array, "rows"]:
+    """`function` of `size` rows at a time; its gradient computes each block again instead of keeping what it held.
+
+    A block takes every n-th row, so that rows that are spread over devices stay where they are. The last row fills up.
+    """
+    count = len(jax.tree.leaves(of_rows)[0])
+    n_blocks = -(-count // size)
+
+    def split(part):
+        part = jnp.pad(part, ((0, n_blocks * size - count), *((0, 0),) * (part.ndim - 1)), mode="edge")
+        return jnp.swapaxes(part.reshape(size, n_blocks, *part.shape[1:]), 0, 1)
+
+    results = jax.lax.map(jax.checkpoint(function), jax.tree.map(split, of_rows))
+    return jnp.swapaxes(results, 0, 1).reshape(-1)[:count]
 
 
 def nt_xent(
@@ -68,15 +100,16 @@ def nt_xent(
     z_j: Float[AnyArray, "batch bits"],
     temperature: ScalarLike,
     valid: Bool[AnyArray, "batch"] | None = None,
+    block_rows: int | None = None,
 ) -> Float[Array, ""]:
     """NT-Xent over the 2B rows [z_i; z_j] (Chen et al., ICML 2020; method.md "The teacher").
 
     Args:
         z_i, z_j: codes or embeddings of two views of the same images.
-        valid: images that count; None for all.
+        valid: images that count; None for all. block_rows: of `paired_cross_entropy`.
     """
     both = None if valid is None else jnp.tile(valid, 2)
-    return paired_cross_entropy(jnp.concatenate([z_i, z_j]), temperature, valid=both)
+    return paired_cross_entropy(jnp.concatenate([z_i, z_j]), temperature, valid=both, block_rows=block_rows)
 
 
 def _kl_rows(p: Float[Array, "batch bits"], q: Float[Array, "batch bits"]) -> Float[Array, "batch"]:
@@ -110,9 +143,10 @@ def cibhash_terms(
     *,
     temperature: ScalarLike = 0.3,
     valid: Bool[AnyArray, "batch"] | None = None,
+    block_rows: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The contrastive and the KL term of CIBHash, unweighted."""
-    contrastive = nt_xent(hash_codes(logits_i), hash_codes(logits_j), temperature, valid)
+    """The contrastive and the KL term of CIBHash, unweighted. `block_rows` is that of `paired_cross_entropy`."""
+    contrastive = nt_xent(hash_codes(logits_i), hash_codes(logits_j), temperature, valid, block_rows)
     return contrastive, bernoulli_kl(jax.nn.sigmoid(logits_i), jax.nn.sigmoid(logits_j), valid)
 
 
@@ -123,7 +157,8 @@ def cibhash_loss(
     temperature: ScalarLike = 0.3,
     kl_weight: ScalarLike = 0.001,
     valid: Bool[AnyArray, "batch"] | None = None,
+    block_rows: int | None = None,
 ) -> Float[Array, ""]:
     """CIBHash (Qiu et al., IJCAI 2021): NT-Xent of the straight-through codes plus `kl_weight` times the Bernoulli KL."""
-    contrastive, kl = cibhash_terms(logits_i, logits_j, temperature=temperature, valid=valid)
+    contrastive, kl = cibhash_terms(logits_i, logits_j, temperature=temperature, valid=valid, block_rows=block_rows)
     return contrastive + kl_weight * kl
