@@ -1,0 +1,119 @@
+"""One program a stage, compiled once: counted over epochs with a partial last batch, and over parts of odd sizes."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_brcd.augment import ViewConfig
+from jax_brcd.batches import epoch_batches
+from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.encoding import ENCODING_BATCH, encode
+from jax_brcd.features import FeatureCache
+from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.models import create_hash_model
+from jax_brcd.stages.student import student_stage
+from jax_brcd.stages.teacher import teacher_stage
+from jax_brcd.training import _compiled_step, fit, start, train_epoch
+from jax_brcd.views import KeptCodes, KeptFeatures
+
+N_IMAGES, BATCH, VIEWS, BITS = 10, 4, 3, 8
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@contextlib.contextmanager
+def compilations():
+    """Yields a list that grows by one entry with everything that XLA compiles, single operations too."""
+    seen, listening = [], True
+
+    def listen(event, _, **details):
+        if listening and event == COMPILATION:
+            seen.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        listening = False
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A teacher and a student, of which the tests train the heads."""
+    return [create_hash_model("vit_lite_4_8", BITS, rngs=nnx.Rngs(seed)) for seed in range(2)]
+
+
+def settings(**others):
+    return {"n_images": N_IMAGES, "batch_size": BATCH, "epochs": 4, "seed": 0, "kept_views": VIEWS, **others}
+
+
+def kept_features(models, random):
+    return KeptFeatures(jnp.asarray(random.standard_normal((VIEWS, N_IMAGES, models[0].backbone.features)), jnp.bfloat16))
+
+
+def drawn_stage(kind, models, **others):
+    """A stage over random kept features, with its first parameters and carry."""
+    random = np.random.default_rng(0)
+    views = kept_features(models, random)
+    if kind == "teacher":
+        return teacher_stage(models[0], views, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, **settings(**others))
+    codes = random.choice([-1.0, 1.0], (N_IMAGES, BITS)).astype(np.float32)
+    kept = KeptCodes(jnp.asarray(random.choice([-1, 1], (VIEWS, N_IMAGES, BITS)), jnp.int8))
+    return student_stage(
+        models[1], models[0], create_method("brcd", clusters=2, cluster_restarts=1), TeacherView(codes), student_views=views,
+        teacher_views=kept, train_backbone=False, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, method_seed=0,
+        **settings(**others))
+
+
+@pytest.mark.parametrize(("kind", "scan"), [("teacher", True), ("student", True), ("student", False)])
+def test_a_stage_compiles_one_program_and_nothing_after_its_first_epoch(kind, scan, models, tmp_path):
+    """Ten images in fours: the last batch of every epoch is partial. Validation is counted too; it takes nothing new."""
+    program, before = (train_epoch, _compiled_step)[not scan], (train_epoch._cache_size(), _compiled_step._cache_size())
+    at_validation = []
+
+    def validate(state):
+        at_validation.append(len(seen))
+        return {"symmetric": 0.5, "asymmetric": 0.5}
+
+    with compilations() as seen:
+        stage, parameters, carry = drawn_stage(kind, models, scan=scan, validate=validate, patience=9,
+                                               checkpoint_seconds=0.0)
+        fit(stage, start(stage, parameters, carry), Checkpoints(tmp_path))
+    assert at_validation[0] > 0 and at_validation == at_validation[:1] * 4 and len(seen) == at_validation[0]
+    assert program._cache_size() == before[not scan] + 1
+    assert train_epoch._cache_size() + _compiled_step._cache_size() == sum(before) + 1
+
+
+def test_a_scanned_epoch_stays_on_the_device_and_takes_over_the_state(models):
+    """Nothing is copied from or to the host while it runs, no call back to Python is compiled in, and the state is donated."""
+    stage, parameters, carry = drawn_stage("student", models)
+    batches = epoch_batches(N_IMAGES, BATCH, epoch=0, seed=0, views=VIEWS)
+    arguments = jax.device_put((start(stage, parameters, carry), stage.constants, batches, jax.random.key(0)))
+    program = str(jax.make_jaxpr(train_epoch, static_argnums=(0, 1))(stage.loss, stage.optimizer, *arguments))
+    assert "scan[" in program and "callback" not in program and "infeed" not in program
+    given = jax.tree.leaves(arguments[0])
+    with jax.transfer_guard("disallow"):
+        state, metrics = train_epoch(stage.loss, stage.optimizer, *arguments)
+        jax.block_until_ready((state, metrics))
+    assert all(leaf.is_deleted() for leaf in given)
+    assert all(metric.shape == (3,) for metric in metrics.values())
+    with pytest.raises(Exception, match="Disallowed host-to-device"), jax.transfer_guard("disallow"):
+        train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(0))  # batches on the host
+
+
+def test_parts_of_any_size_are_encoded_by_one_program(models, tmp_path):
+    """Sizes below, at and between multiples of the batch; images, then kept views."""
+    random = np.random.default_rng(0)
+    images = random.integers(256, size=(2 * ENCODING_BATCH, 8, 8, 3), dtype=np.uint8)
+    cache = FeatureCache(tmp_path, "vit_lite_4_8", models[0].backbone, "float32")
+    counts = []
+    with compilations() as seen:
+        for size in (1, ENCODING_BATCH, ENCODING_BATCH + 5):
+            features = encode(models[0].backbone, images[:size], size=32, description="")
+            cache.views(images[:size], 2, key=jax.random.key(0), config=ViewConfig(size=32))
+            assert features.shape == (size, models[0].backbone.features)
+            counts.append(len(seen))
+    assert counts[0] >= 2 and counts == counts[:1] * 3
