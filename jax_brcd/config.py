@@ -30,8 +30,8 @@ class DataConfig:
     fresh_views: bool = option(False, "draw new views each epoch, as published, instead of keeping --views of them")
     max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
     decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
-    resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; a larger set "
-                               "travels a step at a time", low=0)
+    resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "
+                               "of them travel a step at a time", low=0)
     cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where decoded images, kept features and downloads lie")
 
 

@@ -340,7 +340,8 @@ def evaluate(
         names={"teacher": config.teacher.teacher, "student": config.student.student})
     results.save_codes(out / "codes.npz", codes, dataset)
     results.write_history(out / "history.jsonl", history)
-    memory = {name: np.asarray(part) for name, part in fitted.state.carry["memory"].items() if name in ("bit_mask", "clusters")}
+    memory = {name: np.asarray(part) for name, part in fitted.state.carry["memory"].items()
+              if name in ("bit_mask", "clusters")}
     report.write_report(out, report.Report(
         title=f"{config.student.student} taught by {config.teacher.teacher} on {dataset.name}, {config.objective.bits} bits",
         config=config.flat(), metrics=metrics, history=history,

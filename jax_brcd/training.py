@@ -210,7 +210,8 @@ def _run_epoch(
     def so_far(metrics: Metrics) -> dict[str, np.ndarray]:
         """Every metric's values from the epoch's first step on."""
         fetched = jax.device_get(metrics)
-        values = {name: np.append(np.array(begun["metrics"].get(name, ()), value.dtype), value) for name, value in fetched.items()}
+        values = {name: np.append(np.array(begun["metrics"].get(name, ()), value.dtype), value)
+                  for name, value in fetched.items()}
         _check_finite(stage, epoch, values["loss"], checkpoints)
         return values
 

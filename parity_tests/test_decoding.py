@@ -1,5 +1,10 @@
 """Image files become squares: exactly torchvision's, whatever the mode, in any number of processes."""
 
+import os
+import subprocess
+import sys
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +89,37 @@ def test_processes_and_threads_decode_alike_and_in_order(tmp_path):
         assert len(found) == 7 and found[3] == decode(paths[3])
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+DECODES_AND_WAITS = """
+import multiprocessing, sys, time
+from jax_brcd.data.decoding import decode_all
+squares = decode_all(sys.argv[1:] * 1000, workers=1)
+next(squares)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    picture(0).save(tmp_path / "image.jpg")
+    running = subprocess.Popen([sys.executable, "-c", DECODES_AND_WAITS, tmp_path / "image.jpg"], stdout=subprocess.PIPE, text=True)
+    workers = running.stdout.readline().split()
+    assert len(workers) == 1 and os.path.exists(f"/proc/{workers[0]}")
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 60
+    while _runs(workers[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(process: str) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_few_images_do_not_start_processes(monkeypatch):

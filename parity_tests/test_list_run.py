@@ -11,8 +11,7 @@ from image_trees import write_lists
 
 OPTIONS = ["--teacher", "resnet18", "--teacher-weights", "random", "--student", "resnet18", "--student-weights", "random",
            "--bits", "16", "--clusters", "3", "--k", "5", "--fresh-views", "--resident-mib", "0", "--teacher-epochs", "1",
-           "--epochs", "2", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "3", "--checkpoint-seconds", "0",
-           "--decode-workers", "2"]
+           "--epochs", "2", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "3", "--checkpoint-seconds", "0"]
 TRAIN, DATABASE, TEST = 12, 16, 8
 STEPS = 4  # of an epoch
 SECONDS = 300

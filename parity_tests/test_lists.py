@@ -169,6 +169,13 @@ def test_decoding_that_is_cut_goes_on_and_what_is_decoded_is_not_done_again(tree
         load(tree, max_bad_images=3)
 
 
+def test_decoded_images_that_someone_deleted_are_decoded_again(tree):
+    before = np.array(load(tree).database.images)
+    for path in (tree.parent / "cache" / "images").glob("*/images.u8"):
+        path.unlink()
+    np.testing.assert_array_equal(load(tree).database.images, before)
+
+
 def test_a_disk_without_room_is_known_before_decoding(tree, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 2**19))
     with pytest.raises(InputError, match=r"0\.0 GiB are needed for 6 decoded images and 0\.0 GiB are free; name another --cache-dir"):

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its binary layout, split as published (method.md, "Data as published") or as hashing papers do."""
+"""CIFAR-10 (Krizhevsky, 2009) in its binary layout, split as published (method.md, "Data as published") or as others do."""
 
 import pathlib
 import shutil

@@ -1,7 +1,8 @@
 """Decoded images on disk: each part of a data set once, as one memory-mapped array, whatever the size of the data set.
 
-A folder of the store is named by what the images are decoded from (paths, sizes, times of change). Squares are appended a
-chunk at a time and count once the index says so, so a pass that is killed goes on at the chunk it was at.
+A folder of the store is named by what the images are decoded from (paths in their order, sizes, times of change), so parts
+that are drawn by a seed lie there once a seed. Squares are appended a chunk at a time and count once the index says so, so a
+pass that is killed goes on at the chunk it was at.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from jax_brcd.files import read_json, write_json
 FORMAT = 1  # to be raised when the same file comes to mean another square
 CHUNK = 256  # images between two entries in the index
 IMAGES, INDEX, LOCK = "images.u8", "index.json", "lock"
+EMPTY = {"done": 0, "bad": []}  # images looked at, and those that could not be read as [position, reason]
 
 
 class Listed(NamedTuple):
@@ -46,6 +48,8 @@ class BadImages:
         Raises:
             InputError: when it is one too many.
         """
+        if image.path in self.found:
+            return
         place = f"{image.where}: {image.path}" if image.where else image.path
         self.found[image.path] = f"{place}: {reason}"
         if len(self.found) > self.limit:
@@ -73,7 +77,8 @@ def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
 
 
 def decoded(
-    folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None, description: str
+    folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None,
+    description: str,
 ) -> tuple[UInt8[np.ndarray, "kept 256 256 3"], Int[np.ndarray, "kept"]]:
     """The squares of images, memory-mapped, and the positions in `images` of those that could be read.
 
@@ -100,7 +105,11 @@ def decoded(
 def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, workers, description: str) -> dict:
     """Decodes what the store does not hold yet; returns its index."""
     path, index_path = place / IMAGES, place / INDEX
-    index = read_json(index_path) if index_path.exists() else {"done": 0, "bad": []}
+    path.touch()
+    index = read_json(index_path) if index_path.exists() else EMPTY
+    if path.stat().st_size < _good(index) * SQUARE_BYTES:  # deleted or cut by hand
+        index = EMPTY
+    index = {"done": index["done"], "bad": list(index["bad"])}
     for position, reason in index["bad"]:
         bad.add(images[position], reason)
     remaining = images[index["done"] :]
@@ -110,7 +119,7 @@ def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, worker
     paths = [str(folder / image.path) for image in remaining]
     with open(path, "ab") as file, tqdm(total=len(images), initial=index["done"], desc=f"decode {description}", unit="image",
                                         dynamic_ncols=True, leave=False) as bar:
-        file.truncate((index["done"] - len(index["bad"])) * SQUARE_BYTES)  # what was written after the last entry
+        file.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
         for chunk in _chunks(decode_all(paths, workers=workers)):
             for offset, square in enumerate(chunk):
                 if isinstance(square, str):
@@ -125,6 +134,10 @@ def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, worker
             write_json(index_path, index)
             bar.update(len(chunk))
     return index
+
+
+def _good(index: dict) -> int:
+    return index["done"] - len(index["bad"])
 
 
 def _chunks(squares: Iterator) -> Iterator[list]:
