@@ -1,0 +1,114 @@
+"""The targets of the project's speed, and what a machine's results say of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.results import Row, rows_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A ratio that is to be reached.
+
+    Attributes:
+        what, against: the two sides in words. suite: where both are measured.
+        ours: (case, contender). theirs: (case, contenders); the best of those that were measured counts.
+        least: the ratio. quantity: "speed" (items a second, ours over theirs) or "memory" (peak bytes, theirs over ours).
+    """
+
+    what: str
+    against: str
+    suite: str
+    ours: tuple[str, str]
+    theirs: tuple[str, tuple[str, ...]]
+    least: float
+    quantity: str = "speed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A target beside what was measured; `ratio` is None where a side is missing, and `note` then says why.
+
+    `low` and `high` are the ratio between the quartiles of both sides, the unfavourable and the favourable way round.
+    """
+
+    target: Target
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ours: Row | None = None
+    theirs: Row | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None where it was not measured."""
+        return None if self.ratio is None else self.ratio >= self.target.least
+
+
+JAX = "jax_brcd"
+PUBLISHED = "PyTorch, published style"
+COMPILED_LOSS = ("PyTorch, matrix products, compiled",)
+COMPILED_FP32 = ("PyTorch fp32, compiled",)
+WORKERS = ("torchvision v2, workers", "torchvision v2, threads")
+
+TARGETS = (
+    Target("BRCD loss + gradient, 64 images, 64 bits", "published style in PyTorch", "loss",
+           ("64 images, 64 bits", JAX), ("64 images, 64 bits", (PUBLISHED,)), 10),
+    Target("BRCD loss + gradient, 1,024 images, 64 bits", "PyTorch as matrix products, compiled", "loss",
+           ("1,024 images, 64 bits", JAX), ("1,024 images, 64 bits", COMPILED_LOSS), 1.5),
+    Target("its peak memory, 1,024 images, 64 bits", "published style in PyTorch", "loss",
+           ("1,024 images, 64 bits", JAX), ("1,024 images, 64 bits", (PUBLISHED,)), 20, quantity="memory"),
+    *(Target(f"augmentation, {case}", "torchvision v2, per image, all cores", "augment", (case, JAX), (case, WORKERS), 2)
+      for case in ("32 to 32 pixels", "32 to 224 pixels", "256 to 224 pixels")),
+    Target("frozen-backbone training from kept views", "the same run with fresh views", "train_step",
+           ("heads, kept views", JAX), ("heads, fresh views at 32 pixels", (JAX,)), 200),
+    Target("CIFAR-10 experiment, 400 epochs, to the final mAP", "torch_ref, published style", "end_to_end",
+           ("CIFAR-10, 400 epochs", JAX), ("CIFAR-10, 400 epochs", ("torch_ref, published style",)), 20),
+    Target("encode vit_b_16, float32", "compiled PyTorch float32", "encode",
+           ("vit_b_16", "jax_brcd fp32"), ("vit_b_16", COMPILED_FP32), 0.9),
+    Target("encode resnet18 at 224 pixels, float32", "compiled PyTorch float32", "encode",
+           ("resnet18", "jax_brcd fp32"), ("resnet18", COMPILED_FP32), 0.7),
+    Target("mAP@1000, 5,000 queries, 50,000 codes of 64 bits", "published NumPy loop", "evaluate",
+           ("5,000 queries, 50,000 codes", JAX), ("5,000 queries, 50,000 codes", ("NumPy, published style",)), 6),
+)
+
+
+def verdicts(results: Mapping[str, Any], targets: Sequence[Target] = TARGETS) -> list[Verdict]:
+    """What a machine's results say of each target."""
+    return [judge(target, rows_of(results, target.suite), missing_note(results, target)) for target in targets]
+
+
+def judge(target: Target, rows: Sequence[Row], missing: str = "not measured") -> Verdict:
+    """The verdict on one target from the rows of its suite; `missing` is the note where a side is not among them."""
+    value = SIDES[target.quantity]
+    measured = {(row.case, row.contender): row for row in rows if value(row) is not None}
+    ours = measured.get(target.ours)
+    case, names = target.theirs
+    theirs = [measured[case, name] for name in names if (case, name) in measured]
+    if ours is None or not theirs:
+        return Verdict(target, note=missing)
+    best = min(theirs, key=value)
+    note = "; ".join(dict.fromkeys(row.note for row in (ours, best) if row.note))
+    low, high = (value(best, a) / value(ours, b) for a, b in (("low", "high"), ("high", "low")))
+    return Verdict(target, value(best) / value(ours), low, high, ours, best, note)
+
+
+def _seconds_an_item(row: Row, quantile: str = "median") -> float | None:
+    return row.seconds and getattr(row.seconds, quantile) / (row.items or 1)
+
+
+def _peak(row: Row, quantile: str = "median") -> float | None:
+    return row.peak_bytes and float(row.peak_bytes)
+
+
+SIDES = {"speed": _seconds_an_item, "memory": _peak}  # less is better on both
+
+
+def missing_note(results: Mapping[str, Any], target: Target) -> str:
+    """Why a target's suite lacks one of its sides."""
+    if target.suite not in results["suites"]:
+        return "not measured"
+    reasons = [f"{skip['case']}: {skip['reason']}" for skip in results["suites"][target.suite]["skipped"]]
+    return "; ".join(reasons) or "not among the sizes that were measured"
