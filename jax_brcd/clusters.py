@@ -1,15 +1,27 @@
 """Clusters of the teacher's codes and the bits each cluster agrees on (method.md, "What the student sees before training")."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, ScalarLike
-from sklearn.cluster import KMeans
+from jaxtyping import Array, Float, Int, Key, ScalarLike
 
 from jax_brcd.errors import InputError
 from jax_brcd.registry import unknown_name
 
 VARIANTS = ("corrected", "released")
+CANDIDATES = 4  # of which k-means++ takes the best for each center (greedy k-means++; 2 + ln C is usual)
+ITERATIONS, TOLERANCE = 300, 1e-4  # scikit-learn's: centers move less than this part of the codes' mean variance
+
+
+class Clustering(NamedTuple):
+    """A partition of images by their codes."""
+
+    clusters: Int[np.ndarray, "images"]  # each image's cluster
+    centers: Float[np.ndarray, "clusters bits"]  # real-valued means
+    inertia: float  # sum of squared distances to the centers
 
 
 def cluster_codes(
@@ -23,6 +35,21 @@ def cluster_codes(
     Raises:
         InputError: for fewer images than clusters.
     """
+    clustering = k_means(codes, n_clusters, seed=seed, restarts=restarts)
+    return clustering.clusters, clustering.centers
+
+
+def k_means(
+    codes: Float[np.ndarray, "images bits"], n_clusters: int, *, seed: int, restarts: int = 30, capacity: int | None = None
+) -> Clustering:
+    """What `cluster_codes` gives, with the inertia.
+
+    Args:
+        capacity: room for this many clusters, so that one compiled program serves every number up to it.
+
+    Raises:
+        InputError: for fewer images than clusters.
+    """
     if n_clusters > len(codes):
         raise InputError(f"--clusters {n_clusters}: more clusters than the {len(codes)} training images; give fewer")
     if n_clusters < 1:
@@ -30,15 +57,78 @@ def cluster_codes(
     distinct = np.unique(codes, axis=0)
     if len(distinct) <= n_clusters:
         return _cluster_distinct(codes, distinct, n_clusters)
-    means = KMeans(n_clusters, init="k-means++", n_init=restarts, random_state=seed).fit(codes.astype(np.float64))
-    return means.labels_.astype(np.int32), means.cluster_centers_.astype(np.float32)
+    found = _restarted_k_means(jnp.asarray(codes, jnp.float32), jnp.int32(n_clusters), jax.random.key(seed),
+                               capacity=capacity or n_clusters, restarts=restarts)
+    clusters, centers, inertia = map(np.array, found)
+    return Clustering(clusters, centers[:n_clusters], float(inertia))
 
 
-def _cluster_distinct(codes, distinct, n_clusters):
+def _cluster_distinct(codes, distinct, n_clusters) -> Clustering:
     """Every distinct code is a cluster of its own; the clusters left over repeat the last one's center."""
     repeats = np.minimum(np.arange(n_clusters), len(distinct) - 1)
     clusters = np.argmax((codes[:, None, :] == distinct[None, :, :]).all(-1), axis=1)
-    return clusters.astype(np.int32), distinct[repeats].astype(np.float32)
+    return Clustering(clusters.astype(np.int32), distinct[repeats].astype(np.float32), 0.0)
+
+
+def _squared_distances(
+    codes: Float[Array, "images bits"], centers: Float[Array, "centers bits"]
+) -> Float[Array, "images centers"]:
+    """By one matrix product, in full float32 where the device would round its operands."""
+    products = jnp.matmul(codes, centers.T, precision="highest")
+    return jnp.maximum(jnp.sum(codes**2, axis=-1)[:, None] - 2 * products + jnp.sum(centers**2, axis=-1), 0.0)
+
+
+def _plus_plus(
+    codes: Float[Array, "images bits"], n_clusters: Int[Array, ""], key: Key[Array, ""], capacity: int
+) -> Float[Array, "capacity bits"]:
+    """Greedy k-means++ (Arthur and Vassilvitskii, SODA 2007): each next center is the best of a few codes drawn in
+    proportion to their squared distance to the nearest center so far."""
+    first = codes[jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(codes))]
+    centers = jnp.zeros((capacity, codes.shape[1])).at[0].set(first)
+
+    def add(number, state):
+        centers, nearest = state
+        drawn = codes[jax.random.categorical(jax.random.fold_in(key, number), jnp.log(nearest), shape=(CANDIDATES,))]
+        distances = jnp.minimum(nearest[:, None], _squared_distances(codes, drawn))
+        best = jnp.argmin(distances.sum(axis=0))
+        return centers.at[number].set(drawn[best]), distances[:, best]
+
+    return jax.lax.fori_loop(1, n_clusters, add, (centers, _squared_distances(codes, first[None])[:, 0]))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "restarts"))
+def _restarted_k_means(
+    codes: Float[Array, "images bits"], n_clusters: Int[Array, ""], key: Key[Array, ""], *, capacity: int, restarts: int
+) -> tuple[Int[Array, "images"], Float[Array, "capacity bits"], Float[Array, ""]]:
+    """Clusters, centers and inertia of the best restart. All restarts move together: a step of Lloyd's algorithm is two
+    matrix products, of the codes with every center and of every membership with the codes."""
+    starts = jax.vmap(lambda key: _plus_plus(codes, n_clusters, key, capacity))(jax.random.split(key, restarts))
+    absent = jnp.where(jnp.arange(capacity) < n_clusters, 0.0, jnp.inf)
+    tolerance = TOLERANCE * jnp.mean(jnp.var(codes, axis=0))
+
+    def assign(centers):
+        distances = _squared_distances(codes, centers.reshape(-1, codes.shape[1]))
+        distances = distances.reshape(len(codes), restarts, capacity) + absent
+        return jnp.argmin(distances, axis=-1), jnp.sum(jnp.min(distances, axis=-1), axis=0)
+
+    def means(clusters, centers):
+        members = jax.nn.one_hot(clusters, capacity).reshape(len(codes), -1)
+        sums = jnp.matmul(members.T, codes, precision="highest").reshape(centers.shape)
+        sizes = jnp.sum(members, axis=0).reshape(restarts, capacity, 1)
+        return jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), centers)
+
+    def step(state):
+        centers, _, number = state
+        moved = means(assign(centers)[0], centers)
+        return moved, jnp.max(jnp.sum((moved - centers) ** 2, axis=(1, 2))), number + 1
+
+    def moving(state):
+        return (state[1] > tolerance) & (state[2] < ITERATIONS)
+
+    centers, _, _ = jax.lax.while_loop(moving, step, (starts, jnp.array(jnp.inf), 0))
+    clusters, inertia = assign(centers)
+    best = jnp.argmin(inertia)
+    return clusters[:, best].astype(jnp.int32), centers[best], inertia[best]
 
 
 def nearest_center(

@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jax_brcd.errors import InputError
 from jax_brcd.registry import unknown_name
@@ -40,8 +40,9 @@ def check(settings: Any) -> None:
         value, rules = getattr(settings, field.name), field.metadata
         if value is None or not rules:
             continue
-        if rules["choices"] and value not in rules["choices"]:
-            raise InputError(unknown_name(f"value of {flag(field.name)}", str(value), rules["choices"]))
+        known = rules["choices"] or (_words(field.type) if isinstance(value, str) else ())
+        if known and value not in known:
+            raise InputError(unknown_name(f"value of {flag(field.name)}", str(value), known))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(flag(field.name), value, rules)
 
@@ -57,22 +58,33 @@ def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
         raise InputError(f"{name} {value}: too large; give {rules['high']} or less")
 
 
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; the annotation alone where it is none."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words that may stand in place of a value: "auto" for `int | Literal["auto"]`."""
+    return tuple(word for part in _parts(annotation) if typing.get_origin(part) is Literal for word in typing.get_args(part))
+
+
 def _plain_type(annotation: Any) -> type:
-    """The type a word is read as: `int` for `int | None`."""
-    if isinstance(annotation, types.UnionType):
-        annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
+    """The type a value is read as: `int` for `int | None` and for `int | Literal["auto"]`."""
+    return next(part for part in _parts(annotation) if isinstance(part, type) and part is not type(None))
 
 
 _NOUNS = {int: "whole number", float: "number"}
 
 
-def _reader(kind: type):
+def _reader(kind: type, words: tuple[str, ...]):
     def read(word: str) -> Any:
+        if word in words:
+            return word
         try:
             return kind(word)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{word}' is no {_NOUNS[kind]}") from None
+            allowed = " or ".join((_NOUNS[kind], *(f"'{each}'" for each in words)))
+            raise argparse.ArgumentTypeError(f"'{word}' is no {allowed}") from None
 
     return read
 
@@ -110,7 +122,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, stages: Iterable[ty
         kind = _plain_type(field.type)
         text = field.metadata["help"].replace("%", "%%") + f" (default: {_defaults(fields)})"
         extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
-                 else {"type": kind if kind in (str, pathlib.Path) else _reader(kind),
+                 else {"type": kind if kind in (str, pathlib.Path) else _reader(kind, _words(field.type)),
                        "metavar": _metavar([field for _, field in fields], kind)})
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
 
@@ -123,11 +135,11 @@ def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:
     return "; ".join(f"{default} of {', '.join(names)}" if names else default for default, names in owners.items())
 
 
-def _metavar(fields: Iterable[dataclasses.Field], kind: type) -> str:
+def _metavar(fields: list[dataclasses.Field], kind: type) -> str:
     choices = dict.fromkeys(choice for field in fields for choice in field.metadata["choices"] or ())
     if choices:
         return "{" + ",".join(choices) + "}"
-    return {int: "N", float: "X", pathlib.Path: "PATH"}.get(kind, "NAME")
+    return "|".join(({int: "N", float: "X", pathlib.Path: "PATH"}.get(kind, "NAME"), *_words(fields[0].type)))
 
 
 def _spell(default: Any) -> str:

@@ -165,7 +165,7 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
     if k > len(dataset.database):
         raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")
     clusters = getattr(config.method, "clusters", 1)
-    if clusters > len(dataset.train):
+    if isinstance(clusters, int) and clusters > len(dataset.train):
         raise InputError(f"--clusters {clusters}: more clusters than the {len(dataset.train)} training images; give fewer")
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
@@ -247,7 +247,7 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     """Stages 2 and 3: what the teacher says of the training images, then the student under the distillation method."""
     config = context.config
     cache = FeatureCache(config.data.cache_dir / "features", config.student.student, model.backbone, config.run.dtype)
-    said = TeacherView(teacher.parts.codes(teacher.model, "train"))
+    said = TeacherView(teacher.parts.codes(teacher.model, "train"), context.dataset.cluster_range)
     needs = config.method.needs
     partners = nearest_neighbours(said.codes, needs.neighbours) if needs.neighbours else None
     live = config.student.train_backbone or context.kept_views is None
@@ -347,6 +347,7 @@ def evaluate(
         config=config.flat(), metrics=metrics, history=history,
         curves={name: score.curve for name, score in scores.items()},
         bit_mask=memory.get("bit_mask"), cluster_sizes=results.sizes(memory.get("clusters"), memory.get("bit_mask")),
+        cluster_scores=memory.get("cluster_scores"),
         grid=(results.retrieval_grid(dataset, codes["symmetric_test"], codes["symmetric_database"])
               if dataset.labelled else None), notes=tuple(notes)))
     write_json(out / "metrics.json", metrics)

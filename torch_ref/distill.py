@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jax_brcd.clusters import cluster_codes
+from jax_brcd.cluster_choice import choose_clusters
 from jax_brcd.config import Config, parse_command_line
 from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.derivations import Derivation
@@ -158,9 +158,11 @@ def distillation_loss(experiment: Experiment, codes: np.ndarray):
         return lambda indices, student, teacher_i, teacher_j: student.new_zeros(())
     if config.run.method in METHODS:
         return METHODS[config.run.method](method, torch.from_numpy(codes), config.run.seed * 3 + 2)
-    clusters, centers = cluster_codes(codes, method.clusters, seed=config.run.seed * 3 + 2, restarts=method.cluster_restarts)
-    clusters, centers = torch.from_numpy(clusters).long(), torch.from_numpy(centers)
-    mask = bit_masks(torch.from_numpy(codes), clusters, method.clusters, method.margin, method.variant)
+    chosen = choose_clusters(codes, method.clusters, choice=method.cluster_choice,
+                             cluster_range=experiment.dataset.cluster_range, seed=config.run.seed * 3 + 2,
+                             restarts=method.cluster_restarts).clustering
+    clusters, centers = torch.from_numpy(chosen.clusters).long(), torch.from_numpy(chosen.centers)
+    mask = bit_masks(torch.from_numpy(codes), clusters, len(centers), method.margin, method.variant)
 
     def loss(indices: Tensor, student: Tensor, teacher_i: Tensor, teacher_j: Tensor) -> Tensor:
         return losses.brcd_distillation_loss(

@@ -20,9 +20,8 @@ class Source(NamedTuple):
 DATASETS: Registry[Source] = Registry("data set")
 DATASETS.register("digits")(Source(digits.load))
 DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS)))
-for name, k in lists.PUBLISHED_K.items():
-    DATASETS.register(name)(Source(lists.loader(name, k)))
-DATASETS.register("list")(Source(lists.loader("list")))
+for name in (*lists.PUBLISHED, "list"):
+    DATASETS.register(name)(Source(lists.loader(name)))
 DATASETS.register("folder")(Source(folders.load))
 
 __all__ = ["DATASETS", "ImageDataset", "Images", "load_dataset"]

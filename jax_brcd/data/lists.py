@@ -12,14 +12,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from jax_brcd.data.dataset import ImageDataset, Images, Request
+from jax_brcd.data.dataset import CLUSTER_RANGE, ImageDataset, Images, Request
 from jax_brcd.data.store import BadImages, Listed, decoded
 from jax_brcd.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
-# Ranks that published mAP looks at (method.md, "Search and its measure"); MIRFLICKR as in Luo et al., CIMON, IJCAI 2021
-PUBLISHED_K = {"nus-wide": 5000, "coco": 5000, "mirflickr": 5000, "imagenet100": 1000}
 USUAL_K = 1000
+
+
+class Protocol(NamedTuple):
+    """What is published about a data set beside its lists."""
+
+    k: int | None = None  # ranks that mAP looks at; None for 1,000 or less
+    cluster_range: tuple[int, int] = CLUSTER_RANGE
+
+
+# method.md, "Search and its measure" and "What the student sees before training"; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
+PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000, (2, 49)), "mirflickr": Protocol(5000),
+             "imagenet100": Protocol(1000, (10, 59))}
 
 
 class ListFile(NamedTuple):
@@ -33,12 +43,12 @@ class ListFile(NamedTuple):
         return ListFile([self.images[position] for position in positions], self.labels[positions])
 
 
-def loader(name: str, default_k: int | None = None) -> Callable[[Request], ImageDataset]:
-    """The function that loads the list files of a folder as the data set `name`; without `default_k`, k is 1,000 or less."""
-    return functools.partial(load, name, default_k)
+def loader(name: str) -> Callable[[Request], ImageDataset]:
+    """The function that loads the list files of a folder as the data set `name`, under its published protocol if it has one."""
+    return functools.partial(load, name, PUBLISHED.get(name, Protocol()))
 
 
-def load(name: str, default_k: int | None, request: Request) -> ImageDataset:
+def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     """The images that the three lists name; the test list is shuffled and halved into validation and test queries.
 
     Raises:
@@ -59,9 +69,10 @@ def load(name: str, default_k: int | None, request: Request) -> ImageDataset:
              "validation": test.take(shuffled[:half]), "test": test.take(shuffled[half:])}
     parts, bad = decode_parts(lists, request)
     return ImageDataset(
-        name=name, split="published lists, test list halved" if default_k else "lists, test list halved", **parts,
+        name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=tuple(f"label {number + 1}" for number in range(train.labels.shape[1])), flip=True,
-        default_k=default_k or min(USUAL_K, len(parts["database"])), central_crop=True, notes=bad.notes())
+        default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
+        cluster_range=protocol.cluster_range, notes=bad.notes())
 
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], BadImages]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_brcd.data.dataset import CLUSTER_RANGE
 from jax_brcd.derivations import Derivation
 
 Tree = Any
@@ -15,6 +16,7 @@ class TeacherView(NamedTuple):
     """What the teacher says before the student's training starts."""
 
     codes: Float[np.ndarray, "images bits"]  # of the un-augmented training images
+    cluster_range: tuple[int, int] = CLUSTER_RANGE  # numbers of clusters that a method may choose from, both included
 
 
 @dataclasses.dataclass(frozen=True)

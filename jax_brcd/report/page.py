@@ -32,6 +32,7 @@ class Report:
     grid: plots.RetrievalGrid | None = None
     bit_mask: np.ndarray | None = None
     cluster_sizes: np.ndarray | None = None
+    cluster_scores: np.ndarray | None = None  # (choices, 2): numbers of clusters that were compared, and their scores
     notes: tuple[str, ...] = ()
 
 
@@ -44,6 +45,9 @@ def figures(report: Report) -> dict[str, Figure]:
         drawn["precision_recall"] = plots.precision_recall_plot(report.curves)
     if report.bit_mask is not None:
         drawn["bit_masks"] = plots.bit_mask_plot(report.bit_mask, report.cluster_sizes)
+    if report.cluster_scores is not None:
+        drawn["number_of_clusters"] = plots.cluster_choice_plot(
+            np.asarray(report.cluster_scores), len(report.bit_mask), report.config["cluster_choice"])
     if report.history:
         drawn["losses"] = plots.loss_curves(report.history)
     return drawn

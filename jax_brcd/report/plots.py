@@ -83,6 +83,23 @@ def bit_mask_plot(mask: Float[np.ndarray, "clusters bits"], sizes: Int[np.ndarra
     return figure
 
 
+SCORE_NAMES = {"silhouette": "mean silhouette", "elbow": "mean squared distance to the center"}
+
+
+def cluster_choice_plot(scores: Float[np.ndarray, "choices 2"], chosen: int, choice: str) -> Figure:
+    """The score of every number of clusters that was tried, `scores` rows of (number, score); the chosen one is marked."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(*scores.T, color=BLUE, marker="o", markersize=4)
+    axis.axvline(chosen, color=VERMILION, linestyle="--", label=f"chosen: {chosen}")
+    axis.set(xlabel="clusters", ylabel=SCORE_NAMES.get(choice, choice))
+    axis.set_title(f"Number of clusters by {choice}", fontsize=10)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
 def retrieval_grid_plot(grid: RetrievalGrid) -> Figure:
     """Each row a query and its first results; a solid green frame is right, a dashed red one wrong."""
     queries, results = grid.correct.shape

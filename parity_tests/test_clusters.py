@@ -1,0 +1,194 @@
+"""k-means of codes and the number of clusters, against scikit-learn and against mixtures whose number is known."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+
+from jax_brcd.cluster_choice import CLUSTER_CHOICES, choose_clusters, silhouettes
+from jax_brcd.clusters import k_means
+from jax_brcd.config import Config, create_config, parse_command_line
+from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.errors import InputError
+from jax_brcd.methods import DistillationBatch, TeacherView, create_method
+from jax_brcd.options import check, option
+from jax_brcd.report import Report, write_report
+from torch_ref import distill as torch_distill
+
+GROUPS, IMAGES, BITS = 5, 240, 32
+
+
+def mixture(flips=0.08, seed=0):
+    """Codes of five groups, each bit flipped by chance, and each image's group."""
+    draw = np.random.default_rng(seed)
+    groups = draw.permutation(IMAGES) % GROUPS
+    centers = draw.choice([-1.0, 1.0], (GROUPS, BITS))
+    return (centers[groups] * np.where(draw.random((IMAGES, BITS)) < flips, -1, 1)).astype(np.float32), groups
+
+
+def choose(codes, choice, cluster_range=(2, 9)):
+    return choose_clusters(codes, "auto", choice=choice, cluster_range=cluster_range, seed=0, restarts=8)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """What each rule chooses for the mixture."""
+    return {choice: choose(mixture()[0], choice) for choice in CLUSTER_CHOICES}
+
+
+@pytest.mark.parametrize("flips", [0.08, 0.3])
+def test_k_means_is_as_good_as_scikit_learns(flips):
+    """Both keep the best of several local optima. Where groups are clear it is the same one (float32 rounding); where they
+    are not, the inertias are those of optima about as good, within 1 %."""
+    codes, _ = mixture(flips)
+    ours = k_means(codes, 5, seed=0, restarts=8)
+    theirs = KMeans(5, n_init=8, random_state=0).fit(codes.astype(np.float64))
+    assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-5 if flips < 0.2 else 1e-2)
+    found = np.sum((codes - ours.centers[ours.clusters]) ** 2)
+    assert ours.inertia == pytest.approx(found, rel=1e-5)
+
+
+def test_centers_are_means_and_images_belong_to_the_nearest():
+    codes, _ = mixture()
+    clusters, centers, _ = k_means(codes, 5, seed=1, restarts=8)
+    np.testing.assert_allclose(centers, [codes[clusters == number].mean(axis=0) for number in range(5)], atol=1e-5)
+    distances = np.sum((codes[:, None] - centers) ** 2, axis=-1)
+    np.testing.assert_array_equal(clusters, distances.argmin(axis=1))
+
+
+def test_the_same_seed_gives_the_same_clusters_whatever_the_room():
+    codes, groups = mixture()
+    first, again, roomy = (k_means(codes, 5, seed=3, restarts=8, capacity=capacity) for capacity in (None, None, 9))
+    np.testing.assert_array_equal(first.clusters, again.clusters)
+    np.testing.assert_array_equal(first.centers, again.centers)
+    assert roomy.centers.shape == (5, BITS)
+    for clustering in (first, roomy):  # each cluster is a group, whatever its number
+        assert len(set(zip(groups.tolist(), clustering.clusters.tolist(), strict=True))) == GROUPS
+
+
+def test_silhouettes_are_scikit_learns():
+    """Up to float32 rounding of sums over 240 distances; among the clusters are empty ones and one of a single image."""
+    codes, groups = mixture(0.2)
+    alone = np.where(np.arange(IMAGES) == 7, 6, groups)
+    both = np.stack([groups, alone]).astype(np.int32)
+    ours = silhouettes(jnp.asarray(codes), jnp.asarray(both), capacity=8)
+    np.testing.assert_allclose(ours, [silhouette_score(codes, each) for each in both], atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", CLUSTER_CHOICES)
+def test_the_number_of_groups_is_found(chosen, choice):
+    clustering, counts, scores = chosen[choice]
+    assert len(clustering.centers) == GROUPS
+    np.testing.assert_array_equal(counts, np.arange(2, 10))
+    assert scores.shape == counts.shape
+    assert len(set(zip(mixture()[1].tolist(), clustering.clusters.tolist(), strict=True))) == GROUPS
+
+
+def test_the_elbow_is_the_point_farthest_below_the_chord():
+    """Of 10, 4, 3, 2, 1, 0: the chord is at 8 where the curve is at 4, and nearer to it everywhere else."""
+    scores, place = CLUSTER_CHOICES["elbow"](np.zeros((1, 4)), None, [10, 4, 3, 2, 1, 0], np.arange(2, 8))
+    np.testing.assert_array_equal(scores, [10, 4, 3, 2, 1, 0])
+    assert place == 1
+    assert CLUSTER_CHOICES["elbow"](np.zeros((1, 4)), None, [4, 3, 2], np.arange(2, 5))[1] == 0  # no bend: the lowest
+
+
+def test_few_distinct_codes_end_the_range_early():
+    codes, _ = mixture(0.0)
+    four_of_five = choose(codes, "silhouette", (2, 9))
+    np.testing.assert_array_equal(four_of_five.counts, [2, 3, 4])  # five distinct codes allow four clusters
+    alike = choose(np.ones((6, BITS), np.float32), "silhouette")
+    assert len(alike.clustering.centers) == 1 and len(alike.counts) == len(alike.scores) == 0
+
+
+def test_every_data_set_names_the_range_to_try(tmp_path):
+    digits = load_dataset("digits", cache_dir=tmp_path)
+    low, high = digits.cluster_range
+    assert 2 <= low < high < len(digits.train)
+
+
+def brcd(**settings):
+    return create_method("brcd", cluster_restarts=8, **settings)
+
+
+def test_brcd_under_auto_learns_from_the_chosen_clusters():
+    """The memory's shapes follow the chosen number; choosing again gives the same arrays, so that a run can resume."""
+    codes, _ = mixture()
+    view = TeacherView(codes, (2, 9))
+    method = brcd(clusters="auto")
+    _, memory = method.init(view, seed=0)
+    _, again = method.init(view, seed=0)
+    jax.tree.map(np.testing.assert_array_equal, memory, again)
+    assert memory["centers"].shape == memory["bit_mask"].shape == (GROUPS, BITS)
+    np.testing.assert_array_equal(memory["cluster_scores"][:, 0], np.arange(2, 10))
+    assert memory["cluster_scores"][:, 1].argmax() == GROUPS - 2
+
+    rows = jnp.asarray(codes[:8])
+    batch = DistillationBatch(jnp.arange(8), jnp.ones(8, bool), *[rows] * 6, key=jax.random.key(0))
+    _, told = brcd(clusters=GROUPS).init(view, seed=0)
+    assert "cluster_scores" not in told
+    losses = [method.loss({}, jax.tree.map(jnp.asarray, each), batch, temperature=0.3)[0] for each in (memory, told)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choice", CLUSTER_CHOICES)
+def test_the_report_shows_the_scores_and_the_choice(tmp_path, choice):
+    scores = np.stack([np.arange(2, 9), np.linspace(0.2, 0.4, 7)], axis=1)
+    metrics = {"protocol": dict.fromkeys(("dataset", "split", "k", "ties", "bits", "seed"), 1) | {"queries": 1, "database": 1}}
+    page = write_report(tmp_path, Report(
+        title="a run", config={"cluster_choice": choice}, metrics=metrics, history=[], curves={},
+        bit_mask=np.ones((5, 8)), cluster_sizes=np.full(5, 4), cluster_scores=scores)).read_text()
+    assert "Number of clusters" in page and (tmp_path / "plots" / "number_of_clusters.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["auto"], "auto"), (["7"], 7)])
+def test_the_command_line_takes_a_number_or_auto(words, expected):
+    assert parse_command_line("test", "", ["--clusters", *words]).method.clusters == expected
+    assert create_config(clusters=expected).method.clusters == expected
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--clusters", "many"], "--clusters: 'many' is no whole number or 'auto'"),
+    (["--cluster-choice", "knee"], "unknown value of --cluster-choice 'knee'"),
+    (["--clusters", "0"], "--clusters 0: too small; give 1 or more"),
+])
+def test_other_numbers_of_clusters_are_refused(capsys, words, message):
+    with pytest.raises((SystemExit, InputError)) as refused:
+        parse_command_line("test", "", words)
+    assert message in capsys.readouterr().err + str(refused.value)
+
+
+def test_a_word_that_a_setting_does_not_know_is_refused_from_python_too():
+    @dataclasses.dataclass
+    class Settings:
+        count: int | Literal["auto"] = option(3, "a number", low=1)
+
+    check(Settings("auto"))
+    with pytest.raises(InputError, match="unknown value of --count 'aut': did you mean 'auto'"):
+        check(Settings("aut"))
+
+
+def test_torch_ref_takes_the_same_choice(tmp_path):
+    """Its distillation term under auto is the one with the chosen number told."""
+    codes, _ = mixture()
+    digits = dataclasses.replace(load_dataset("digits", cache_dir=tmp_path), cluster_range=(2, 9))
+
+    @dataclasses.dataclass
+    class Scene:
+        """What the reference's distillation asks an experiment for."""
+
+        config: Config
+        dataset: ImageDataset = digits
+
+        def codes(self, teacher, part):
+            return codes
+
+    rows = torch.from_numpy(codes[:8])
+    values = [torch_distill.distillation_loss(Scene(create_config(clusters=clusters, cluster_restarts=8)), None)(
+        torch.arange(8), rows, rows, rows) for clusters in ("auto", GROUPS, 2)]
+    assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-5) != pytest.approx(float(values[2]), rel=1e-2)
