@@ -185,10 +185,7 @@ def test_torch_ref_takes_the_same_choice(tmp_path):
         config: Config
         dataset: ImageDataset = digits
 
-        def codes(self, teacher, part):
-            return codes
-
     rows = torch.from_numpy(codes[:8])
-    values = [torch_distill.distillation_loss(Scene(create_config(clusters=clusters, cluster_restarts=8)), None)(
+    values = [torch_distill.distillation_loss(Scene(create_config(clusters=clusters, cluster_restarts=8)), codes)(
         torch.arange(8), rows, rows, rows) for clusters in ("auto", GROUPS, 2)]
     assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-5) != pytest.approx(float(values[2]), rel=1e-2)
