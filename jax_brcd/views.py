@@ -68,7 +68,10 @@ class KeptFeatures:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeptCodes:
-    """Codes that a frozen model gave for each view, and by name for what is derived of it; as logits they hash to themselves."""
+    """Codes that a frozen model gave for each view, and by name for what is derived of it.
+
+    As logits they hash to themselves.
+    """
 
     codes: Int[Array, "views images bits"]
     derived: Mapping[str, Int[Array, "views images bits"]] = dataclasses.field(default_factory=dict)

@@ -11,10 +11,15 @@ from jax_brcd import training
 from jax_brcd.augment import ViewConfig
 from jax_brcd.batches import epoch_batches
 from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.config import create_config
+from jax_brcd.data import DATASETS, ImageDataset, Images
 from jax_brcd.derivations import ITSELF, Mixture, Rotation
 from jax_brcd.features import FeatureCache
 from jax_brcd.methods import METHODS, TeacherView, create_method
-from jax_brcd.models import create_hash_model
+from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.models.heads import linear_head
+from jax_brcd.models.layers import Backbone
+from jax_brcd.pipeline import run
 from jax_brcd.retrieval import nearest_neighbours
 from jax_brcd.stages.student import draw_negatives, student_stage
 from jax_brcd.training import fit, start, train_epoch
@@ -107,16 +112,15 @@ def cheap_views(keys, images, config):
     return images / 255.0 + jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 3)))(keys)
 
 
-@pytest.fixture(scope="module")
-def pixels():
+@pytest.fixture
+def pixels(monkeypatch):
     """Eight random images, views of them, and each one's partners to be mixed with."""
     draw = np.random.default_rng(1)
     images = draw.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
     partners = nearest_neighbours(draw.choice([-1.0, 1.0], (8, 6)).astype(np.float32), 2)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("views", "features"):
-            patch.setattr(f"jax_brcd.{module}.random_views", cheap_views)
-        yield PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=12), False, jnp.asarray(partners))
+    for module in ("views", "features"):
+        monkeypatch.setattr(f"jax_brcd.{module}.random_views", cheap_views)
+    return PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=12), False, jnp.asarray(partners))
 
 
 class Flat(nnx.Module):
@@ -211,3 +215,64 @@ def test_torch_ref_derives_the_same(pixels):
     assert_mixed(derive(Mixture(0)), images, pixels.partners)
     codes = np.random.default_rng(0).choice([-1.0, 1.0], (30, 5)).astype(np.float32)
     np.testing.assert_array_equal(reference.nearest_others(torch.from_numpy(codes), 4), nearest_neighbours(codes, 4))
+
+
+class FlatBackbone(Backbone):
+    """A backbone whose features are its pixels in a row."""
+
+    name, image_size, features = "flat", 12, 12 * 12 * 3
+    head = staticmethod(linear_head)
+
+    def __call__(self, images, *, train=False, valid=None):
+        return images.reshape(len(images), -1)
+
+
+@pytest.mark.parametrize("name", ["sskd", "packd"])
+def test_a_method_sees_the_same_of_views_encoded_now_or_kept(pixels, name):
+    """Step by step the same loss; kept in float32 here, so but for the order of sums."""
+    method = small_method(name)
+    student, teacher = (HashModel(FlatBackbone(), BITS, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    every, numbers = jnp.tile(jnp.arange(8), 2), jnp.repeat(jnp.arange(2), 8)
+
+    def kept(derivation):
+        return pixels.logits(Flat(), every, numbers, every >= 0, derivation).reshape(2, 8, -1)
+
+    derived = {derivation.name: kept(derivation) for derivation in method.needs.views}
+    features = KeptFeatures(kept(ITSELF), derived)
+    codes = np.sign(np.random.default_rng(0).normal(size=(8, BITS))).astype(np.float32)
+    found = []
+    for views in (pixels, features):
+        stage, parameters, carry = student_stage(
+            student, teacher, method, TeacherView(codes), student_views=views, teacher_views=views, train_backbone=False,
+            learning_rate=1e-3, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=8, batch_size=3, epochs=1, seed=5,
+            kept_views=2)
+        batches = epoch_batches(8, 3, epoch=0, seed=stage.seed, views=2)
+        _, metrics = train_epoch(stage.loss, stage.optimizer, start(stage, parameters, carry), stage.constants, batches,
+                                 jax.random.key(0))
+        found.append(np.asarray(metrics["loss"]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def made_up_images(folder, *, train_images, seed):
+    draw = np.random.default_rng(seed)
+
+    def part(count):
+        labels = np.arange(count) % 3
+        noise = draw.integers(100, size=(count, 16, 16, 3))
+        return Images((noise + 70 * labels[:, None, None, None]).astype(np.uint8), np.eye(3, dtype=np.uint8)[labels])
+
+    return ImageDataset(name="made-up", split="all", train=part(20), database=part(20), validation=part(6), test=part(6),
+                        class_names=("a", "b", "c"), flip=True, default_k=5)
+
+
+def test_a_whole_run_keeps_what_its_method_asks_for(tmp_path, monkeypatch):
+    """PACKD in the whole pipeline: neighbours by the teacher's codes, mixtures encoded once for teacher and student."""
+    monkeypatch.setitem(DATASETS._entries, "made-up", made_up_images)
+    config = create_config(
+        dataset="made-up", teacher="vit_lite_4_8", teacher_weights="random", student="resnet8", student_weights="random",
+        bits=8, views=2, teacher_epochs=1, epochs=1, batch_size=10, method="packd", negatives=4, out=tmp_path / "run",
+        cache_dir=tmp_path / "cache")
+    metrics = run(config)
+    assert set(metrics["student"]) == {"symmetric", "asymmetric"}
+    folders = [path for path in (tmp_path / "cache" / "features").iterdir() if (path / "view_0001.npy").exists()]
+    assert len(folders) == 4  # of teacher and student: the views and their mixtures
