@@ -12,7 +12,7 @@ from jax_brcd.augment import ViewConfig
 from jax_brcd.batches import epoch_batches
 from jax_brcd.checkpoints import Checkpoints
 from jax_brcd.config import create_config
-from jax_brcd.data import DATASETS, ImageDataset, Images
+from jax_brcd.data import DATASETS, ImageDataset, Images, Source
 from jax_brcd.derivations import ITSELF, Mixture, Rotation
 from jax_brcd.features import FeatureCache
 from jax_brcd.methods import METHODS, TeacherView, create_method
@@ -253,8 +253,8 @@ def test_a_method_sees_the_same_of_views_encoded_now_or_kept(pixels, name):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 
 
-def made_up_images(folder, *, train_images, seed):
-    draw = np.random.default_rng(seed)
+def made_up_images(request):
+    draw = np.random.default_rng(request.seed)
 
     def part(count):
         labels = np.arange(count) % 3
@@ -267,7 +267,7 @@ def made_up_images(folder, *, train_images, seed):
 
 def test_a_whole_run_keeps_what_its_method_asks_for(tmp_path, monkeypatch):
     """PACKD in the whole pipeline: neighbours by the teacher's codes, mixtures encoded once for teacher and student."""
-    monkeypatch.setitem(DATASETS._entries, "made-up", made_up_images)
+    monkeypatch.setitem(DATASETS._entries, "made-up", Source(made_up_images))
     config = create_config(
         dataset="made-up", teacher="vit_lite_4_8", teacher_weights="random", student="resnet8", student_weights="random",
         bits=8, views=2, teacher_epochs=1, epochs=1, batch_size=10, method="packd", negatives=4, out=tmp_path / "run",
