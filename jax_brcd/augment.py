@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
+from jax_brcd import devices
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -300,8 +302,11 @@ def _central_taps(source: int, target: int, size: int) -> Taps:
 def _each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
     """`view` of each image. A CPU takes them in turn: each stays in its cache, and operations not drawn are skipped.
 
-    A loop cannot run over a batch that is spread over devices: there the caller maps the shards (`jax.shard_map`).
+    A loop cannot run over a batch that is spread over devices: each takes its own part.
     """
-    return lax.platform_dependent(
-        *batch, cpu=lambda *batch: lax.map(lambda image: view(*image), batch), default=jax.vmap(view)
-    )
+    def of_each(*batch):
+        return lax.platform_dependent(
+            *batch, cpu=lambda *batch: lax.map(lambda image: view(*image), batch), default=jax.vmap(view)
+        )
+
+    return devices.map_shards(of_each, *batch)

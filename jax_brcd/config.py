@@ -82,12 +82,16 @@ class RunConfig:
     seed: int = option(0, "the one seed of splits, heads, batches and views", low=0)
     checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
     out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
+    processes: int = option(1, "processes of the run, one a host, that share --out and --cache-dir; each has all its devices", low=1)
+    process_id: int = option(0, "which of the processes this is; process 0 prints and writes", low=0)
+    coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
 
 
 STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, RunConfig)
 
-# Where a run lies and how often it saves do not change its numbers, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "decode_workers")
+# Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
+UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "decode_workers", "processes", "process_id",
+              "coordinator")
 
 PRESETS: Registry[Mapping[str, Any]] = Registry("preset")
 PRESETS.register("digits")({

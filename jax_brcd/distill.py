@@ -1,5 +1,6 @@
 """python -m jax_brcd.distill: teacher, clusters, student, both searches, one table and a report."""
 
+from jax_brcd import devices
 from jax_brcd.config import parse_command_line
 from jax_brcd.options import run_command
 from jax_brcd.pipeline import run
@@ -9,7 +10,9 @@ from jax_brcd.xla import set_flags
 def main(argv: list[str] | None = None) -> None:
     """Runs the experiment that the options describe, or goes on with it."""
     set_flags()
-    run(parse_command_line("python -m jax_brcd.distill", __doc__, argv))
+    config = parse_command_line("python -m jax_brcd.distill", __doc__, argv)
+    with devices.session(config.run.processes, config.run.process_id, config.run.coordinator):
+        run(config)
 
 
 if __name__ == "__main__":

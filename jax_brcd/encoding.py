@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from jax_brcd import devices
 from jax_brcd.augment import evaluation_views
 
 ENCODING_BATCH = 128
@@ -20,12 +21,15 @@ def encode_batch(
     graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int, resize: int | None = None
 ) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
-    return nnx.merge(graph, state)(evaluation_views(images, size, resize=resize))
+    return devices.gathered(nnx.merge(graph, state)(evaluation_views(images, size, resize=resize)))
 
 
 def encoding_batch(count: int) -> int:
-    """How many of `count` images are encoded at once; a power of two where they are few, so that little is padding."""
-    return min(ENCODING_BATCH, 1 << (count - 1).bit_length())
+    """How many of `count` images are encoded at once: a power of two where they are few, so that little is padding.
+
+    Raised to what the devices divide.
+    """
+    return devices.whole_size(min(ENCODING_BATCH, 1 << (count - 1).bit_length()))
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -41,8 +45,10 @@ def stream(
 ) -> np.ndarray:
     """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width)."""
     parts, pending = [], None
-    with tqdm(total=len(images), desc=description, unit="image", dynamic_ncols=True, leave=False) as bar:
-        for batch, count in padded_batches(images, batch_size or encoding_batch(len(images))):
+    size = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images))
+    with tqdm(total=len(images), desc=description, unit="image", dynamic_ncols=True, leave=False,
+              disable=not devices.is_first()) as bar:
+        for batch, count in padded_batches(images, size):
             result = compute(batch), count
             if pending is not None:
                 parts.append(_fetch(pending, bar))
@@ -66,7 +72,8 @@ def encode(
         images: uint8 (images, height, width, 3). size: pixels of the square the model sees.
         resize: pixels of the shorter side before that square is cut out; None to resize the whole image to it.
     """
-    graph, state = nnx.split(module)
-    return stream(lambda batch: encode_batch(graph, state, batch, size=size, resize=resize), images, description=description)
+    graph, state = devices.replicate(nnx.split(module))
+    return stream(lambda batch: encode_batch(graph, state, devices.spread(batch), size=size, resize=resize), images,
+                  description=description)
 
 

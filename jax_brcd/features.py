@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from jax_brcd import devices
 from jax_brcd.augment import ViewConfig, random_views
 from jax_brcd.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.encoding import encode, stream
@@ -82,7 +83,7 @@ class FeatureCache:
         view = (size,) if resize is None else (size, resize)
         folder = self.directory / digest("evaluation", self.name, self._weights, self.dtype, images, *view)
         path = folder / "images.npy"
-        if not path.exists():
+        if self._lacks(path):
             self._save(path, encode(self.backbone, images, size=size, resize=resize, description=f"{self.name} images"))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -106,24 +107,31 @@ class FeatureCache:
 
     def _view(self, folder, images, number: int, count: int, drawing: "Drawing", partners: np.ndarray) -> np.ndarray:
         path = folder / f"view_{number:04d}.npy"
-        if not path.exists():
-            graph, state = nnx.split(self.backbone)
+        if self._lacks(path):
+            graph, state, key = devices.replicate((*nnx.split(self.backbone), drawing.key))
             everyone = np.arange(len(images), dtype=np.int32)
             sources = [np.asarray(source) for source in drawing.sources(everyone, number, partners)]
 
             def compute(rows):
                 made_of = tuple(source[np.minimum(rows, len(images) - 1)] for source in sources)
-                return encode_views(graph, state, tuple(images[source] for source in made_of), made_of, rows,
-                                    jnp.int32(number), drawing.key, drawing.config, drawing.derivation)
+                pixels = tuple(images[source] for source in made_of)
+                return encode_views(graph, state, *devices.spread((pixels, made_of, rows)), np.int32(number), key,
+                                    drawing.config, drawing.derivation)
 
             what = "view" if drawing.derivation == ITSELF else f"{drawing.derivation.name} of view"
             features = stream(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}")
             self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 
+    def _lacks(self, path: pathlib.Path) -> bool:
+        """Whether features are yet to be encoded, by all processes together."""
+        return not devices.agreed(path.exists())
+
     def _save(self, path: pathlib.Path, features: np.ndarray) -> None:
-        with atomic_path(path) as temporary:
-            np.save(temporary, features, allow_pickle=False)
+        if devices.is_first():
+            with atomic_path(path) as temporary:
+                np.save(temporary, features, allow_pickle=False)
+        devices.wait_for_all(str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,4 +162,4 @@ def encode_views(
     numbers = jnp.broadcast_to(number, indices.shape)
     drawn = tuple(random_views(view_keys(key, source, numbers), pixels, config)
                   for source, pixels in zip(sources, images, strict=True))
-    return nnx.merge(graph, state)(derivation.combine(drawn, key, indices, numbers))
+    return devices.gathered(nnx.merge(graph, state)(derivation.combine(drawn, key, indices, numbers)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_brcd import report, results
+from jax_brcd import devices, report, results
 from jax_brcd.augment import ViewConfig
 from jax_brcd.checkpoints import Checkpoints
 from jax_brcd.config import Config, differences
@@ -132,7 +132,8 @@ def run(config: Config) -> dict[str, Any]:
         return metrics
     context = load_context(config, out)
     teacher_model, student_model = build_models(context)
-    write_json(out / CONFIG, config.flat())
+    if devices.is_first():
+        write_json(out / CONFIG, config.flat())
     notes = list(context.dataset.notes)
     if not context.dataset.labelled:
         notes.append(f"{report.SKIPPED} The student is the one of the last epoch.")
@@ -323,9 +324,9 @@ def evaluate(
         codes[f"{search}_test"] = student.parts.codes(model, "test")
         if search == "symmetric":
             codes["symmetric_database"] = student.parts.codes(model, "database")
-        export_safetensors(model, out / f"student_{search}.safetensors", name=config.student.student,
-                           bits=config.objective.bits)
-    export_safetensors(teacher.model, out / "teacher.safetensors", name=config.teacher.teacher, bits=config.objective.bits)
+        if devices.is_first():
+            export_safetensors(model, out / f"student_{search}.safetensors", name=config.student.student,
+                               bits=config.objective.bits)
 
     def search(queries: str, database: str) -> SearchScores:
         return evaluate_search(codes[queries], codes[database], dataset.test.labels, dataset.database.labels, k)
@@ -338,6 +339,9 @@ def evaluate(
     metrics = results.metrics(
         dataset, k=k, bits=config.objective.bits, seed=config.run.seed, scores=scores, models=costs,
         names={"teacher": config.teacher.teacher, "student": config.student.student})
+    if not devices.is_first():
+        return metrics
+    export_safetensors(teacher.model, out / "teacher.safetensors", name=config.teacher.teacher, bits=config.objective.bits)
     results.save_codes(out / "codes.npz", codes, dataset)
     results.write_history(out / "history.jsonl", history)
     memory = {name: np.asarray(part) for name, part in fitted.state.carry["memory"].items()

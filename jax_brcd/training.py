@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jax_brcd import devices
 from jax_brcd.batches import Batches, epoch_batches
 from jax_brcd.checkpoints import Checkpoints
 from jax_brcd.errors import TrainingDiverged
@@ -82,8 +83,8 @@ NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 
 def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     """The state before the first step; a copy, because steps take over the buffers of the state they are given."""
-    parameters, carry = jax.tree.map(jnp.array, (parameters, carry))
-    return TrainState(parameters, carry, stage.optimizer.init(parameters))
+    parameters, carry = jax.tree.map(jnp.array, devices.agreed((parameters, carry)))
+    return devices.replicate(TrainState(parameters, carry, stage.optimizer.init(parameters)))
 
 
 def backbone_scans() -> bool:
@@ -102,7 +103,8 @@ def train_step(
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, (carry, metrics)), gradients = gradient(state.parameters, state.carry, constants, batch, key)
     updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-    return TrainState(optax.apply_updates(state.parameters, updates), carry, moments), {"loss": value, **metrics}
+    state = TrainState(optax.apply_updates(state.parameters, updates), carry, moments)
+    return devices.gathered((state, {"loss": value, **metrics}))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -131,8 +133,8 @@ def stepped_epoch(
     history: list[Metrics] = []
     fed = stream.steps(batches, first) if stream else itertools.repeat(None)
     for number, images in zip(range(first, batches.indices.shape[0]), fed, strict=False):
-        batch = Batches(*(part[number] for part in batches))
-        given = constants if images is None else with_images(constants, images)
+        batch = devices.spread(Batches(*(part[number] for part in batches)))
+        given = constants if images is None else with_images(constants, devices.replicate(images))
         state, metrics = _compiled_step(loss, optimizer, state, given, batch, jax.random.fold_in(key, number))
         history.append(metrics)
         jax.block_until_ready(history[-2:-1])
@@ -148,6 +150,7 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
         TrainingDiverged: when a loss is not finite.
         OSError: where the disk is full.
     """
+    stage = dataclasses.replace(stage, constants=devices.replicate(stage.constants))
     keeps = ("symmetric", "asymmetric") if stage.validate else ()
     best = {search: state for search in keeps}
     progress = {"epoch": 0, "finished": stage.epochs == 0, "best": {}, "misses": 0, "history": []}
@@ -168,18 +171,19 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
         saved_at = time.monotonic()
 
     def due() -> bool:
-        return time.monotonic() - saved_at >= stage.checkpoint_seconds
+        return devices.agreed(time.monotonic() - saved_at >= stage.checkpoint_seconds)
 
     def save_within(state: TrainState, begun: dict[str, Any]) -> None:
         save(state, {**progress, "begun": begun}, begun["step"])
 
-    with tqdm(total=stage.epochs, initial=epoch, desc=stage.name, unit="epoch", dynamic_ncols=True) as bar:
+    with tqdm(total=stage.epochs, initial=epoch, desc=stage.name, unit="epoch", dynamic_ncols=True,
+              disable=not devices.is_first()) as bar:
         while not progress["finished"]:
             state, record = _run_epoch(stage, state, epoch, checkpoints, begun, due, save_within)
             epoch, begun = epoch + 1, NOT_BEGUN
             finished = epoch >= stage.epochs
             if stage.validate and (epoch % stage.validation_interval == 0 or finished):
-                scores = stage.validate(state)
+                scores = devices.agreed(stage.validate(devices.local(state)))
                 stopping, gains = stopping.update(scores)
                 best = {**best, **{search: jax.tree.map(np.asarray, state) for search in gains}}
                 record |= {f"{search}_map": score for search, score in scores.items()}
@@ -191,7 +195,7 @@ def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
                         "history": history}
             if finished or due():
                 save(state, progress)
-    return Fit(state, best, history)
+    return Fit(*devices.local((state, best)), history)
 
 
 def _run_epoch(
@@ -204,7 +208,8 @@ def _run_epoch(
     """
     began = time.perf_counter()
     batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
-    key = jax.random.fold_in(jax.random.key(stage.seed), epoch)
+    key = devices.replicate(jax.random.fold_in(jax.random.key(stage.seed), epoch))
+    batches = devices.spread(batches, axis=1) if stage.scanned else batches
     arguments = (stage.loss, stage.optimizer, state, stage.constants, batches, key)
 
     def so_far(metrics: Metrics) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_brcd import devices
 from jax_brcd.codes import hash_codes
 from jax_brcd.encoding import encode, encode_batch, encoding_batch
 from jax_brcd.models import HashModel
@@ -78,8 +79,8 @@ class EncoderCost:
 
 def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
     """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
-    graph, state = nnx.split(model)
-    batch = jnp.asarray(images[np.arange(encoding_batch(len(images))) % len(images)])
+    graph, state = devices.replicate(nnx.split(model))
+    batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
     compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
@@ -88,6 +89,6 @@ def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        flops=float(compiled.cost_analysis()["flops"]) / len(batch),
+        flops=float(compiled.cost_analysis()["flops"]) * devices.count() / len(batch),  # XLA counts one device's part
         images_per_second=len(batch) / float(np.median(seconds[1:])),
     )

@@ -1,0 +1,174 @@
+"""Runs spread over devices and processes: the losses of one device, and checkpoints that go on anywhere.
+
+Devices are four that XLA makes of the host; processes are two on this machine with collectives over its network.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jax_brcd.devices import session
+from jax_brcd.errors import InputError
+
+SECONDS = 300
+
+# A student trained whole on new views: twenty images in sixes, which four devices do not divide, and a partial last batch.
+# Arguments: directory, epoch (of two) before which it is interrupted, processes, process, coordinator
+STUDENT = """
+import json, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from jax_brcd import devices, training
+from jax_brcd.augment import ViewConfig
+from jax_brcd.checkpoints import Checkpoints
+from jax_brcd.encoding import encode
+from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.models import create_hash_model
+from jax_brcd.stages.student import student_stage
+from jax_brcd.training import fit, start
+from jax_brcd.views import KeptCodes, PixelViews
+
+directory, stop, *place = sys.argv[1:]
+run_epoch, epochs_run = training._run_epoch, []
+
+
+def interrupted(*arguments):
+    epochs_run.append(1)
+    if len(epochs_run) > int(stop):
+        raise KeyboardInterrupt
+    return run_epoch(*arguments)
+
+
+training._run_epoch = interrupted
+random = np.random.default_rng(0)
+images = random.integers(256, size=(20, 8, 8, 3), dtype=np.uint8)
+codes = random.choice([-1.0, 1.0], (20, 8)).astype(np.float32)
+with devices.session(int(place[0]), int(place[1]), place[2]):
+    student, teacher = (create_hash_model(name, 8, rngs=nnx.Rngs(0)) for name in ("resnet8", "vit_lite_4_8"))
+    views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=32), train=True)
+    kept = KeptCodes(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
+    stage, parameters, carry = student_stage(
+        student, teacher, create_method("brcd", clusters=2, cluster_restarts=1), TeacherView(codes),
+        student_views=views, teacher_views=kept, train_backbone=True, learning_rate=1e-4, temperature=0.3,
+        kl_weight=0.001, method_seed=0, n_images=20, batch_size=6, epochs=2, seed=0, kept_views=None, scan=False,
+        checkpoint_seconds=0.0)
+    fitted = None
+    try:
+        fitted = fit(stage, start(stage, parameters, carry), Checkpoints(pathlib.Path(directory)))
+    except KeyboardInterrupt:
+        pass
+    features = encode(teacher.backbone, images, size=32, description="")
+    found = {"devices": jax.device_count(), "features": features.tolist()}
+    if fitted:
+        found["losses"] = [[record[name] for name in ("loss", "contrastive", "distillation")] for record in fitted.history]
+        found["statistics"] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(fitted.state.carry["statistics"])]
+    print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Runs share what they compile, so that starting again is cheap."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PLATFORMS": "cpu"}
+
+
+def running(environment, devices: int, *command: str) -> subprocess.Popen:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen([sys.executable, *command], env=environment | flags, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def printed(process: subprocess.Popen) -> str:
+    out, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors[-3000:]
+    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))  # it names its peers
+
+
+def address() -> str:
+    """A port of this machine that is free now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def train(environment, directory, *, stop: int = 2, devices: int = 1):
+    return json.loads(printed(running(environment, devices, "-c", STUDENT, str(directory), str(stop), "1", "0", "")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment, tmp_path_factory):
+    """Two epochs on one device."""
+    return train(environment, tmp_path_factory.mktemp("one"))
+
+
+def layout(directory) -> list[str]:
+    """What is in the newest checkpoint, but for files that carry numbers drawn at random in their names."""
+    directory = max((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    files = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return sorted({re.sub(r"[0-9a-f]{16,}", "#", file) for file in files})
+
+
+def assert_same(ours, theirs):
+    """To 1e-5: sums of float32 numbers in another order."""
+    assert len(ours["losses"]) == len(theirs["losses"]) == 2
+    np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=1e-5)
+    for statistics, others in zip(ours["statistics"], theirs["statistics"], strict=True):
+        np.testing.assert_allclose(statistics, others, rtol=1e-5, atol=1e-5)
+
+
+def test_four_devices_train_and_encode_like_one_and_one_goes_on_with_their_checkpoint(environment, undisturbed, tmp_path):
+    """The first of the two epochs is theirs. Negatives come from the whole batch, and so do batch norm's statistics."""
+    spread = train(environment, tmp_path, stop=1, devices=4)
+    assert (undisturbed["devices"], spread["devices"]) == (1, 4)
+    np.testing.assert_allclose(spread["features"], undisturbed["features"], rtol=1e-5, atol=1e-5)
+    written = layout(tmp_path)
+    assert_same(train(environment, tmp_path), undisturbed)
+    assert written == layout(tmp_path)
+
+
+def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(environment, undisturbed, tmp_path):
+    place = address()
+    pair = [running(environment, 1, "-c", STUDENT, str(tmp_path), "1", "2", str(number), place) for number in range(2)]
+    first, second = map(printed, pair)
+    assert second == ""  # only the first prints
+    together = json.loads(first)
+    assert together["devices"] == 2
+    np.testing.assert_allclose(together["features"], undisturbed["features"], rtol=1e-5, atol=1e-5)
+    assert_same(train(environment, tmp_path), undisturbed)
+
+
+def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_path):
+    """The whole command, frozen backbones: kept features, validation, checkpoints, both searches, report."""
+    command = ["-m", "jax_brcd.distill", "--bits", "16", "--views", "2", "--teacher-weights", "random", "--teacher-epochs",
+               "2", "--student", "vit_lite_4_8", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
+               "--checkpoint-seconds", "0", "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
+    place = address()
+    pair = [running(environment, 1, *command, "--processes", "2", "--process-id", str(number), "--coordinator", place)
+            for number in range(2)]
+    first, second = map(printed, pair)
+    assert "student, asymmetric" in first and second == ""
+    metrics = tmp_path / "run" / "metrics.json"
+    together = json.loads(metrics.read_text())
+    metrics.unlink()
+    again = printed(running(environment, 1, *command))
+    alone = json.loads(metrics.read_text())
+    assert "already there" not in again
+    assert {**alone, "costs": None} == {**together, "costs": None}
+    assert alone["costs"]["teacher"]["flops"] == pytest.approx(together["costs"]["teacher"]["flops"], rel=0.01)
+
+
+@pytest.mark.parametrize(("place", "message"), [
+    ((2, 2, "127.0.0.1:9876"), "--process-id 2: the 2 processes are numbered from 0; give 1 or less"),
+    ((2, 0, "here"), "--coordinator here: not HOST:PORT"),
+])
+def test_a_place_that_cannot_be_is_refused(place, message):
+    with pytest.raises(InputError, match=message), session(*place):
+        pass
