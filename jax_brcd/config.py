@@ -10,6 +10,7 @@ from jax_brcd.data import DATASETS
 from jax_brcd.errors import InputError
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.models import BACKBONES
+from jax_brcd.objectives import OBJECTIVES, create_objective
 from jax_brcd.options import option
 from jax_brcd.registry import Registry, unknown_name
 
@@ -52,6 +53,8 @@ class TeacherConfig:
     teacher_weights: str = option("imagenet", "teacher's backbone weights: a .safetensors or .pth file, 'imagenet' "
                                   "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
                                   "images) or 'random'")
+    teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by: "
+                                    f"{', '.join(OBJECTIVES)}")
     pretraining_epochs: int = option(30, "epochs of pretraining under --teacher-weights held-out", low=0)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head", low=0)
     teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
@@ -107,13 +110,14 @@ PRESETS.register("cifar10-vit_b_16-resnet18")({
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run's resolved configuration. `method` carries the chosen method's own settings."""
+    """A run's resolved configuration. `hashing` carries the settings of the chosen teacher objective, `method` the method's."""
 
     data: DataConfig
     objective: ObjectiveConfig
     teacher: TeacherConfig
     student: StudentConfig
     run: RunConfig
+    hashing: Any
     method: Any
 
     @property
@@ -133,7 +137,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its name, as JSON holds it."""
-        stages = (self.data, self.objective, self.teacher, self.student, self.run, self.method)
+        stages = (self.data, self.objective, self.teacher, self.student, self.run, self.hashing, self.method)
         settings = {field.name: getattr(stage, field.name) for stage in stages for field in dataclasses.fields(stage)
                     if field.metadata}
         return {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in settings.items()}
@@ -157,14 +161,17 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     merged = {**(PRESETS[preset] if preset else {}), **settings}
     known = {field.name: stage for stage in STAGES for field in dataclasses.fields(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
-    own = {name: value for name, value in merged.items() if name not in known}
+    objectives_own = {field.name for kind in OBJECTIVES.values() for field in dataclasses.fields(kind)}
+    for_objective = {name: value for name, value in merged.items() if name in objectives_own}
+    for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
     data, objective, teacher, student, run = (stage(**given[stage]) for stage in STAGES)
     for stage in (data, objective, teacher, student, run):
         options.check(stage)
     for registry, name in ((DATASETS, data.dataset), (BACKBONES, teacher.teacher), (BACKBONES, student.student)):
         registry[name]
     data = dataclasses.replace(data, cache_dir=data.cache_dir.expanduser())
-    return Config(data, objective, teacher, student, run, create_method(run.method, **own))
+    return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
+                  create_method(run.method, **for_method))
 
 
 def parse_command_line(program: str, description: str, argv: list[str] | None = None) -> Config:
@@ -174,6 +181,7 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
                         help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
     for stage, title in zip(STAGES, ("data", "codes and objective", "teacher", "student", "run"), strict=True):
         options.add_options(parser, title, [stage])
+    options.add_options(parser, "teacher objective", OBJECTIVES)
     options.add_options(parser, "method", METHODS)
     given = vars(parser.parse_args(argv))
     return create_config(given.pop("preset"), **given)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from jax_brcd.errors import InputError
-from jax_brcd.registry import unknown_name
+from jax_brcd.registry import Registry, unknown_name
 
 Number = int | float
 
@@ -45,6 +45,23 @@ def check(settings: Any) -> None:
             raise InputError(unknown_name(f"value of {flag(field.name)}", str(value), known))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(flag(field.name), value, rules)
+
+
+def create(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
+    """The settings dataclass that a registry holds under `name`, with `settings` in place of its defaults.
+
+    Raises:
+        InputError: for an unknown name, settings that are not its own, or settings out of bounds.
+    """
+    kind = registry[name]
+    own = [field.name for field in dataclasses.fields(kind)]
+    foreign = sorted(set(settings) - set(own))
+    if foreign:
+        has = ", ".join(map(flag, own)) or "none"
+        raise InputError(f"{flag(foreign[0])}: not a setting of {registry.kind} '{name}'; its own are: {has}")
+    created = kind(**settings)
+    check(created)
+    return created
 
 
 def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:

@@ -20,15 +20,16 @@ from jax_brcd.features import FeatureCache
 from jax_brcd.files import read_json, write_json
 from jax_brcd.methods import Needs, TeacherView
 from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.objectives import ClosedFormObjective
 from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision, nearest_neighbours
 from jax_brcd.stages.evaluation import KeptParts, Parts, PixelParts, head_codes, measure_cost
 from jax_brcd.stages.models import build
 from jax_brcd.stages.pretraining import pretraining_stage
 from jax_brcd.stages.student import student_stage
-from jax_brcd.stages.teacher import teacher_stage
+from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
 from jax_brcd.streaming import StepImages, Stream
 from jax_brcd.training import Fit, Stage, backbone_scans, fit, start
-from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews, ViewSource
+from jax_brcd.views import FeatureSource, KeptCodes, KeptFeatures, PixelViews, ViewSource
 
 CONFIG = "config.json"
 SEARCHES = ("symmetric", "asymmetric")
@@ -184,6 +185,8 @@ def build_models(context: Context) -> tuple[HashModel, HashModel]:
     teacher, student = (build(name, config.objective.bits, weights, option=option, seed=context.seed(stage),
                               dtype=config.run.dtype, cache_dir=config.data.cache_dir)
                         for name, weights, option, stage in roles)
+    check_objective(teacher, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
+                    name=config.teacher.teacher_objective)
     return teacher, student
 
 
@@ -198,8 +201,11 @@ def train_teacher(
     cache = FeatureCache(config.data.cache_dir / "features", config.teacher.teacher, model.backbone, config.run.dtype)
     stream = context.stream(context.dataset.train.images) if context.kept_views is None else None
     encoder = Encoder(model, keep_parts(context, cache), cache)
+    if isinstance(config.hashing, ClosedFormObjective):  # solved in moments, so it has no checkpoint
+        return encoder, [*history, *solve_head(model, config.hashing, encoder.parts.features["train"],
+                                               seed=context.seed(TEACHER))]
     stage, parameters, carry = teacher_stage(
-        model, teacher_views(context, cache), learning_rate=config.teacher.teacher_lr,
+        model, teacher_views(context, cache), objective=config.hashing, learning_rate=config.teacher.teacher_lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         n_images=len(context.dataset.train), stream=stream,
         **context.stage_settings(TEACHER, epochs=config.teacher.teacher_epochs))
@@ -237,7 +243,7 @@ def kept_view_features(context: Context, cache: FeatureCache, **made: Any) -> np
                        **made)
 
 
-def teacher_views(context: Context, cache: FeatureCache) -> ViewSource:
+def teacher_views(context: Context, cache: FeatureCache) -> FeatureSource:
     """What the teacher's head trains on. A frozen teacher always runs in evaluation mode."""
     if context.kept_views is None:
         return context.pixels(context.dataset.train.images, train=False)

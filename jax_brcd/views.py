@@ -1,7 +1,7 @@
 """Where a step's logits come from: pixels augmented and encoded now, or what was encoded once and kept.
 
-Every source answers `logits(model, indices, views, valid)`, of the views themselves or of what is derived of them; view
-number v of image i is the same pixels whichever source and batch it stands in.
+Every source answers `logits(model, indices, views, valid)`, of the views themselves or of what is derived of them; those that a
+teacher learns from answer `features_of` too. View number v of image i is the same pixels whichever source and batch it stands in.
 """
 
 import dataclasses
@@ -29,6 +29,17 @@ class ViewSource(Protocol):
         """Logits of the given view of each image, or of what is derived of it; may move the model's batch-norm statistics."""
 
 
+@runtime_checkable
+class FeatureSource(ViewSource, Protocol):
+    """A source that also gives what the head is applied to."""
+
+    def features_of(
+        self, model: HashModel, indices: Int[Array, "batch"], views: Int[Array, "batch"], valid: Bool[Array, "batch"],
+        derivation: Derivation = ITSELF,
+    ) -> Float[Array, "batch features"]:
+        """The backbone's features of what `logits` is asked for; `model.head` of them are its logits."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PixelViews:
@@ -45,10 +56,14 @@ class PixelViews:
 
     def logits(self, model, indices, views, valid, derivation=ITSELF):
         """See ViewSource."""
+        return model.head(self.features_of(model, indices, views, valid, derivation))
+
+    def features_of(self, model, indices, views, valid, derivation=ITSELF):
+        """See FeatureSource."""
         sources = derivation.sources(self.key, indices, views, self.partners)
         drawn = tuple(random_views(view_keys(self.key, source, views), self.images[source], self.config)
                       for source in sources)
-        return model(derivation.combine(drawn, self.key, indices, views), train=self.train, valid=valid)
+        return model.backbone(derivation.combine(drawn, self.key, indices, views), train=self.train, valid=valid)
 
 
 @jax.tree_util.register_dataclass
@@ -61,8 +76,12 @@ class KeptFeatures:
 
     def logits(self, model, indices, views, valid, derivation=ITSELF):
         """See ViewSource."""
+        return model.head(self.features_of(model, indices, views, valid, derivation))
+
+    def features_of(self, model, indices, views, valid, derivation=ITSELF):
+        """See FeatureSource."""
         features = self.features if derivation == ITSELF else self.derived[derivation.name]
-        return model.head(features[views, indices].astype(jnp.float32))
+        return features[views, indices].astype(jnp.float32)
 
 
 @jax.tree_util.register_dataclass

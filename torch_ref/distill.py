@@ -16,7 +16,7 @@ from jax_brcd.errors import InputError
 from jax_brcd.files import atomic_path, write_json
 from jax_brcd.options import run_command
 from jax_brcd.report import SKIPPED
-from torch_ref import augment, losses, models
+from torch_ref import augment, losses, models, objectives
 from torch_ref.clusters import bit_masks
 from torch_ref.methods import METHODS
 from torch_ref.retrieval import mean_average_precision, search_scores
@@ -126,14 +126,22 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     if experiment.kept_views is not None:
         features = experiment.kept(lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
 
-    def logits(indices: Tensor, numbers: Tensor) -> Tensor:
+    def features_of(indices: Tensor, numbers: Tensor) -> Tensor:
         if features is not None:
-            return head(features[numbers, indices])
-        return model(augment.random_views(experiment.train_images[indices], experiment.view))
+            return features[numbers, indices]
+        return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view))
 
-    train_teacher(head, logits, experiment.schedule(1, config.teacher.teacher_epochs),
-                  learning_rate=config.teacher.teacher_lr, temperature=config.objective.temperature,
-                  kl_weight=config.objective.kl_weight)
+    if config.teacher.teacher_objective == "itq":
+        still = in_batches(lambda batch: models.features_of(model, experiment.still(batch)), model, experiment.train_images)
+        config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
+        weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
+                                           iterations=config.hashing.itq_iterations)
+        head.load_state_dict({"weight": weight, "bias": bias})
+    else:
+        loss = objectives.LOSSES[config.teacher.teacher_objective]
+        train_teacher(head, features_of, experiment.schedule(1, config.teacher.teacher_epochs),
+                      learning_rate=config.teacher.teacher_lr,
+                      loss=lambda both, logits: loss(both, logits, config))
     head.requires_grad_(False)
     return model, None if features is None else losses.hash_codes(head(features))
 

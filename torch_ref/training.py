@@ -13,7 +13,7 @@ from jax_brcd.derivations import Derivation
 from jax_brcd.stopping import EarlyStopping
 from torch_ref.losses import cibhash_loss, hash_codes
 
-# (positions in the training set, view numbers) -> logits
+# (positions in the training set, view numbers) -> what a network gives for these views
 Logits = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -68,16 +68,20 @@ def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], la
 
 
 def train_teacher(
-    head: nn.Module, logits: Logits, schedule: Schedule, *, learning_rate: float, temperature: float, kl_weight: float
+    head: nn.Module, features: Logits, schedule: Schedule, *, learning_rate: float, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> list[float]:
-    """The teacher's hash layer under CIBHash. Returns the loss of every step."""
+    """The teacher's hash layer. Returns the loss of every step.
+
+    Args:
+        features: gives the frozen backbone's features of a view. loss: of the features and logits of both views, one below
+            the other.
+    """
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     losses = []
     for epoch in range(schedule.epochs):
         for indices, views_i, views_j in schedule.steps(epoch):
-            loss = cibhash_loss(logits(indices, views_i), logits(indices, views_j), temperature=temperature,
-                                kl_weight=kl_weight)
-            losses.append(minimise(loss, optimizer))
+            both = torch.cat([features(indices, views_i), features(indices, views_j)])
+            losses.append(minimise(loss(both, head(both)), optimizer))
     return losses
 
 

@@ -8,10 +8,11 @@ from jax_brcd.losses.kl import kl_distillation_loss
 from jax_brcd.losses.packd import packd_loss
 from jax_brcd.losses.pkt import pkt_loss
 from jax_brcd.losses.rkd import rkd_loss
+from jax_brcd.losses.similarity import similarity_loss
 from jax_brcd.losses.sp import sp_loss
 from jax_brcd.losses.sskd import sskd_loss
 
 __all__ = [
     "bernoulli_kl", "brcd_distillation_loss", "cibhash_loss", "cibhash_terms", "crcd_loss", "crd_loss",
-    "kl_distillation_loss", "nt_xent", "packd_loss", "pkt_loss", "rkd_loss", "sp_loss", "sskd_loss",
+    "kl_distillation_loss", "nt_xent", "packd_loss", "pkt_loss", "rkd_loss", "similarity_loss", "sp_loss", "sskd_loss",
 ]

@@ -3,11 +3,9 @@
 A method is a frozen dataclass of its settings that implements `Method` (see methods/base.py) and is registered in METHODS.
 """
 
-import dataclasses
 from typing import Any
 
 from jax_brcd import options
-from jax_brcd.errors import InputError
 from jax_brcd.methods.base import DistillationBatch, Method, Needs, TeacherView
 from jax_brcd.methods.brcd import BRCD
 from jax_brcd.methods.crcd import CRCD
@@ -42,12 +40,4 @@ def create_method(name: str, **settings: Any) -> Method:
     Raises:
         InputError: for an unknown method, settings that are not its own, or settings out of bounds.
     """
-    kind = METHODS[name]
-    own = [field.name for field in dataclasses.fields(kind)]
-    foreign = sorted(set(settings) - set(own))
-    if foreign:
-        has = ", ".join(map(options.flag, own)) or "none"
-        raise InputError(f"{options.flag(foreign[0])}: not a setting of method '{name}'; its own are: {has}")
-    method = kind(**settings)
-    options.check(method)
-    return method
+    return options.create(METHODS, name, settings)

@@ -1,0 +1,33 @@
+"""Hashing objectives of the teacher: how its head learns codes without labels; one file an objective.
+
+An objective is a frozen dataclass of its settings that implements `LearntObjective` or `ClosedFormObjective` (see
+objectives/base.py) and is registered in OBJECTIVES. What a teacher learnt makes no difference to the student.
+"""
+
+from typing import Any
+
+from jax_brcd import options
+from jax_brcd.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
+from jax_brcd.objectives.bihalf import BiHalf
+from jax_brcd.objectives.cibhash import CIBHash
+from jax_brcd.objectives.greedyhash import GreedyHash
+from jax_brcd.objectives.itq import ITQ
+from jax_brcd.registry import Registry
+
+Objective = LearntObjective | ClosedFormObjective
+OBJECTIVES: Registry[type[Objective]] = Registry("teacher objective")
+OBJECTIVES.register("cibhash")(CIBHash)
+OBJECTIVES.register("bihalf")(BiHalf)
+OBJECTIVES.register("greedyhash")(GreedyHash)
+OBJECTIVES.register("itq")(ITQ)
+
+__all__ = ["OBJECTIVES", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "create_objective"]
+
+
+def create_objective(name: str, **settings: Any) -> Objective:
+    """The objective `name` with `settings` in place of its defaults.
+
+    Raises:
+        InputError: for an unknown objective, settings that are not its own, or settings out of bounds.
+    """
+    return options.create(OBJECTIVES, name, settings)
