@@ -1,0 +1,225 @@
+"""python -m benchmarks.quality: which distillation method searches best, over methods, bits and seeds, on CIFAR-10 at 32 pixels.
+
+Every run is a run directory of `jax_brcd.distill` of its own, so the study goes on run by run where it was interrupted.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import quality_report
+from jax_brcd.clusters import VARIANTS
+from jax_brcd.config import create_config
+from jax_brcd.errors import InputError
+from jax_brcd.files import read_json, write_json
+from jax_brcd.methods import METHODS
+from jax_brcd.methods.brcd import BRCD
+from jax_brcd.options import OneLineParser, flag, run_command
+from jax_brcd.pipeline import run
+from jax_brcd.registry import Registry
+from jax_brcd.xla import set_flags
+
+BITS, SEEDS = (16, 32, 64), (0, 1, 2)
+DETAIL_BITS = 64  # of the ablation, the sensitivity and the search
+# BRCD's parts, each added to the ones before it; the last is the default
+PARTS = {
+    "individual space": {"alpha": 1.0, "robust": False, "mask_bits": False},
+    "+ structural": {"robust": False, "mask_bits": False},
+    "+ robust": {"mask_bits": False},
+    "+ bit mask": {},
+}
+SENSITIVITY = {"alpha": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "margin": (0.1, 0.3, 0.5, 0.7, 0.9), "clusters": (2, 5, 10, 14, 20)}
+# What every method may choose from: the student's learning rate, and as many values of its own settings
+RATES = ({}, {"lr": 3e-4}, {"lr": 3e-3})
+WEIGHTS = ({"distillation_weight": 0.3}, {"distillation_weight": 3.0}, {"distillation_weight": 10.0})
+OWN: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "brcd": ({"alpha": 0.4}, {"clusters": 5}, {"margin": 0.3}),
+    "none": ({"lr": 1e-4}, {"lr": 5e-3}, {"lr": 1e-2}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the study: the part it belongs to, what tells it apart there, and its settings."""
+
+    part: str
+    label: str
+    bits: int
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run directory's name. Runs of the same settings share one, whichever part asks for them."""
+        words = [f"{flag(name)[2:]}={value}" for name, value in sorted(self.settings.items())]
+        return "-".join([*words, f"bits={self.bits}", f"seed={self.seed}"])
+
+
+# The parts of the study: (methods, bits, seeds) -> runs
+STUDY: Registry[Callable[[list[str], list[int], list[int]], list[Run]]] = Registry("part of the study")
+
+
+@STUDY.register("methods")
+def every_method(methods: list[str], bits: list[int], seeds: list[int]) -> list[Run]:
+    """All methods at all bits and seeds, with their default settings."""
+    return [Run("methods", method, length, seed, {"method": method}) for seed in seeds for length in bits for method in methods]
+
+
+@STUDY.register("ablation")
+def parts_of_brcd(methods: list[str], bits: list[int], seeds: list[int]) -> list[Run]:
+    """BRCD's parts, each added to the ones before it."""
+    return [Run("ablation", label, DETAIL_BITS, seed, brcd(**settings)) for seed in seeds for label, settings in PARTS.items()]
+
+
+@STUDY.register("variants")
+def variants_of_brcd(methods: list[str], bits: list[int], seeds: list[int]) -> list[Run]:
+    """BRCD as released and as meant."""
+    return [Run("variants", variant, length, seed, brcd(variant=variant))
+            for seed in seeds for length in bits for variant in VARIANTS]
+
+
+@STUDY.register("sensitivity")
+def settings_of_brcd(methods: list[str], bits: list[int], seeds: list[int]) -> list[Run]:
+    """One of BRCD's settings at a time, at the first seed."""
+    return [Run("sensitivity", f"{name} {value}", DETAIL_BITS, seeds[0], brcd(**{name: value}))
+            for name, values in SENSITIVITY.items() for value in values]
+
+
+@STUDY.register("search")
+def settings_of_every_method(methods: list[str], bits: list[int], seeds: list[int]) -> list[Run]:
+    """As many settings of every method, at the first seed, for the validation queries to choose from."""
+    return [Run("search", method, DETAIL_BITS, seeds[0], {"method": method, **settings})
+            for method in methods for settings in (*RATES, *OWN.get(method, WEIGHTS))]
+
+
+def brcd(**settings: Any) -> dict[str, Any]:
+    """The settings of a BRCD run without those that are its defaults, so that equal runs are one."""
+    usual = BRCD()
+    return {"method": "brcd", **{name: value for name, value in settings.items() if value != getattr(usual, name)}}
+
+
+def chosen(search: Iterable[Run], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Run]:
+    """Each method under the settings that did best on the validation queries (mean of both searches), at every seed."""
+    best: dict[str, Run] = {}
+    for run in search:
+        score = results[run.name]["validation"]
+        if run.label not in best or score > results[best[run.label].name]["validation"]:
+            best[run.label] = run
+    return [dataclasses.replace(run, part="chosen", seed=seed) for run in best.values() for seed in seeds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Where the study's runs lie and what they all share."""
+
+    folder: pathlib.Path
+    shared: Mapping[str, Any]
+    jobs: int
+
+    def carry_out(self, runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+        """Runs what has not been run; returns the outcome of each by name.
+
+        The first run of each method and seed encodes the views that later ones reuse, so these go one at a time.
+        """
+        distinct = list({run.name: run for run in runs}.values())
+        first = list({(run.settings["method"], run.seed): run for run in reversed(distinct)}.values())
+        rest = [run for run in distinct if run not in first]
+        with tqdm(total=len(distinct), desc="study", unit="run", dynamic_ncols=True) as bar:
+            for stage, jobs in ((first, 1), (rest, self.jobs)):
+                self._stage(stage, jobs, bar)
+        return {run.name: outcome(self.folder / run.name) for run in distinct}
+
+    def _stage(self, runs: list[Run], jobs: int, bar: tqdm) -> None:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+            settings = [{**self.shared, **run.settings, "bits": run.bits, "seed": run.seed, "out": self.folder / run.name}
+                        for run in runs]
+            futures = [pool.submit(distil, one) for one in settings]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def distil(settings: Mapping[str, Any]) -> None:
+    """One run of the distillation command; what it prints goes to `log.txt` beside its metrics."""
+    set_flags()
+    # Runs of other seeds and methods compile much the same programs
+    jax.config.update("jax_compilation_cache_dir", str(settings["out"].parent.absolute() / ".compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    log = settings["out"].with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        run(create_config(**settings))
+
+
+def outcome(directory: pathlib.Path) -> dict[str, Any]:
+    """What the study keeps of a run: its test scores, and the best validation mAP, mean of both searches."""
+    metrics = read_json(directory / "metrics.json")
+    history = [record for record in quality_report.read_history(directory / "history.jsonl") if "symmetric_map" in record]
+    best = [max(record[f"{search}_map"] for record in history) for search in ("symmetric", "asymmetric")]
+    return {"protocol": metrics["protocol"], "teacher": metrics["teacher"], **metrics["student"],
+            "validation": sum(best) / len(best), "epochs": history[-1]["epoch"]}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of the study."""
+    parser = OneLineParser(prog="python -m benchmarks.quality", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="folder of CIFAR-10's binary layout")
+    parser.add_argument("--weights", type=pathlib.Path, default=pathlib.Path("../shared/weights"),
+                        help="folder of vit_lite_7_4.safetensors and resnet18_32.safetensors (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="distillation methods (default: all)")
+    parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), help="code lengths in bits (default: 16 32 64)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds (default: 0 1 2)")
+    parser.add_argument("--parts", nargs="+", default=list(STUDY), help=f"parts of the study (default: {' '.join(STUDY)})")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of distillation at most (default: %(default)s)")
+    parser.add_argument("--views", type=int, default=4, help="kept views an image (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: the cores)")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/quality"),
+                        help="folder of the run directories (default: %(default)s)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/quality"),
+                        help="folder of the JSON, the tables and the figures (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Carries out the study and writes its results."""
+    options = parse(argv)
+    for registry, names in ((METHODS, options.methods), (STUDY, options.parts)):
+        for name in names:
+            registry[name]
+    weights = {name: options.weights / f"{name}.safetensors" for name in ("vit_lite_7_4", "resnet18_32")}
+    for path in weights.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such weight file; give their folder by --weights")
+    shared = {"dataset": "cifar10", "data_dir": options.data_dir, "teacher": "vit_lite_7_4",
+              "teacher_weights": str(weights["vit_lite_7_4"]), "student": "resnet18",
+              "student_weights": str(weights["resnet18_32"]), "epochs": options.epochs, "views": options.views}
+    study = Study(options.runs, shared, options.jobs)
+    runs = [one for part in options.parts for one in STUDY[part](options.methods, options.bits, options.seeds)]
+    results = study.carry_out(runs)
+    runs += chosen([run for run in runs if run.part == "search"], results, options.seeds)
+    results |= study.carry_out(run for run in runs if run.part == "chosen")
+    records = [{**dataclasses.asdict(run), "result": results[run.name]} for run in runs]
+    command = f"python -m benchmarks.quality {' '.join(sys.argv[1:] if argv is None else argv)}"
+    write_json(options.out / "quality.json", {"command": command, "settings": {name: str(value) for name, value in shared.items()},
+                                              "runs": records})
+    quality_report.write(options.out, records)
+    print((options.out / "quality.md").read_text())
+
+
+if __name__ == "__main__":
+    run_command(main)
