@@ -1,0 +1,75 @@
+"""The study of methods: which runs it makes, what it chooses on validation, and what its tables say of given results."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks import quality, quality_report
+from benchmarks.quality import STUDY, Run, brcd, chosen
+from jax_brcd.config import create_config
+from jax_brcd.errors import InputError
+from jax_brcd.methods import METHODS
+
+
+def planned(*parts):
+    return [run for part in parts or STUDY for run in STUDY[part](list(METHODS), [16, 64], [0, 1])]
+
+
+def result(symmetric, asymmetric=0.4, validation=0.0):
+    score = {"precision": 0.3, "tie_aware_map": 0.25}
+    return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5000, "database": 50000, "k": 1000,
+                         "ties": "stable"},
+            "teacher": {"map": 0.5, **score}, "symmetric": {"map": symmetric, **score},
+            "asymmetric": {"map": asymmetric, **score}, "validation": validation, "epochs": 60}
+
+
+def test_every_method_is_run_at_all_bits_and_seeds():
+    runs = planned("methods")
+    assert len(runs) == len({run.name for run in runs}) == len(METHODS) * 2 * 2
+
+
+def test_every_planned_run_is_one_that_the_command_accepts():
+    for run in planned():
+        create_config(**run.settings, bits=run.bits, seed=run.seed, dataset="cifar10")
+
+
+def test_equal_runs_are_made_once():
+    """BRCD's default stands in four parts of the study."""
+    names = [run.name for part in ("methods", "ablation", "variants", "sensitivity") for run in planned(part)
+             if run.settings == {"method": "brcd"} and (run.bits, run.seed) == (64, 0)]
+    assert len(names) == 1 + 1 + 1 + 3 and len(set(names)) == 1  # alpha, margin and clusters each have their default once
+    assert brcd(alpha=0.8, margin=0.1) == {"method": "brcd", "margin": 0.1}
+
+
+def test_every_method_has_as_many_settings_to_choose_from():
+    runs = planned("search")
+    counts = {method: len({run.name for run in runs if run.label == method}) for method in METHODS}
+    assert set(counts.values()) == {6}
+
+
+def test_the_best_on_validation_is_chosen_whatever_the_test_says():
+    search = [Run("search", "kl", 64, 0, {"method": "kl", **settings}) for settings in ({}, {"lr": 3e-3})]
+    results = {search[0].name: result(0.9, validation=0.1), search[1].name: result(0.1, validation=0.2)}
+    assert [(run.settings["lr"], run.seed, run.part) for run in chosen(search, results, [0, 1])] == [
+        (3e-3, 0, "chosen"), (3e-3, 1, "chosen")]
+
+
+def test_tables_show_means_deviations_and_the_share_of_the_teacher(tmp_path):
+    runs = [Run("methods", method, 64, seed, {"method": method}) for method in ("brcd", "none") for seed in (0, 1)]
+    records = [{**dataclasses.asdict(run), "result": result(0.3 + 0.02 * run.seed)} for run in runs]
+    quality_report.write(tmp_path, records)
+    text = (tmp_path / "quality.md").read_text()
+    deviation = np.std([0.30, 0.32], ddof=1)
+    assert f"| brcd | 0.3100 ± {deviation:.4f} | 0.2500 ± 0.0000 | 0.620 |" in text
+    assert "k = 1000, ties stable" in text
+    assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "ablation.png").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--methods", "brcdd"], "did you mean 'brcd'"), (["--parts", "ablatoin"], "did you mean 'ablation'"),
+    (["--weights", "absent"], "no such weight file"),
+])
+def test_a_study_that_cannot_be_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        quality.main(["--data-dir", "data", *words])
