@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
+from jax_brcd import devices
 from jax_brcd.batches import Batches
 
 Tree = Any
@@ -48,7 +49,7 @@ class Stream:
         iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=STEPS_AHEAD, prefetch_buffer_size=STEPS_AHEAD)))
         try:
             for pixels, positions in iterator:
-                yield StepImages(*jax.device_put((pixels, positions)))
+                yield StepImages(*devices.replicate(jax.device_put((pixels, positions))))
         finally:
             iterator.close()
 
