@@ -25,6 +25,7 @@ from jax_brcd.stages.student import draw_negatives, student_stage
 from jax_brcd.training import fit, start, train_epoch
 from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews
 from torch_ref import augment as reference
+from torch_ref.distill import run as distill_in_torch
 
 IMAGES, BITS, BATCH, VIEWS, CLASSES = 40, 16, 16, 3, 4
 # The weight makes what falls in training what the method adds, and not the student's own objective
@@ -265,14 +266,27 @@ def made_up_images(request):
                         class_names=("a", "b", "c"), flip=True, default_k=5)
 
 
+def made_up_run(folder, monkeypatch, name, **settings):
+    """The configuration of a run of seconds."""
+    monkeypatch.setitem(DATASETS._entries, "made-up", Source(made_up_images))
+    own = {setting: value for setting, value in {"negatives": 4, "clusters": CLASSES, "cluster_restarts": 2}.items()
+           if setting in METHODS[name].__dataclass_fields__}
+    return create_config(
+        dataset="made-up", teacher="vit_lite_4_8", teacher_weights="random", student="resnet8", student_weights="random",
+        bits=8, views=2, teacher_epochs=1, epochs=1, batch_size=10, method=name, out=folder / "run",
+        cache_dir=folder / "cache", **own, **settings)
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in METHODS), ("sskd", {"fresh_views": True}),
+                                                ("packd", {"fresh_views": True})])
+def test_torch_ref_runs_every_method(tmp_path, monkeypatch, name, settings):
+    metrics = distill_in_torch(made_up_run(tmp_path, monkeypatch, name, **settings))
+    assert all(0 < metrics["student"][search]["map"] <= 1 for search in ("symmetric", "asymmetric"))
+
+
 def test_a_whole_run_keeps_what_its_method_asks_for(tmp_path, monkeypatch):
     """PACKD in the whole pipeline: neighbours by the teacher's codes, mixtures encoded once for teacher and student."""
-    monkeypatch.setitem(DATASETS._entries, "made-up", Source(made_up_images))
-    config = create_config(
-        dataset="made-up", teacher="vit_lite_4_8", teacher_weights="random", student="resnet8", student_weights="random",
-        bits=8, views=2, teacher_epochs=1, epochs=1, batch_size=10, method="packd", negatives=4, out=tmp_path / "run",
-        cache_dir=tmp_path / "cache")
-    metrics = run(config)
+    metrics = run(made_up_run(tmp_path, monkeypatch, "packd"))
     assert set(metrics["student"]) == {"symmetric", "asymmetric"}
     folders = [path for path in (tmp_path / "cache" / "features").iterdir() if (path / "view_0001.npy").exists()]
     assert len(folders) == 4  # of teacher and student: the views and their mixtures
