@@ -192,12 +192,12 @@ def test_the_registry_names_every_suite():
 
 
 TINY = {
-    "loss": lambda settings: loss.measure_loss(settings, loss.Sizes(cases=((8, 16),), memory=())),
+    "loss": lambda settings: loss.measure_loss(settings, loss.Sizes(cases=((8, 16),), memory=(), published_up_to=8)),
     "augment": lambda settings: augment.measure_augment(settings, (augment.Size(32, 32, 8, worker_batch=4),)),
     "encode": lambda settings: encode.measure_encode(settings, (encode.Case("resnet8", 32, 2),)),
     "evaluate": lambda settings: evaluate.measure_evaluate(settings, (evaluate.Size(20, 2_000, 5),)),
     "train_step": lambda settings: train_step.measure_train_step(
-        settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.QUICK)),
+        settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
     "end_to_end": lambda settings: end_to_end.measure_end_to_end(settings, steps=1, torch_steps=1, images=4, queries=2),
 }
 
@@ -212,13 +212,21 @@ def test_a_suite_records_its_rows_and_draws_them(name, settings, without_compili
     recorded = json.loads(settings.path.read_text())["suites"][name]
     rows = rows_of(read_results(settings.path), name)
     assert rows and recorded["machine"]["cores"] >= 1 and recorded["duration"] > 0
-    for row in rows:
-        assert row.seconds.median > 0 and row.rate > 0
+    assert all(row.seconds.median > 0 and row.rate > 0 for row in rows)
     assert any(row.contender.startswith("jax_brcd") for row in rows)
     assert any("torch" in row.contender.lower() for row in rows)
     plot = settings.results / "tiny" / f"{name}.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert rows[0].case in capsys.readouterr().out
+
+
+def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settings, without_compiling, monkeypatch):
+    monkeypatch.setattr(loss, "peak_in_child", lambda suite, name, *size: (len(name), ""))
+    sizes = loss.Sizes(cases=((8, 16),), memory=((8, 16),), published_up_to=4)
+    rows = {row.contender: row for row in loss.measure_loss(settings, sizes) if isinstance(row, Row)}
+    assert rows[loss.PUBLISHED].seconds is None and rows[loss.OURS].seconds is not None
+    assert {name: row.peak_bytes for name, row in rows.items()} == {name: len(name) for name in rows}
+    assert "peak memory" in tables.line(rows[loss.PUBLISHED])
 
 
 def test_the_targets_are_rows_that_the_suites_measure():
