@@ -46,13 +46,15 @@ def native_size(backbone: str) -> int:
     return nnx.eval_shape(lambda: create_hash_model(backbone, BITS)).backbone.image_size
 
 
-QUICK = (Case("vit_lite_7_4", 32, SMALL), Case("resnet18", 32, SMALL), Case("vit_b_16", 224, 8), Case("resnet18", 224, LARGE))
+QUICK = (Case("vit_lite_7_4", 32, SMALL), Case("resnet18", 32, SMALL), Case("vit_b_16", 224, 8),
+         Case("resnet18", 224, LARGE))
 
 
 def full() -> tuple[Case, ...]:
     """Every backbone at its own size, and resnet18 at 32 pixels."""
     own = {name: native_size(name) for name in BACKBONES}
-    return (Case("resnet18", 32, SMALL), *(Case(name, pixels, SMALL if pixels == 32 else LARGE) for name, pixels in own.items()))
+    return (Case("resnet18", 32, SMALL),
+            *(Case(name, pixels, SMALL if pixels == 32 else LARGE) for name, pixels in own.items()))
 
 
 def jax_call(model: HashModel, images: np.ndarray) -> Callable[[], jax.Array]:

@@ -1,8 +1,8 @@
 """The README's CIFAR-10 experiment at the published 400 epochs: seconds to the final mAP, jax_brcd and torch_ref.
 
-Both totals are put together from parts that are timed in turns: a part's seconds times how often the experiment does it
-(PROTOCOL). Without --quick, and with --data-dir and --weights-dir, jax_brcd's run is also made whole, into an empty cache, and
-its own seconds stand in place of the projection. torch_ref's stay projected: it would run for hours.
+Both totals are put together from parts that are timed in turns: a part's seconds times how often the experiment does
+it. Without --quick, and with --data-dir and --weights-dir, jax_brcd's run is also made whole, into an empty cache, and its
+own seconds stand in place of the projection. torch_ref's stay projected: it would run for hours.
 """
 
 import dataclasses
@@ -35,14 +35,15 @@ from benchmarks.training import (
     random_images,
 )
 from jax_brcd.augment import ViewConfig
+from jax_brcd.augment import random_views as jax_views
 from jax_brcd.data import cifar10
 from jax_brcd.encoding import ENCODING_BATCH, encode_batch
-from jax_brcd.features import encode_views
 from jax_brcd.files import read_json
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.options import run_command
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.stages.evaluation import head_codes
+from jax_brcd.views import view_keys
 from torch_ref import retrieval as reference_retrieval
 from torch_ref.augment import evaluation_view, random_views, training_view
 from torch_ref.losses import cibhash_loss, hash_codes
@@ -86,7 +87,6 @@ def our_parts(steps: int, queries: int) -> list[Part]:
             Part(f"encode with the {role}", OURS, still_call(model, images), len(images), STILL, "images", True),
             Part(f"encode views with the {role}", OURS, views_call(model, images, rows), len(images), KEPT_VIEWS * TRAIN,
                  "images", True)]
-    # One whole epoch at a time: an epoch is one program, and its length is part of what is compiled
     return [*parts,
             Part("train the teacher's head", OURS, jax_teacher(steps * BATCH), steps, TEACHER_EPOCHS * STEPS, "steps", True),
             Part("train the student's head", OURS, jax_student(steps * BATCH), steps, EPOCHS * STEPS, "steps", True),
@@ -125,8 +125,9 @@ def still_call(model: HashModel, images: np.ndarray) -> Callable[[], object]:
 def views_call(model: HashModel, images: np.ndarray, rows: np.ndarray) -> Callable[[], object]:
     """Features of one view of each image."""
     graph, state = nnx.split(model.backbone)
-    key, config = jax.random.key(0), ViewConfig(size=PIXELS)
-    return lambda: np.asarray(encode_views(graph, state, images, rows, jnp.int32(0), key, config))
+    keys = view_keys(jax.random.key(0), jnp.asarray(rows), jnp.zeros(len(rows), jnp.int32))
+    encode = jax.jit(lambda state, images: nnx.merge(graph, state)(jax_views(keys, images, ViewConfig(size=PIXELS))))
+    return lambda: np.asarray(encode(state, images))
 
 
 def torch_still_call(model: torch.nn.Module, pixels: torch.Tensor) -> Callable[[], object]:
@@ -162,8 +163,7 @@ def search_call(function: Callable[..., float], queries: int) -> Callable[[], ob
 def measure_parts(parts: list[Part], settings: Settings) -> Iterator[Row]:
     """A row a part; parts of one name are timed in turns."""
     for name in dict.fromkeys(part.name for part in parts):
-        for part in (shared := [part for part in parts if part.name == name]):
-            assert part.unit == shared[0].unit
+        shared = [part for part in parts if part.name == name]
         # Contenders of a part do different amounts of it, so a call's seconds are brought to the larger amount
         most = max(part.items for part in shared)
         contenders = [Contender(part.contender, part.call, part.compiled, share=part.items / most) for part in shared]
@@ -183,7 +183,8 @@ def project(parts: list[Part], rows: list[Row], contender: str, *, note: str) ->
                 seconds += getattr(row.seconds, quantile) * part.total / row.items + (row.compile_seconds or 0.0)
         return seconds
 
-    return Row(CASE, contender, Measurement((total("low"), total("median"), total("high")), total("median")), unit="runs", note=note)
+    seconds = Measurement((total("low"), total("median"), total("high")), total("median"))
+    return Row(CASE, contender, seconds, unit="runs", note=note)
 
 
 def whole_run(settings: Settings) -> Row | Skipped:

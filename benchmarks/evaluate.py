@@ -53,7 +53,7 @@ def search_of(queries: int, database: int, seed: int = 0) -> Search:
 
 @torch.inference_mode()
 def batched(query_codes, codes, query_labels, labels, k: int) -> float:
-    """mAP@k with PyTorch, many queries at once: distances by a matrix product, the top k by torch.topk (ties in any order)."""
+    """mAP@k with PyTorch, many queries at once: a matrix product for distances, torch.topk (ties in any order)."""
     query_codes, codes, query_labels, labels = map(torch.from_numpy, (query_codes, codes, query_labels, labels))
     total = 0.0
     for rows, row_labels in zip(query_codes.split(QUERIES_A_BATCH), query_labels.split(QUERIES_A_BATCH), strict=True):

@@ -1,8 +1,8 @@
 """Peak memory of one call, measured in a process of its own: `python -m benchmarks.memory loss CONTENDER BATCH BITS`.
 
 The call runs once to load libraries and compile; then freed memory is given back to the system, the high-water mark of the
-resident set is reset (Linux: /proc/self/clear_refs), and the call runs again. The peak is the new mark less what was resident
-before: all that the call needs beyond its inputs, by the operating system's count and alike for both frameworks.
+resident set is reset (Linux: /proc/self/clear_refs), and the call runs again. The peak is the new mark less what was
+resident before: all that the call needs beyond its inputs, by the operating system's count and alike for both frameworks.
 """
 
 import ctypes

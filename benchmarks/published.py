@@ -59,8 +59,8 @@ def distillation_loss(
 
 
 def objective(
-    logits_i: Tensor, logits_j: Tensor, teacher_i: Tensor, teacher_j: Tensor, clusters: Tensor, centers: Tensor, mask: Tensor,
-    *, temperature: float = 0.3, kl_weight: float = 0.001,
+    logits_i: Tensor, logits_j: Tensor, teacher_i: Tensor, teacher_j: Tensor, clusters: Tensor, centers: Tensor,
+    mask: Tensor, *, temperature: float = 0.3, kl_weight: float = 0.001,
 ) -> Tensor:
     """The student's whole objective: CIBHash and the distillation term."""
     codes_i, codes_j = hash_codes(logits_i), hash_codes(logits_j)

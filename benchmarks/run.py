@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def begin(settings: Settings, asked: Sequence[str] | None) -> list[str]:
-    """The suites to measure, in order: those asked for, else those that an interrupted run of the same settings left, else all.
+    """The suites to measure: those asked for, else those that an interrupted run of the same settings left, else all.
 
     A run of all is noted in the results file as pending, suite by suite, until each is recorded.
     """

@@ -67,8 +67,8 @@ def interleaved(
     """Measures contenders in turns, each after a pause and, where it is short, after a call that is not timed.
 
     Args:
-        samples: turns. sample_seconds: how long a sample lasts at least; None for SAMPLE_SECONDS. budget: seconds after which no further turn begins,
-            once there were three. clock, pause: of the time module.
+        samples: turns. sample_seconds: how long a sample lasts at least; None for SAMPLE_SECONDS. budget: seconds after which
+            no further turn begins, once there were three. clock, pause: of the time module.
 
     Returns:
         A measurement by contender's name.

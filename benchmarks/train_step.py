@@ -1,4 +1,4 @@
-"""Training steps of 64 images and 64 bits: hash heads on kept views, on fresh views, and a whole student; images a second."""
+"""Training steps of 64 images and 64 bits: hash heads on kept views, on fresh views, and a whole student."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -36,7 +36,8 @@ def contenders_of(case: Case) -> list[Contender]:
     theirs = "loss and encoders" if case.fresh or case.train_backbone else "loss and head"
     calls: list[tuple[str, Callable[[], JaxEpochs | TorchEpochs], bool, str]] = [
         (OURS, lambda: jax_student(images, **kind), True, ""),
-        (BEST, lambda: TorchEpochs(images, best=True, **kind), compiled.why_not() is None, f"PyTorch best: {theirs} compiled{views}"),
+        (BEST, lambda: TorchEpochs(images, best=True, **kind), compiled.why_not() is None,
+         f"PyTorch best: {theirs} compiled{views}"),
         (PUBLISHED, lambda: TorchEpochs(images, best=False, **kind), False, ""),
     ]
     return [Contender(name, build(), is_compiled, note=note) for name, build, is_compiled, note in calls]

@@ -1,4 +1,4 @@
-"""Training steps of both frameworks on the same shapes, as calls to be timed; the models are those of the README's experiment."""
+"""Training steps of both frameworks on the same shapes, as calls to be timed, with the models of the README's experiment."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -89,8 +89,8 @@ def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = Fals
     method = create_method("brcd", clusters=CLUSTERS, cluster_restarts=1)
     return JaxEpochs(*student_stage(
         student, teacher, method, TeacherView(noisy_codes(images, BITS)), student_views=student_views,
-        teacher_views=teacher_views, train_backbone=train_backbone, scan=not train_backbone or backbone_scans(), method_seed=0,
-        **stage_settings(images, None if fresh else VIEWS)))
+        teacher_views=teacher_views, train_backbone=train_backbone, method_seed=0,
+        scan=not train_backbone or backbone_scans(), **stage_settings(images, None if fresh else VIEWS)))
 
 
 class TorchEpochs:
