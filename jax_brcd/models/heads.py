@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.layers import Backbone, torch_uniform
 
@@ -15,6 +15,11 @@ def linear_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Linear:
         return nnx.initializers.uniform(2 * bound)(key, shape, dtype) - bound
 
     return nnx.Linear(features, bits, kernel_init=torch_uniform, bias_init=bias_init, rngs=rngs)
+
+
+def two_layer_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Sequential:
+    """Two linear layers and a ReLU between them: the published head over the 1000 logits of a whole classifier."""
+    return nnx.Sequential(linear_head(features, features, rngs=rngs), nnx.relu, linear_head(features, bits, rngs=rngs))
 
 
 class HashModel(nnx.Module):
@@ -34,6 +39,7 @@ class HashModel(nnx.Module):
         *,
         train: bool = False,
         valid: Bool[Array, "batch"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch bits"]:
         """Logits of normalised images; the arguments are the backbone's."""
-        return self.head(self.backbone(images, train=train, valid=valid))
+        return self.head(self.backbone(images, train=train, valid=valid, key=key))

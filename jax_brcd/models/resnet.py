@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, BatchNorm, convolution
@@ -116,8 +116,9 @@ class ResNet(Backbone):
         *,
         train: bool = False,
         valid: Bool[Array, "batch"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
-        """Features of normalised images. `train` normalises by batch statistics, of the `valid` rows alone."""
+        """Features of normalised images; nothing is dropped."""
         x = nnx.relu(self.bn1(self.conv1(images), train=train, valid=valid))
         if not self.small_stem:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

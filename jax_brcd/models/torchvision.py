@@ -103,7 +103,8 @@ def _backbone(model: Backbone | HashModel) -> Backbone:
 
 
 def _walk(module: nnx.Module, order: Sequence[str], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Variables by dotted path, the attributes in `order` first and the others by name."""
+    """Variables by dotted path, the attributes in `order` first and the others by name; a Sequential's by number."""
+    module = module.layers if isinstance(module, nnx.Sequential) else module
     rank = {name: position for position, name in enumerate(order)}
     children = (enumerate(module) if isinstance(module, nnx.List) else
                 sorted(vars(module).items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))

@@ -9,12 +9,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import Backbone
+from jax_brcd.models.layers import Backbone, layer_norm
 
-layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
 
 
@@ -109,8 +108,9 @@ class VisionTransformer(Backbone):
         *,
         train: bool = False,
         valid: Bool[Array, "batch"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
-        """Features of normalised images; training mode is the same, for nothing here looks across a batch.
+        """Features of normalised images; training mode is the same: nothing looks across a batch, and nothing is dropped.
 
         Raises:
             ValueError: for images of another size than `image_size`, which the position embedding does not cover.
