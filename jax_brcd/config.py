@@ -49,7 +49,7 @@ class ObjectiveConfig:
 class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
-    teacher: str = option("vit_b_16", "teacher's backbone")
+    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
     teacher_weights: str = option("imagenet", "teacher's backbone weights: a .safetensors or .pth file, 'imagenet' "
                                   "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
                                   "images) or 'random'")
@@ -105,6 +105,9 @@ PRESETS.register("digits")({
 PRESETS.register("cifar10-vit_b_16-resnet18")({
     "dataset": "cifar10", "teacher": "vit_b_16", "teacher_weights": "imagenet", "student": "resnet18",
     "student_weights": "imagenet", "fresh_views": True,
+})
+PRESETS.register("cifar10-vit_b_16-efficientnet_b0")({
+    **PRESETS["cifar10-vit_b_16-resnet18"], "student": "efficientnet_b0",
 })
 
 

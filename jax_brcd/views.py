@@ -24,9 +24,12 @@ class ViewSource(Protocol):
 
     def logits(
         self, model: HashModel, indices: Int[Array, "batch"], views: Int[Array, "batch"], valid: Bool[Array, "batch"],
-        derivation: Derivation = ITSELF,
+        derivation: Derivation = ITSELF, key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch bits"]:
-        """Logits of the given view of each image, or of what is derived of it; may move the model's batch-norm statistics."""
+        """Logits of the given view of each image, or of what is derived of it; may move the model's batch-norm statistics.
+
+        `key` is the randomness of the backbone's dropout; without one it is off.
+        """
 
 
 @runtime_checkable
@@ -35,7 +38,7 @@ class FeatureSource(ViewSource, Protocol):
 
     def features_of(
         self, model: HashModel, indices: Int[Array, "batch"], views: Int[Array, "batch"], valid: Bool[Array, "batch"],
-        derivation: Derivation = ITSELF,
+        derivation: Derivation = ITSELF, key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
         """The backbone's features of what `logits` is asked for; `model.head` of them are its logits."""
 
@@ -54,16 +57,17 @@ class PixelViews:
     train: bool = dataclasses.field(metadata={"static": True})
     partners: Int[Array, "images neighbours"] | None = None
 
-    def logits(self, model, indices, views, valid, derivation=ITSELF):
+    def logits(self, model, indices, views, valid, derivation=ITSELF, key=None):
         """See ViewSource."""
-        return model.head(self.features_of(model, indices, views, valid, derivation))
+        return model.head(self.features_of(model, indices, views, valid, derivation, key))
 
-    def features_of(self, model, indices, views, valid, derivation=ITSELF):
+    def features_of(self, model, indices, views, valid, derivation=ITSELF, key=None):
         """See FeatureSource."""
         sources = derivation.sources(self.key, indices, views, self.partners)
         drawn = tuple(random_views(view_keys(self.key, source, views), self.images[source], self.config)
                       for source in sources)
-        return model.backbone(derivation.combine(drawn, self.key, indices, views), train=self.train, valid=valid)
+        pixels = derivation.combine(drawn, self.key, indices, views)
+        return model.backbone(pixels, train=self.train, valid=valid, key=key)
 
 
 @jax.tree_util.register_dataclass
@@ -74,11 +78,11 @@ class KeptFeatures:
     features: Float[Array, "views images features"]
     derived: Mapping[str, Float[Array, "views images features"]] = dataclasses.field(default_factory=dict)
 
-    def logits(self, model, indices, views, valid, derivation=ITSELF):
+    def logits(self, model, indices, views, valid, derivation=ITSELF, key=None):
         """See ViewSource."""
-        return model.head(self.features_of(model, indices, views, valid, derivation))
+        return model.head(self.features_of(model, indices, views, valid, derivation, key))
 
-    def features_of(self, model, indices, views, valid, derivation=ITSELF):
+    def features_of(self, model, indices, views, valid, derivation=ITSELF, key=None):
         """See FeatureSource."""
         features = self.features if derivation == ITSELF else self.derived[derivation.name]
         return features[views, indices].astype(jnp.float32)
@@ -95,7 +99,7 @@ class KeptCodes:
     codes: Int[Array, "views images bits"]
     derived: Mapping[str, Int[Array, "views images bits"]] = dataclasses.field(default_factory=dict)
 
-    def logits(self, model, indices, views, valid, derivation=ITSELF):
+    def logits(self, model, indices, views, valid, derivation=ITSELF, key=None):
         """See ViewSource."""
         codes = self.codes if derivation == ITSELF else self.derived[derivation.name]
         return codes[views, indices].astype(jnp.float32)

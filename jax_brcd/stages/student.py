@@ -12,6 +12,7 @@ from jax_brcd.codes import hash_codes
 from jax_brcd.losses import cibhash_terms
 from jax_brcd.methods import DistillationBatch, Method, TeacherView
 from jax_brcd.models import HashModel
+from jax_brcd.models.layers import split_key
 from jax_brcd.stages.models import partition
 from jax_brcd.training import Stage
 from jax_brcd.views import ViewSource
@@ -50,17 +51,22 @@ def student_stage(
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters["model"], carry["statistics"], constants["frozen"], copy=True)
+        negatives_key, key, drop_key = jax.random.split(key, 3)
+        # of a frozen backbone dropout would only make the features noisy, so it is for those that learn
+        drop_keys = split_key(drop_key if train_backbone else None, 2 + len(needs.views))
         frozen_teacher = nnx.merge(teacher_graph, constants["teacher"])
-        student_i, student_j = (constants["student_views"].logits(model, batch.indices, numbers, batch.valid)
-                                for numbers in (batch.views_i, batch.views_j))
+        student_i, student_j = (
+            constants["student_views"].logits(model, batch.indices, numbers, batch.valid, key=drop_key)
+            for numbers, drop_key in zip((batch.views_i, batch.views_j), drop_keys[:2], strict=True))
         teacher_i, teacher_j = (constants["teacher_views"].logits(frozen_teacher, batch.indices, numbers, batch.valid)
                                 for numbers in (batch.views_i, batch.views_j))
         contrastive, kl = cibhash_terms(student_i, student_j, temperature=temperature, valid=batch.valid)
-        student_derived, teacher_derived = (
-            [hash_codes(constants[f"{role}_views"].logits(encoder, batch.indices, batch.views_i, batch.valid, derivation))
-             for derivation in needs.views]
-            for role, encoder in (("student", model), ("teacher", frozen_teacher)))
-        negatives_key, key = jax.random.split(key)
+        student_derived = [
+            hash_codes(constants["student_views"].logits(model, batch.indices, batch.views_i, batch.valid, derivation, drop_key))
+            for derivation, drop_key in zip(needs.views, drop_keys[2:], strict=True)]
+        teacher_derived = [
+            hash_codes(constants["teacher_views"].logits(frozen_teacher, batch.indices, batch.views_i, batch.valid, derivation))
+            for derivation in needs.views]
         seen = DistillationBatch(
             indices=batch.indices, valid=batch.valid, key=key,
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
