@@ -87,10 +87,11 @@ def channels_first(images: np.ndarray) -> Tensor:
 @torch.inference_mode()
 def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
     """`function` of the inputs, batch by batch, with the model in evaluation mode."""
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     outputs = torch.cat([function(batch) for batch in inputs.split(ENCODING_BATCH)])
-    model.train(training)
+    for module, training in modes.items():  # which may differ: a frozen student drops nothing
+        module.training = training
     return outputs.clone()
 
 
@@ -121,7 +122,7 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     if held_out:
         pretrain_backbone(experiment, model)
     model.eval().requires_grad_(False)
-    head = getattr(model, models.head_name(model)).requires_grad_(True)
+    head = models.get_head(model).requires_grad_(True)
     features = None
     if experiment.kept_views is not None:
         features = experiment.kept(lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
@@ -150,13 +151,13 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     """Supervised pretraining on the labelled held-out images, under a classifier that is dropped afterwards."""
     held_out = experiment.dataset.pretraining
     images, labels = channels_first(held_out.images), torch.from_numpy(held_out.labels.argmax(axis=1))
-    name = models.head_name(model)
-    head = getattr(model, name)
-    setattr(model, name, nn.Linear(head.in_features, held_out.labels.shape[1]))
+    head = models.get_head(model)
+    features = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
+    models.set_head(model, models.new_head(experiment.config.teacher.teacher, features, held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
     pretrain(model, lambda indices, _: augment.random_views(images[indices], experiment.view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
-    setattr(model, name, head)
+    models.set_head(model, head)
 
 
 def distillation_loss(experiment: Experiment, codes: np.ndarray):
@@ -185,7 +186,7 @@ def student_logits(
     experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_codes: Tensor | None, codes: np.ndarray
 ):
     """The function that gives the student's and the teacher's logits of a view, or of what is derived of it."""
-    head = getattr(model, models.head_name(model))
+    head = models.get_head(model)
     whole, needs = experiment.config.student.train_backbone, experiment.config.method.needs
     partners = augment.nearest_others(torch.from_numpy(codes), needs.neighbours) if needs.neighbours else None
     if experiment.kept_views is None:
@@ -218,9 +219,12 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tenso
     model = build(config.student.student, config.student.student_weights, config)
     whole = config.student.train_backbone
     model.requires_grad_(whole)
-    head = getattr(model, models.head_name(model)).requires_grad_(True)
+    head = models.get_head(model).requires_grad_(True)
     teacher_database = experiment.codes(teacher, "database")
-    model.train(whole or experiment.kept_views is None)
+    if whole or experiment.kept_views is None:
+        models.train(model, whole=whole)
+    else:
+        model.eval()
 
     def validate() -> dict[str, float]:
         queries = experiment.codes(model, "validation")

@@ -1,4 +1,4 @@
-"""torchvision's models with a hash layer in place of the classifier."""
+"""torchvision's models with a hash head."""
 
 import functools
 import pathlib
@@ -7,10 +7,16 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import StochasticDepth
 
 from jax_brcd.models.weights import imagenet_weights, read_weights
 
-IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32}
+# Of the others 224
+IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
+              "efficientnet_b3": 300, "efficientnet_b4": 380, "efficientnet_b5": 456, "efficientnet_b6": 528,
+              "efficientnet_b7": 600, "efficientnet_v2_s": 384}
+# The published students whose hash head stands on the 1000 logits of the whole classifier
+ON_LOGITS = ("mobilenet_v2", *(f"efficientnet_b{number}" for number in range(8)))
 
 
 class ResNet8(nn.Module):
@@ -48,16 +54,44 @@ BUILDERS = {
 
 
 def head_name(model: nn.Module) -> str:
-    """Where a torchvision model keeps its classifier."""
-    return "heads" if isinstance(model, models.VisionTransformer) else "fc"
+    """Where a hash model of `create_hash_model` keeps its head: at "heads", "fc" or the last place of "classifier"."""
+    if hasattr(model, "classifier"):
+        return f"classifier.{len(model.classifier) - 1}"
+    return "heads" if hasattr(model, "heads") else "fc"
+
+
+def get_head(model: nn.Module) -> nn.Module:
+    """The head of a hash model."""
+    return model.get_submodule(head_name(model))
+
+
+def set_head(model: nn.Module, head: nn.Module) -> None:
+    """Puts `head` in place of a hash model's head."""
+    model.set_submodule(head_name(model), head)
+
+
+def new_head(name: str, features: int, outputs: int) -> nn.Module:
+    """An untrained head: a linear layer; two with a ReLU between them where it stands on a classifier's logits."""
+    last = nn.Linear(features, outputs)
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), last) if name in ON_LOGITS else last
 
 
 def create_hash_model(name: str, bits: int) -> nn.Module:
-    """A torchvision model whose classifier is a linear hash layer of `bits` outputs."""
+    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer."""
     model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
-    features = model.hidden_dim if isinstance(model, models.VisionTransformer) else model.fc.in_features
-    setattr(model, head_name(model), nn.Linear(features, bits))
+    classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    if name in ON_LOGITS:
+        model.classifier.append(new_head(name, classifier.out_features, bits))
+    else:
+        set_head(model, new_head(name, classifier.in_features, bits))
     return model
+
+
+def train(model: nn.Module, *, whole: bool) -> None:
+    """Training mode; a model that is not trained as a whole drops nothing, unlike in the published script."""
+    for module in model.train().modules():
+        if not whole and isinstance(module, (nn.Dropout, StochasticDepth)):
+            module.eval()
 
 
 def load_backbone(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> None:
@@ -73,9 +107,9 @@ def load_backbone(model: nn.Module, name: str, weights: str, cache_dir: pathlib.
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
     """What the backbone gives to the hash layer."""
-    head = getattr(model, head_name(model))
-    setattr(model, head_name(model), nn.Identity())
+    head = get_head(model)
+    set_head(model, nn.Identity())
     try:
         return model(images)
     finally:
-        setattr(model, head_name(model), head)
+        set_head(model, head)
