@@ -10,21 +10,23 @@ from flax import nnx
 from torch import nn
 
 from jax_brcd.models import Backbone, create_backbone, load_torchvision_state
-from torch_ref.models import create_hash_model, head_name
+from torch_ref.models import create_hash_model, set_head, train
 
 # one layer of 24 or 32 has all their widths and head counts, and takes seconds
 SHORTENED = ("vit_l_16", "vit_l_32", "vit_h_14")
+# of each stage the first two blocks, of which the others are repetitions
+SHORT_STAGES = ("efficientnet_v2_s", *(f"efficientnet_b{number}" for number in range(1, 8)))
 
 
 def torch_model(name: str, bits: int = 1000, *, device: str = "cpu") -> nn.Module:
-    """torchvision's model with one linear layer for a head, in evaluation mode; on the device "meta" it has shapes only."""
+    """torchvision's model with a hash head, in evaluation mode; on the device "meta" it has shapes only."""
     with torch.device(device):
         return create_hash_model(name, bits).eval()
 
 
 def without_head(model: nn.Module) -> nn.Module:
     """The model with its head replaced by nothing: it gives features."""
-    setattr(model, head_name(model), nn.Identity())
+    set_head(model, nn.Identity())
     return model
 
 
@@ -45,7 +47,31 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 tensor.normal_(0, tensor[0].numel() ** -0.5, generator=draw)
             else:
                 tensor.normal_(0, 0.2, generator=draw)
+    settle(model, draw)
     return model
+
+
+@torch.no_grad()
+def settle(model: nn.Module, draw: torch.Generator) -> None:
+    """Puts the running statistics near those of random images, as in trained networks.
+
+    With others the activations of a deep network soon hardly depend on the image, and a comparison would be of constants.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    train(model, whole=False)
+    model(torch.randn((4, 3, 64, 64), generator=draw))
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=draw)
+        # not below their mean: channels that were nearly constant over these images would explode with others
+        norm.running_var.clamp_(min=float(norm.running_var.mean()))
+        norm.running_var *= 0.5 + torch.rand(norm.running_var.shape, generator=draw)
 
 
 @functools.cache
@@ -59,10 +85,14 @@ def abstract_backbone(name: str, dtype=jnp.float32) -> Backbone:
 
 
 def make_pair(name: str) -> tuple[nn.Module, Backbone]:
-    """torchvision's headless model and ours, with the same random weights; the largest ViTs have one layer."""
+    """torchvision's headless model and ours, with the same random weights; of the largest not every repetition."""
     theirs, ours = without_head(torch_model(name, device="meta")), abstract_backbone(name)
     if name in SHORTENED:
         theirs.encoder.layers, ours.encoder.layers = theirs.encoder.layers[:1], nnx.List(ours.encoder.layers[:1])
+    if name in SHORT_STAGES:
+        for number in range(1, len(theirs.features) - 1):
+            theirs.features[number] = theirs.features[number][:2]
+            ours.stages[number] = nnx.List(ours.stages[number][:2])
     theirs = randomise(theirs.to_empty(device="cpu"))
     return theirs, load_torchvision_state(ours, theirs.state_dict())
 

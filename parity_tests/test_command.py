@@ -188,6 +188,7 @@ def test_the_published_preset_holds_the_published_settings():
                  "mask_bits": True, "epochs": 400, "validation_interval": 10, "patience": 5, "batch_size": 64, "lr": 1e-3,
                  "teacher_lr": 5e-4, "train_backbone": False, "train_images": "published", "fresh_views": True}
     assert {name: config[name] for name in published} == published
+    assert create_config("cifar10-vit_b_16-efficientnet_b0").flat() == {**config, "student": "efficientnet_b0"}
 
 
 def test_what_is_given_goes_before_the_preset_and_the_preset_before_defaults():
@@ -195,7 +196,7 @@ def test_what_is_given_goes_before_the_preset_and_the_preset_before_defaults():
     assert create_config(student="resnet18").student.student == "resnet18"
     assert create_config(dataset="cifar10").student.epochs == 400
     assert create_config("digits", epochs=3).student.epochs == 3
-    assert set(PRESETS) == {"digits", "cifar10-vit_b_16-resnet18"}
+    assert set(PRESETS) == {"digits", "cifar10-vit_b_16-resnet18", "cifar10-vit_b_16-efficientnet_b0"}
 
 
 @pytest.mark.parametrize(("bits", "told", "expected"), [(16, None, 80), (32, None, 0), (16, 5, 5)])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from model_pairs import abstract_backbone, as_numpy, as_torch, make_pair, random_images
+from model_pairs import abstract_backbone, as_numpy, as_torch, make_pair, random_images, torch_model
+from torch import nn
+from torchvision.ops import StochasticDepth
 
 from jax_brcd.errors import InputError
 from jax_brcd.models import (
@@ -19,8 +21,12 @@ from jax_brcd.models import (
     load_torchvision_state,
     torchvision_state,
 )
-from jax_brcd.models.layers import convolution
+from jax_brcd.models.layers import BatchNorm, convolution, convolve, dropout, stochastic_depth
+from jax_brcd.models.convnext import ConvNeXt
+from jax_brcd.models.efficientnet import EfficientNetClassifier, Stage, mbconv
 from jax_brcd.models.resnet import ResNet
+from jax_brcd.models.vit import VisionTransformer
+from torch_ref.models import IMAGE_SIZE, train
 
 # float32 products summed in another order than PyTorch's, through up to 152 layers
 RELATIVE = 1e-4
@@ -33,9 +39,15 @@ def assert_close(ours, theirs, what=""):
 
 
 def images_for(model):
-    """A batch: ViTs have one size of image; ResNets take any, so a small one keeps the tests quick."""
-    size = 64 if isinstance(model, ResNet) else model.image_size
-    return random_images(8 if size <= 64 else 2, size)
+    """A batch: ViTs have one size of image; CNNs take any, so a small one keeps the tests quick."""
+    size = model.image_size if isinstance(model, VisionTransformer) else 64
+    return random_images(2 if size > 64 else 8 if isinstance(model, (ResNet, VisionTransformer)) else 4, size)
+
+
+# one program compiles faster than a hundred layers one by one
+@nnx.jit(static_argnames="train")
+def encode(model, images, train=False):
+    return model(images, train=train)
 
 
 @pytest.fixture(scope="module", params=list(BACKBONES))
@@ -48,9 +60,11 @@ def test_features_are_torchvisions(pair):
     images = images_for(ours)
     with torch.inference_mode():
         expected = theirs(as_torch(images))
-    features = ours(images)
+    features = encode(ours, images)
     assert features.shape == (len(images), ours.features) and features.dtype == jnp.float32
     assert_close(features, expected)
+    # the images' features differ by far more than the tolerance
+    assert jnp.mean(jnp.std(features, axis=0)) > 0.01 * jnp.max(jnp.abs(features))
 
 
 def test_the_way_back_is_bit_identical(pair):
@@ -83,32 +97,38 @@ def torch_layers(model, images):
 def jax_layers(model, images, monkeypatch, **arguments):
     """Outputs of all modules by torchvision's name."""
     names, outputs = {}, {}
-    for path, module in nnx.iter_modules(model):
-        name = ".".join(map(str, path))
-        for pattern, replacement in model.renames:
-            name = re.sub(pattern, replacement, name)
-        names[id(module)] = name
 
     def recording(call):
         def recorded(module, *args, **kwargs):
-            output = call(module, *args, **kwargs)
-            outputs[names[id(module)]] = np.asarray(output)
+            outputs[names[id(module)]] = output = call(module, *args, **kwargs)
             return output
         return recorded
 
+    @nnx.jit
+    def layers(model, images):
+        for path, module in nnx.iter_modules(model):
+            name = ".".join(map(str, path))
+            for pattern, replacement in model.renames:
+                name = re.sub(pattern, replacement, name)
+            names[id(module)] = name
+        model(images, **arguments)
+        return outputs
+
     for kind in {type(module) for _, module in nnx.iter_modules(model) if callable(module)}:
         monkeypatch.setattr(kind, "__call__", recording(kind.__call__))
-    model(images, **arguments)
+    outputs = jax.device_get(layers(model, images))
     monkeypatch.undo()
     return outputs
 
 
-def in_torch_layout(ours):
-    return ours.transpose(0, 3, 1, 2) if ours.ndim == 4 else ours
+def in_torch_layout(ours, module):
+    """Channels first, but for ConvNeXt's norms and MLPs inside a block, which have them last in PyTorch too."""
+    return ours.transpose(0, 3, 1, 2) if ours.ndim == 4 and type(module) not in (nn.LayerNorm, nn.Linear) else ours
 
 
 @pytest.mark.parametrize("name, train", [("vit_lite_7_4", False), ("resnet18", False), ("resnet18", True),
-                                         ("resnet50", False), ("resnet50", True)])
+                                         ("resnet50", False), ("resnet50", True), ("efficientnet_b0", False),
+                                         ("mobilenet_v2", False), ("mobilenet_v3_large", False), ("convnext_tiny", False)])
 def test_every_layer_is_torchvisions(name, train, monkeypatch):
     theirs, ours = make_pair(name)
     images = images_for(ours)
@@ -120,19 +140,41 @@ def test_every_layer_is_torchvisions(name, train, monkeypatch):
     inside_attention = {layer for layer in parametrised if layer.endswith("out_proj")}
     assert set(compared) >= parametrised - inside_attention
     for layer in set(compared) - inside_attention:
-        assert_close(in_torch_layout(outputs[layer]), expected[layer], layer)
+        output = in_torch_layout(outputs[layer], theirs.get_submodule(layer))
+        # PyTorch's norm after ConvNeXt's pooling sees images of one pixel
+        assert_close(output, expected[layer].squeeze((2, 3)) if output.ndim == 2 < expected[layer].ndim else expected[layer], layer)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("resnet")])
+# of each family and setting of batch norm one
+@pytest.mark.parametrize("name", [*(name for name in BACKBONES if name.startswith("resnet")), "efficientnet_b0",
+                                  "efficientnet_b5", "efficientnet_v2_s", "mobilenet_v2", "mobilenet_v3_large"])
 def test_training_mode_and_its_running_statistics_are_torchvisions(name):
     theirs, ours = make_pair(name)
     images = images_for(ours)
+    train(theirs, whole=False)  # nothing is dropped
     with torch.no_grad():
-        expected = theirs.train()(as_torch(images))
-    assert_close(ours(images, train=True), expected)
+        expected = theirs(as_torch(images))
+    assert_close(encode(ours, images, train=True), expected)
     state = torchvision_state(ours)
     for key, tensor in as_numpy(theirs.state_dict()).items():
         assert_close(state[key], tensor, key)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_rates_and_settings_that_no_weight_shows_are_torchvisions(name):
+    theirs, ours = torch_model(name, device="meta"), abstract_backbone(name)
+    rates = [module.p for module in theirs.modules() if isinstance(module, StochasticDepth)]
+    assert [module.drop_rate for _, module in sorted(nnx.iter_modules(ours), key=lambda item: depth(item[0]))
+            if getattr(module, "drop_rate", 0)] == pytest.approx([rate for rate in rates if rate])
+    norms = {(module.eps, module.momentum) for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert {(module.epsilon, module.momentum) for _, module in nnx.iter_modules(ours) if isinstance(module, BatchNorm)} == norms
+    assert ours.image_size == IMAGE_SIZE.get(name, 224)
+    dropouts = {module.p for module in theirs.modules() if isinstance(module, nn.Dropout)} - {0.0}
+    assert {getattr(ours, "dropout", 0.0)} - {0.0} == dropouts
+
+
+def depth(path):
+    return [part for part in path if isinstance(part, int)]
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vit_lite_4_8"])
@@ -222,6 +264,60 @@ def test_seeds_choose_the_initial_weights():
     assert all(np.array_equal(first[key], again[key]) for key in first)
     assert not np.array_equal(first["conv_proj.weight"], other["conv_proj.weight"])
     assert not np.array_equal(first["heads.weight"], other["heads.weight"])
+
+
+SMALL_DROPPING = {
+    "efficientnet": lambda: EfficientNetClassifier([Stage(mbconv, 2, 3, 1, 16, 3)], stem=16, last=64, image_size=32,
+                                                   dropout=0.5, rngs=nnx.Rngs(0)),
+    "convnext": lambda: ConvNeXt((8, 16), (1, 2), 0.5, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("family", SMALL_DROPPING)
+def test_a_key_chooses_what_is_dropped_and_without_one_nothing_is(family):
+    model, images = SMALL_DROPPING[family](), random_images(6, 32)
+    if family == "convnext":  # of 1e-6 at the start, with which what is dropped could hardly be seen
+        for _, module in nnx.iter_modules(model):
+            if hasattr(module, "layer_scale"):
+                module.layer_scale.set_value(jnp.ones_like(module.layer_scale[...]))
+    valid = jnp.arange(6) < 4
+    call = nnx.jit(lambda model, images, key: model(images, train=True, valid=valid, key=key))
+    off, first, again, other = (call(nnx.clone(model), images, key)
+                                for key in (None, jax.random.key(1), jax.random.key(1), jax.random.key(2)))
+    assert jnp.array_equal(first, again)
+    assert not jnp.allclose(first, other) and not jnp.allclose(first, off)
+    # padding rows change nothing of the others
+    assert_close(call(nnx.clone(model), images.at[4:].set(50.0), jax.random.key(1))[:4], first[:4])
+
+
+def test_dropout_zeroes_entries_and_stochastic_depth_images_and_both_keep_the_mean():
+    x, key = jnp.ones((400, 3, 50)), jax.random.key(0)
+    entries, images = dropout(x, 0.3, key), stochastic_depth(x, 0.3, key)
+    for dropped in (entries, images):
+        assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.7)}
+    # 400 draws: three standard deviations of the share are 0.07
+    assert jnp.mean(entries == 0) == pytest.approx(0.3, abs=0.01) and jnp.mean(images == 0) == pytest.approx(0.3, abs=0.07)
+    assert jnp.all(images == images[:, :1, :1])
+    for function in (dropout, stochastic_depth):
+        assert function(x, 0.3, None) is x and function(x, 0.0, key) is x
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("side", [1, 2, 9])
+def test_a_convolution_of_each_channel_is_the_same_as_a_sum_of_shifts(side, size, stride):
+    images, margin = jnp.tile(random_images(4, side), 2), (size - 1) // 2
+    kernel = jax.random.normal(jax.random.key(0), (size, size, 1, 6))
+
+    def apply(function, kernel, images):
+        return function(images, kernel, (stride, stride), [(margin, margin)] * 2,
+                        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=6)
+
+    assert_close(apply(convolve, kernel, images), apply(jax.lax.conv_general_dilated, kernel, images))
+    gradients, expected = (jax.grad(lambda *inputs: jnp.sum(apply(function, *inputs) ** 2), argnums=(0, 1))(kernel, images)
+                           for function in (convolve, jax.lax.conv_general_dilated))
+    for gradient, reference_gradient in zip(gradients, expected, strict=True):
+        assert_close(gradient, reference_gradient)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -37,7 +37,10 @@ def assert_equal_states(ours, theirs):
 def assert_same_outputs(ours, theirs, images):
     with torch.inference_mode():
         expected = theirs(as_torch(images)).numpy()
-    np.testing.assert_allclose(ours(images), expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
+    outputs = np.asarray(nnx.jit(lambda model, images: model(images))(ours, images))
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
+    sure = np.abs(expected) > RELATIVE * np.abs(expected).max()  # where rounding does not choose the bit
+    assert sure.mean() > 0.99 and np.array_equal(np.sign(outputs)[sure], np.sign(expected)[sure])
 
 
 def torch_hash_model(name):
@@ -50,13 +53,14 @@ def hash_model(name):
 
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_names_shapes_and_order_are_torchvisions(name):
-    expected = without_head(torch_model(name, device="meta")).state_dict()
-    tensors = torchvision_tensors(abstract_backbone(name))
-    assert [(key, tensor.shape) for key, tensor in tensors.items()] == [
-        (key, tuple(tensor.shape)) for key, tensor in expected.items()]
+    theirs = torch_model(name, BITS, device="meta")
+    for tensors, expected in ((torchvision_tensors(hash_model(name)), theirs.state_dict()),
+                              (torchvision_tensors(abstract_backbone(name)), without_head(theirs).state_dict())):
+        assert [(key, tensor.shape) for key, tensor in tensors.items()] == [
+            (key, tuple(tensor.shape)) for key, tensor in expected.items()]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, "mobilenet_v2", "mobilenet_v3_large", "convnext_tiny"])
 def test_a_hash_model_goes_both_ways(name):
     theirs = torch_hash_model(name)
     ours = load_torchvision_state(hash_model(name), theirs.state_dict())
