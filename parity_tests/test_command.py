@@ -17,6 +17,7 @@ from jax_brcd.errors import InputError
 from jax_brcd.files import atomic_path, write_json
 from jax_brcd.methods import METHODS
 from jax_brcd.models import create_backbone, torchvision_state
+from jax_brcd.objectives import OBJECTIVES
 from jax_brcd.options import run_command
 from jax_brcd.registry import Registry
 
@@ -173,7 +174,7 @@ def test_help_explains_every_setting_with_its_default(capsys):
         distill.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for stage in (*STAGES, *METHODS.values()):
+    for stage in (*STAGES, *OBJECTIVES.values(), *METHODS.values()):
         for name, field in stage.__dataclass_fields__.items():
             assert f"--{name.replace('_', '-')}" in text
             assert " ".join(field.metadata["help"].split())[:30] in text
