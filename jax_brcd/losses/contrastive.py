@@ -1,5 +1,6 @@
 """Contrastive terms over two views of a batch: NT-Xent, the Bernoulli KL and CIBHash, their sum (method.md, "The teacher")."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ Tree = Any
 COSINE_EPSILON = 1e-8
 LOG_EPSILON = 1e-8
 FALSE_NEGATIVE_BIAS = -1000.0
+# Below it exp(cosine / temperature) does not fit float32 on the scale of the largest one
+SHARED_SCALE_TEMPERATURE = 0.05
 # Rows up to which all similarities are held at once, and rows a block beyond
 WHOLE_ROWS, BLOCK_ROWS = 2048, 256
 
@@ -75,8 +78,52 @@ def paired_cross_entropy(
 
     of_rows = unit, index, positive_index, positive_logits, row_clusters
     size = block_rows or (count if count <= WHOLE_ROWS else BLOCK_ROWS)
-    errors = cross_entropies(of_rows) if size >= count else _by_blocks(cross_entropies, of_rows, size)
+    if size < count:
+        errors = _by_blocks(cross_entropies, of_rows, size)
+    elif isinstance(temperature, float) and temperature >= SHARED_SCALE_TEMPERATURE:
+        counted = (index[:, None] != index[None, :]) & (positive_index[:, None] != index[None, :])
+        if row_clusters is not None:
+            counted &= row_clusters[:, None] != column_clusters[None, :]  # exp(-1000) is 0 beside any other term
+        if valid is not None:
+            counted &= valid[:, None] & valid[None, :]
+        errors = log_normalisers(unit, positive_logits, counted, temperature, row_clusters is column_clusters) - positive_logits
+    else:
+        errors = cross_entropies(of_rows)
     return masked_mean(errors, valid)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def log_normalisers(
+    unit: Float[Array, "rows bits"], positive_logits: Float[Array, "rows"], counted: Bool[Array, "rows rows"],
+    temperature: float, symmetric: bool,
+) -> Float[Array, "rows"]:
+    """log(exp(positive logit) + the sum of exp(cosine / temperature) over the columns that are `counted`) of each row.
+
+    All rows share one scale, the largest logit there can be, so that the exponentials are as symmetric as `counted` is
+    (`symmetric`). The gradient then needs one product with them instead of two and a transposition.
+    """
+    return _log_normalisers_forward(unit, positive_logits, counted, temperature, symmetric)[0]
+
+
+def _log_normalisers_forward(unit, positive_logits, counted, temperature, symmetric):
+    negatives = jnp.where(counted, jnp.exp((unit @ unit.T - 1.0) / temperature), 0.0)
+    positives = jnp.exp(positive_logits - 1.0 / temperature)
+    sums = jnp.sum(negatives, axis=-1) + positives
+    return jnp.log(sums) + 1.0 / temperature, (unit, negatives, positives, sums)
+
+
+def _log_normalisers_backward(temperature, symmetric, residuals, cotangent):
+    unit, negatives, positives, sums = residuals
+    weight = cotangent / sums
+    weighted = weight[:, None] * unit
+    if symmetric:
+        as_row, as_column = jnp.split(negatives @ jnp.concatenate([unit, weighted], axis=1), 2, axis=1)
+    else:
+        as_row, as_column = negatives @ unit, jnp.einsum("ab,ak->bk", negatives, weighted)
+    return (weight[:, None] * as_row + as_column) / temperature, weight * positives, None
+
+
+log_normalisers.defvjp(_log_normalisers_forward, _log_normalisers_backward)
 
 
 def _by_blocks(function: Callable[[Tree], Array], of_rows: Tree, size: int) -> Float[Array, "rows"]:
