@@ -185,6 +185,9 @@ def build_models(context: Context) -> tuple[HashModel, HashModel]:
     teacher, student = (build(name, config.objective.bits, weights, option=option, seed=context.seed(stage),
                               dtype=config.run.dtype, cache_dir=config.data.cache_dir)
                         for name, weights, option, stage in roles)
+    if student.backbone.fixed_size and student.backbone.image_size != context.size:
+        raise InputError(f"--student {config.student.student}: takes {student.backbone.image_size} pixels, but "
+                         f"{config.teacher.teacher} sees {context.size}; name a student of that size or a convolutional one")
     check_objective(teacher, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                     name=config.teacher.teacher_objective)
     return teacher, student

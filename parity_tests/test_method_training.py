@@ -125,9 +125,13 @@ def pixels(monkeypatch):
 
 
 class Flat(nnx.Module):
-    """A model whose features and logits are its pixels in a row."""
+    """A model, its own backbone, whose features and logits are its pixels in a row."""
 
-    def __call__(self, pixels, *, train=False, valid=None):
+    @property
+    def backbone(self):
+        return self
+
+    def __call__(self, pixels, *, train=False, valid=None, key=None):
         return pixels.reshape(len(pixels), -1)
 
     def head(self, features):
@@ -224,7 +228,7 @@ class FlatBackbone(Backbone):
     name, image_size, features = "flat", 12, 12 * 12 * 3
     head = staticmethod(linear_head)
 
-    def __call__(self, images, *, train=False, valid=None):
+    def __call__(self, images, *, train=False, valid=None, key=None):
         return images.reshape(len(images), -1)
 
 

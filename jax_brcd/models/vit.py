@@ -92,6 +92,7 @@ class VisionTransformer(Backbone):
     )
     order: ClassVar[tuple[str, ...]] = ("class_token", "conv_proj", "pos_embedding", "layers", "ln_1", "self_attention")
     head_key: ClassVar[str] = "heads"
+    fixed_size: ClassVar[bool] = True
     head = staticmethod(linear_head)
 
     def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
