@@ -33,6 +33,7 @@ from jax_brcd.views import FeatureSource, KeptCodes, KeptFeatures, PixelViews, V
 
 CONFIG = "config.json"
 SEARCHES = ("symmetric", "asymmetric")
+REPORTED = ("bit_mask", "clusters", "cluster_scores")  # what the report shows of a method's memory, where it has it
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
 
@@ -353,8 +354,8 @@ def evaluate(
     export_safetensors(teacher.model, out / "teacher.safetensors", name=config.teacher.teacher, bits=config.objective.bits)
     results.save_codes(out / "codes.npz", codes, dataset)
     results.write_history(out / "history.jsonl", history)
-    memory = {name: np.asarray(part) for name, part in fitted.state.carry["memory"].items()
-              if name in ("bit_mask", "clusters")}
+    carried = fitted.state.carry["memory"]
+    memory = {name: np.asarray(carried[name]) for name in REPORTED if name in carried}
     report.write_report(out, report.Report(
         title=f"{config.student.student} taught by {config.teacher.teacher} on {dataset.name}, {config.objective.bits} bits",
         config=config.flat(), metrics=metrics, history=history,

@@ -278,7 +278,7 @@ def made_up_run(folder, monkeypatch, name, **settings):
     return create_config(
         dataset="made-up", teacher="vit_lite_4_8", teacher_weights="random", student="resnet8", student_weights="random",
         bits=8, views=2, teacher_epochs=1, epochs=1, batch_size=10, method=name, out=folder / "run",
-        cache_dir=folder / "cache", **own, **settings)
+        cache_dir=folder / "cache", **{**own, **settings})
 
 
 @pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in METHODS), ("sskd", {"fresh_views": True}),
@@ -294,3 +294,8 @@ def test_a_whole_run_keeps_what_its_method_asks_for(tmp_path, monkeypatch):
     assert set(metrics["student"]) == {"symmetric", "asymmetric"}
     folders = [path for path in (tmp_path / "cache" / "features").iterdir() if (path / "view_0001.npy").exists()]
     assert len(folders) == 4  # of teacher and student: the views and their mixtures
+
+
+def test_a_report_shows_how_the_number_of_clusters_was_chosen(tmp_path, monkeypatch):
+    run(made_up_run(tmp_path, monkeypatch, "brcd", clusters="auto", cluster_restarts=1))
+    assert {"bit_masks.png", "number_of_clusters.png"} <= {path.name for path in (tmp_path / "run" / "plots").iterdir()}
