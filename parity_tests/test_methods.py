@@ -175,10 +175,17 @@ def plain_losses_in_jax(logits, teacher, signs):
 @settings(max_examples=12, deadline=None)
 @given(code_batches())
 def test_losses_of_codes_alone_agree_between_the_frameworks(batch):
-    """torch_ref computes in float64 here, so the difference is the rounding of JAX's float32 alone."""
+    """torch_ref computes in float64 here, so the difference is the rounding of JAX's float32 alone.
+
+    PKT takes the logarithm of two codes' similarity plus 1e-7. Of exactly opposite codes that is 0 but for rounding, in float32
+    as large as the 1e-7, so batches with such codes say nothing of it.
+    """
     logits, teacher, signs = batch
     found = plain_losses_in_jax(logits, teacher, signs)
+    opposite = signs and np.min(np.sign(logits) @ np.sign(logits).T) == -logits.shape[1]
     for name, loss in REFERENCE.items():
+        if name == "pkt" and opposite:
+            continue
         variable = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
         value = loss(reference_codes(variable) if signs else torch.tanh(variable), torch.tensor(teacher, dtype=torch.float64))
         value.backward()

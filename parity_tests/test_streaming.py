@@ -13,6 +13,7 @@ from jax_brcd.augment import ViewConfig
 from jax_brcd.batches import epoch_batches
 from jax_brcd.checkpoints import Checkpoints
 from jax_brcd.errors import TrainingDiverged
+from jax_brcd.models import create_hash_model
 from jax_brcd.streaming import STEPS_AHEAD, StepImages, Stream, with_images
 from jax_brcd.training import Stage, fit, start
 from jax_brcd.views import PixelViews
@@ -94,9 +95,7 @@ def test_streamed_and_resident_images_train_alike(images, tmp_path, streamed):
 
 
 def test_views_of_streamed_images_are_the_same_pixels(images):
-    def model(pixels, train, valid):
-        return pixels.reshape(len(pixels), -1)
-
+    model = create_hash_model("resnet8", 8)
     views = PixelViews(jnp.asarray(images), jax.random.key(3), ViewConfig(size=8), False)
     indices, numbers, valid = jnp.array([7, 2, 0]), jnp.array([1, 0, 4]), jnp.array([True, True, False])
     step = StepImages(jnp.asarray(images[[7, 2, 0]]), indices)

@@ -34,13 +34,15 @@ def assert_equal_states(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-def assert_same_outputs(ours, theirs, images):
+def assert_same_outputs(ours, theirs, images, *, codes=False):
+    """Outputs within RELATIVE of the largest; as `codes`, also the same sign."""
     with torch.inference_mode():
         expected = theirs(as_torch(images)).numpy()
     outputs = np.asarray(nnx.jit(lambda model, images: model(images))(ours, images))
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
-    sure = np.abs(expected) > RELATIVE * np.abs(expected).max()  # where rounding does not choose the bit
-    assert sure.mean() > 0.99 and np.array_equal(np.sign(outputs)[sure], np.sign(expected)[sure])
+    if codes:
+        sure = np.abs(expected) > RELATIVE * np.abs(expected).max()  # where rounding does not choose the bit
+        assert sure.mean() > 0.99 and np.array_equal(np.sign(outputs)[sure], np.sign(expected)[sure])
 
 
 def torch_hash_model(name):
@@ -68,7 +70,7 @@ def test_a_hash_model_goes_both_ways(name):
     assert_equal_states(state, as_numpy(theirs.state_dict()))
     back = torch_model(name, BITS)
     back.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=True)
-    assert_same_outputs(ours, back, random_images(8, 32))
+    assert_same_outputs(ours, back, random_images(8, 32), codes=True)
 
 
 @pytest.mark.parametrize("name", SMALL)
