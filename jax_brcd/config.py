@@ -78,7 +78,7 @@ class StudentConfig:
 class RunConfig:
     """How the run is carried out."""
 
-    method: str = option("brcd", "what the student learns from the teacher")
+    method: str = option("brcd", f"what the student learns from the teacher: {', '.join(METHODS)}")
     batch_size: int = option(64, "images a training step", low=1)
     dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
                         choices=("float32", "bfloat16"))
