@@ -1,7 +1,7 @@
 """Contrastive terms over two views of a batch: NT-Xent, the Bernoulli KL and CIBHash, their sum (method.md, "The teacher")."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from jax_brcd.codes import hash_codes
 
 AnyArray = Array | np.ndarray
 Tree = Any
+Halves = Sequence[Array] | None
+Blocks = tuple[Bool[Array, "half half"], Bool[Array, "half half"], Bool[Array, "half half"]]
 COSINE_EPSILON = 1e-8
 LOG_EPSILON = 1e-8
 FALSE_NEGATIVE_BIAS = -1000.0
@@ -80,47 +82,68 @@ def paired_cross_entropy(
     size = block_rows or (count if count <= WHOLE_ROWS else BLOCK_ROWS)
     if size < count:
         errors = _by_blocks(cross_entropies, of_rows, size)
-    elif isinstance(temperature, float) and temperature >= SHARED_SCALE_TEMPERATURE:
-        counted = (index[:, None] != index[None, :]) & (positive_index[:, None] != index[None, :])
-        if row_clusters is not None:
-            counted &= row_clusters[:, None] != column_clusters[None, :]  # exp(-1000) is 0 beside any other term
-        if valid is not None:
-            counted &= valid[:, None] & valid[None, :]
-        errors = log_normalisers(unit, positive_logits, counted, temperature, row_clusters is column_clusters) - positive_logits
+    elif isinstance(temperature, float) and temperature >= SHARED_SCALE_TEMPERATURE and row_clusters is column_clusters:
+        halves = [None if part is None else jnp.split(part, 2) for part in (unit, row_clusters, valid)]
+        errors = log_normalisers(*halves[0], positive_logits, _counted(count // 2, *halves[1:]), temperature) - positive_logits
     else:
         errors = cross_entropies(of_rows)
     return masked_mean(errors, valid)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _counted(half: int, clusters: Halves, valid: Halves) -> Blocks:
+    """Where the negatives stand within the first half, between the first and the second, and within the second."""
+    index = jnp.arange(half)
+
+    def block(rows: int, columns: int) -> Bool[Array, "half half"]:
+        counted = index[:, None] != index[None, :]  # off it itself within a half, and its positive between them
+        if clusters is not None:
+            counted &= clusters[rows][:, None] != clusters[columns][None, :]  # exp(-1000) is 0 beside any other term
+        if valid is not None:
+            counted &= valid[rows][:, None] & valid[columns][None, :]
+        return counted
+
+    return block(0, 0), block(0, 1), block(1, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def log_normalisers(
-    unit: Float[Array, "rows bits"], positive_logits: Float[Array, "rows"], counted: Bool[Array, "rows rows"],
-    temperature: float, symmetric: bool,
+    first: Float[Array, "half bits"], second: Float[Array, "half bits"], positive_logits: Float[Array, "rows"],
+    counted: Blocks, temperature: float,
 ) -> Float[Array, "rows"]:
     """log(exp(positive logit) + the sum of exp(cosine / temperature) over the columns that are `counted`) of each row.
 
-    All rows share one scale, the largest logit there can be, so that the exponentials are as symmetric as `counted` is
-    (`symmetric`). The gradient then needs one product with them instead of two and a transposition.
+    Rows and columns are the unit vectors `first` and `second`, one half after the other. All rows share one scale, the
+    largest logit there can be, so that the exponentials are symmetric: those between the halves are computed once for both,
+    and the gradient needs one product with them where a scale of its own for each row would take two. As the halves are
+    arguments of their own, none is spent on a half that needs no gradient.
     """
-    return _log_normalisers_forward(unit, positive_logits, counted, temperature, symmetric)[0]
+    return _log_normalisers_forward(first, second, positive_logits, counted, temperature)[0]
 
 
-def _log_normalisers_forward(unit, positive_logits, counted, temperature, symmetric):
-    negatives = jnp.where(counted, jnp.exp((unit @ unit.T - 1.0) / temperature), 0.0)
+def _log_normalisers_forward(first, second, positive_logits, counted, temperature):
+    negatives = tuple(
+        jnp.where(block, jnp.exp((rows @ columns.T - 1.0) / temperature), 0.0)
+        for block, rows, columns in zip(counted, (first, first, second), (first, second, second), strict=True))
+    within_first, between, within_second = negatives
     positives = jnp.exp(positive_logits - 1.0 / temperature)
-    sums = jnp.sum(negatives, axis=-1) + positives
-    return jnp.log(sums) + 1.0 / temperature, (unit, negatives, positives, sums)
+    sums = positives + jnp.concatenate([jnp.sum(within_first, axis=1) + jnp.sum(between, axis=1),
+                                        jnp.sum(between, axis=0) + jnp.sum(within_second, axis=1)])
+    return jnp.log(sums) + 1.0 / temperature, (first, second, negatives, positives, sums)
 
 
-def _log_normalisers_backward(temperature, symmetric, residuals, cotangent):
-    unit, negatives, positives, sums = residuals
+def _log_normalisers_backward(temperature, residuals, cotangent):
+    first, second, (within_first, between, within_second), positives, sums = residuals
     weight = cotangent / sums
-    weighted = weight[:, None] * unit
-    if symmetric:
-        as_row, as_column = jnp.split(negatives @ jnp.concatenate([unit, weighted], axis=1), 2, axis=1)
-    else:
-        as_row, as_column = negatives @ unit, jnp.einsum("ab,ak->bk", negatives, weighted)
-    return (weight[:, None] * as_row + as_column) / temperature, weight * positives, None
+    of_first, of_second = jnp.split(weight[:, None], 2)
+    both_first = jnp.concatenate([first, of_first * first], axis=1)
+    both_second = jnp.concatenate([second, of_second * second], axis=1)
+
+    def gradient(own, products):
+        as_row, as_column = jnp.split(products, 2, axis=1)
+        return (own * as_row + as_column) / temperature
+
+    return (gradient(of_first, within_first @ both_first + between @ both_second),
+            gradient(of_second, between.T @ both_first + within_second @ both_second), weight * positives, None)
 
 
 log_normalisers.defvjp(_log_normalisers_forward, _log_normalisers_backward)
