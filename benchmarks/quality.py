@@ -10,6 +10,7 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks import quality_report
 from jax_brcd.clusters import VARIANTS
 from jax_brcd.config import create_config
 from jax_brcd.errors import InputError
-from jax_brcd.files import read_json, write_json
+from jax_brcd.files import atomic_path, read_json, write_json
 from jax_brcd.methods import METHODS
 from jax_brcd.methods.brcd import BRCD
 from jax_brcd.options import OneLineParser, flag, run_command
@@ -218,6 +219,10 @@ def main(argv: list[str] | None = None) -> None:
     write_json(options.out / "quality.json", {"command": command, "settings": {name: str(value) for name, value in shared.items()},
                                               "runs": records})
     quality_report.write(options.out, records)
+    usual = Run("methods", "brcd", max(options.bits), options.seeds[0], brcd())
+    if usual.name in results:
+        with atomic_path(options.out / "bit_masks.png") as temporary:
+            shutil.copyfile(options.runs / usual.name / "plots" / "bit_masks.png", temporary)
     print((options.out / "quality.md").read_text())
 
 

@@ -9,6 +9,7 @@ from benchmarks import quality, quality_report
 from benchmarks.quality import STUDY, Run, brcd, chosen
 from jax_brcd.config import create_config
 from jax_brcd.errors import InputError
+from jax_brcd.files import read_json
 from jax_brcd.methods import METHODS
 
 
@@ -64,6 +65,27 @@ def test_tables_show_means_deviations_and_the_share_of_the_teacher(tmp_path):
     assert f"| brcd | 0.3100 ± {deviation:.4f} | 0.2500 ± 0.0000 | 0.620 |" in text
     assert "k = 1000, ties stable" in text
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "ablation.png").exists()
+
+
+def test_a_study_leaves_its_records_tables_and_figures(tmp_path, monkeypatch):
+    def carried_out(study, runs):
+        runs = list(runs)
+        for run in runs:
+            plot = study.folder / run.name / "plots" / "bit_masks.png"
+            plot.parent.mkdir(parents=True, exist_ok=True)
+            plot.write_bytes(f"{run.name}".encode())
+        return {run.name: result(0.3) for run in runs}
+
+    monkeypatch.setattr(quality.Study, "carry_out", carried_out)
+    for name in ("vit_lite_7_4", "resnet18_32"):
+        (tmp_path / f"{name}.safetensors").touch()
+    words = ["--data-dir", "data", "--weights", str(tmp_path), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    quality.main([*words, "--bits", "16", "64"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "quality.json", "quality.md", "methods.png", "ablation.png", "variants.png", "sensitivity.png", "bit_masks.png"}
+    assert (tmp_path / "out" / "bit_masks.png").read_text() == "method=brcd-bits=64-seed=0"
+    records = read_json(tmp_path / "out" / "quality.json")["runs"]
+    assert {record["part"] for record in records} == {*STUDY, "chosen"}
 
 
 @pytest.mark.parametrize(("words", "message"), [
