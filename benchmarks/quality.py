@@ -24,7 +24,6 @@ from jax_brcd.config import create_config
 from jax_brcd.errors import InputError
 from jax_brcd.files import atomic_path, read_json, write_json
 from jax_brcd.methods import METHODS
-from jax_brcd.methods.brcd import BRCD
 from jax_brcd.options import OneLineParser, flag, run_command
 from jax_brcd.pipeline import run
 from jax_brcd.registry import Registry
@@ -39,7 +38,8 @@ PARTS = {
     "+ robust": {"mask_bits": False},
     "+ bit mask": {},
 }
-SENSITIVITY = {"alpha": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "margin": (0.1, 0.3, 0.5, 0.7, 0.9), "clusters": (2, 5, 10, 14, 20)}
+SENSITIVITY = {"alpha": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "margin": (0.1, 0.3, 0.5, 0.7, 0.9), "clusters": (2, 5, 10, 14, 20),
+               "temperature": (0.1, 0.2, 0.3, 0.5, 1.0), "lr": (3e-4, 1e-3, 3e-3), "epochs": (20, 120, 240)}
 # What every method may choose from: the student's learning rate, and as many values of its own settings
 RATES = ({}, {"lr": 3e-4}, {"lr": 3e-3})
 WEIGHTS = ({"distillation_weight": 0.3}, {"distillation_weight": 3.0}, {"distillation_weight": 10.0})
@@ -105,8 +105,8 @@ def settings_of_every_method(methods: list[str], bits: list[int], seeds: list[in
 
 def brcd(**settings: Any) -> dict[str, Any]:
     """The settings of a BRCD run without those that are its defaults, so that equal runs are one."""
-    usual = BRCD()
-    return {"method": "brcd", **{name: value for name, value in settings.items() if value != getattr(usual, name)}}
+    usual = create_config(dataset="cifar10", method="brcd").flat()
+    return {"method": "brcd", **{name: value for name, value in settings.items() if value != usual[name]}}
 
 
 def chosen(search: Iterable[Run], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Run]:

@@ -39,7 +39,7 @@ def test_equal_runs_are_made_once():
     """BRCD's default stands in four parts of the study."""
     names = [run.name for part in ("methods", "ablation", "variants", "sensitivity") for run in planned(part)
              if run.settings == {"method": "brcd"} and (run.bits, run.seed) == (64, 0)]
-    assert len(names) == 1 + 1 + 1 + 3 and len(set(names)) == 1  # alpha, margin and clusters each have their default once
+    assert len(names) == 1 + 1 + 1 + 5 and len(set(names)) == 1  # five of the settings varied have their default once
     assert brcd(alpha=0.8, margin=0.1) == {"method": "brcd", "margin": 0.1}
 
 
