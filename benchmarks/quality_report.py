@@ -49,6 +49,17 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
+def overview_table(records: Records) -> str:
+    """Each method's mAP in both searches at all code lengths, the teacher's above."""
+    chosen = select(records, "methods")
+    bits, labels = distinct(chosen, "bits"), distinct(chosen, "label")
+    teacher = [spread(scores(select(chosen, "methods", bits=length, label=labels[0]), "teacher")) for length in bits]
+    rows = [[label, *[spread(scores(select(chosen, "methods", bits=length, label=label), search))
+                      for search in SEARCHES for length in bits]] for label in labels]
+    return table(["method", *[f"{search}, {length} bits" for search in SEARCHES for length in bits]],
+                 [["teacher", *teacher * len(SEARCHES)], *rows])
+
+
 def methods_table(records: Records, bits: int) -> str:
     """Each method at one code length: both searches, tie-aware beside them, and their share of the teacher's mAP."""
     of_length = select(records, "methods", bits=bits)
@@ -92,6 +103,7 @@ def summary(records: Records) -> str:
     sections = [
         f"{protocol['dataset']}, split {protocol['split']}, {protocol['queries']:,} test queries, database of "
         f"{protocol['database']:,}, k = {protocol['k']}, ties {protocol['ties']}; mean ± standard deviation over the seeds.",
+        *[f"### mAP@{protocol['k']}\n\n{overview_table(records)}"] * bool(select(records, "methods")),
         *[f"### {bits} bits\n\n{methods_table(records, bits)}" for bits in distinct(select(records, "methods"), "bits")]]
     for part, title, make in (
         ("chosen", "Settings chosen on the validation queries", search_table),

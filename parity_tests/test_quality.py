@@ -63,6 +63,8 @@ def test_tables_show_means_deviations_and_the_share_of_the_teacher(tmp_path):
     text = (tmp_path / "quality.md").read_text()
     deviation = np.std([0.30, 0.32], ddof=1)
     assert f"| brcd | 0.3100 ± {deviation:.4f} | 0.2500 ± 0.0000 | 0.620 |" in text
+    assert "### mAP@1000\n\n| method | symmetric, 64 bits | asymmetric, 64 bits |" in text
+    assert f"| brcd | 0.3100 ± {deviation:.4f} | 0.4000 ± 0.0000 |\n" in text
     assert "k = 1000, ties stable" in text
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "ablation.png").exists()
 
