@@ -110,13 +110,14 @@ def brcd(**settings: Any) -> dict[str, Any]:
 
 
 def chosen(search: Iterable[Run], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Run]:
-    """Each method under the settings that did best on the validation queries (mean of both searches), at every seed."""
-    best: dict[str, Run] = {}
+    """For either search each method under the settings that did best there on the validation queries, at every seed."""
+    best: dict[tuple[str, str], Run] = {}
     for run in search:
-        score = results[run.name]["validation"]
-        if run.label not in best or score > results[best[run.label].name]["validation"]:
-            best[run.label] = run
-    return [dataclasses.replace(run, part="chosen", seed=seed) for run in best.values() for seed in seeds]
+        for kind, score in results[run.name]["validation"].items():
+            place = kind, run.label
+            if place not in best or score > results[best[place].name]["validation"][kind]:
+                best[place] = run
+    return [dataclasses.replace(run, part=f"chosen, {kind}", seed=seed) for (kind, _), run in best.items() for seed in seeds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +169,12 @@ def distil(settings: Mapping[str, Any]) -> None:
 
 
 def outcome(directory: pathlib.Path) -> dict[str, Any]:
-    """What the study keeps of a run: its test scores, and the best validation mAP, mean of both searches."""
+    """What the study keeps of a run: its test scores, and the best validation mAP of each search."""
     metrics = read_json(directory / "metrics.json")
     history = [record for record in quality_report.read_history(directory / "history.jsonl") if "symmetric_map" in record]
-    best = [max(record[f"{search}_map"] for record in history) for search in ("symmetric", "asymmetric")]
-    return {"protocol": metrics["protocol"], "teacher": metrics["teacher"], **metrics["student"],
-            "validation": sum(best) / len(best), "epochs": history[-1]["epoch"]}
+    best = {search: max(record[f"{search}_map"] for record in history) for search in quality_report.SEARCHES}
+    return {"protocol": metrics["protocol"], "teacher": metrics["teacher"], **metrics["student"], "validation": best,
+            "epochs": history[-1]["epoch"]}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -212,8 +213,9 @@ def main(argv: list[str] | None = None) -> None:
     study = Study(options.runs, shared, options.jobs)
     runs = [one for part in options.parts for one in STUDY[part](options.methods, options.bits, options.seeds)]
     results = study.carry_out(runs)
-    runs += chosen([run for run in runs if run.part == "search"], results, options.seeds)
-    results |= study.carry_out(run for run in runs if run.part == "chosen")
+    again = chosen([run for run in runs if run.part == "search"], results, options.seeds)
+    results |= study.carry_out(again)
+    runs += again
     records = [{**dataclasses.asdict(run), "result": results[run.name]} for run in runs]
     command = f"python -m benchmarks.quality {' '.join(sys.argv[1:] if argv is None else argv)}"
     write_json(options.out / "quality.json", {"command": command, "settings": {name: str(value) for name, value in shared.items()},

@@ -87,14 +87,16 @@ def parts_table(records: Records, part: str, what: str) -> str:
 
 
 def search_table(records: Records) -> str:
-    """What each method chose on the validation queries, and its scores with the test queries."""
+    """What each method chose on the validation queries for either search, and its scores there with the test queries."""
     rows = []
-    for label in distinct(select(records, "chosen"), "label"):
-        runs = select(records, "chosen", label=label)
-        settings = ", ".join(f"{name} {value}" for name, value in runs[0]["settings"].items() if name != "method") or "defaults"
-        rows.append([label, settings, str(len(select(records, "search", label=label))),
-                     *[spread(scores(runs, search)) for search in SEARCHES]])
-    return table(["method", "chosen", "runs searched", *SEARCHES], rows)
+    for label in distinct(select(records, "search"), "label"):
+        cells = [label, str(len(select(records, "search", label=label)))]
+        for search in SEARCHES:
+            runs = select(records, f"chosen, {search}", label=label)
+            settings = [f"{name} {value}" for name, value in runs[0]["settings"].items() if name != "method"]
+            cells += [", ".join(settings) or "defaults", spread(scores(runs, search))]
+        rows.append(cells)
+    return table(["method", "settings tried", *[column for search in SEARCHES for column in (f"chosen, {search}", search)]], rows)
 
 
 def summary(records: Records) -> str:
@@ -106,7 +108,7 @@ def summary(records: Records) -> str:
         *[f"### mAP@{protocol['k']}\n\n{overview_table(records)}"] * bool(select(records, "methods")),
         *[f"### {bits} bits\n\n{methods_table(records, bits)}" for bits in distinct(select(records, "methods"), "bits")]]
     for part, title, make in (
-        ("chosen", "Settings chosen on the validation queries", search_table),
+        ("search", "Settings chosen on the validation queries for either search", search_table),
         ("ablation", "Parts of BRCD, each added to those above it", lambda records: parts_table(records, "ablation", "parts")),
         ("variants", "BRCD as released and as meant", lambda records: parts_table(records, "variants", "variant")),
         ("sensitivity", "One setting of BRCD at a time", lambda records: parts_table(records, "sensitivity", "setting")),

@@ -17,12 +17,13 @@ def planned(*parts):
     return [run for part in parts or STUDY for run in STUDY[part](list(METHODS), [16, 64], [0, 1])]
 
 
-def result(symmetric, asymmetric=0.4, validation=0.0):
+def result(symmetric, asymmetric=0.4, validation=(0.0, 0.0)):
     score = {"precision": 0.3, "tie_aware_map": 0.25}
     return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5000, "database": 50000, "k": 1000,
                          "ties": "stable"},
             "teacher": {"map": 0.5, **score}, "symmetric": {"map": symmetric, **score},
-            "asymmetric": {"map": asymmetric, **score}, "validation": validation, "epochs": 60}
+            "asymmetric": {"map": asymmetric, **score}, "validation": dict(zip(("symmetric", "asymmetric"), validation, strict=True)),
+            "epochs": 60}
 
 
 def test_every_method_is_run_at_all_bits_and_seeds():
@@ -51,9 +52,13 @@ def test_every_method_has_as_many_settings_to_choose_from():
 
 def test_the_best_on_validation_is_chosen_whatever_the_test_says():
     search = [Run("search", "kl", 64, 0, {"method": "kl", **settings}) for settings in ({}, {"lr": 3e-3})]
-    results = {search[0].name: result(0.9, validation=0.1), search[1].name: result(0.1, validation=0.2)}
-    assert [(run.settings["lr"], run.seed, run.part) for run in chosen(search, results, [0, 1])] == [
-        (3e-3, 0, "chosen"), (3e-3, 1, "chosen")]
+    results = {search[0].name: result(0.9, validation=(0.1, 0.4)), search[1].name: result(0.1, validation=(0.2, 0.3))}
+    again = chosen(search, results, [0, 1])
+    assert [(run.part, run.settings.get("lr"), run.seed) for run in again] == [
+        ("chosen, symmetric", 3e-3, 0), ("chosen, symmetric", 3e-3, 1),
+        ("chosen, asymmetric", None, 0), ("chosen, asymmetric", None, 1)]
+    records = [{**dataclasses.asdict(run), "result": results[dataclasses.replace(run, seed=0).name]} for run in search + again]
+    assert "| kl | 2 | lr 0.003 | 0.1000 ± 0.0000 | defaults | 0.4000 ± 0.0000 |" in quality_report.search_table(records)
 
 
 def test_tables_show_means_deviations_and_the_share_of_the_teacher(tmp_path):
@@ -87,7 +92,7 @@ def test_a_study_leaves_its_records_tables_and_figures(tmp_path, monkeypatch):
         "quality.json", "quality.md", "methods.png", "ablation.png", "variants.png", "sensitivity.png", "bit_masks.png"}
     assert (tmp_path / "out" / "bit_masks.png").read_text() == "method=brcd-bits=64-seed=0"
     records = read_json(tmp_path / "out" / "quality.json")["runs"]
-    assert {record["part"] for record in records} == {*STUDY, "chosen"}
+    assert {record["part"] for record in records} == {*STUDY, "chosen, symmetric", "chosen, asymmetric"}
 
 
 @pytest.mark.parametrize(("words", "message"), [
