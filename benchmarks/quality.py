@@ -39,7 +39,7 @@ PARTS = {
     "+ bit mask": {},
 }
 SENSITIVITY = {"alpha": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "margin": (0.1, 0.3, 0.5, 0.7, 0.9), "clusters": (2, 5, 10, 14, 20),
-               "temperature": (0.1, 0.2, 0.3, 0.5, 1.0), "lr": (3e-4, 1e-3, 3e-3), "epochs": (20, 120, 240)}
+               "temperature": (0.1, 0.2, 0.3, 0.5, 1.0), "lr": (1e-4, 3e-4, 1e-3, 3e-3), "epochs": (20, 120, 240)}
 # What every method may choose from: the student's learning rate, and as many values of its own settings
 RATES = ({}, {"lr": 3e-4}, {"lr": 3e-3})
 WEIGHTS = ({"distillation_weight": 0.3}, {"distillation_weight": 3.0}, {"distillation_weight": 10.0})
@@ -157,12 +157,12 @@ class Study:
 
 
 def distil(settings: Mapping[str, Any]) -> None:
-    """One run of the distillation command; what it prints goes to `log.txt` beside its metrics."""
+    """One run of the distillation command; what it prints goes to a log beside its run directory."""
     set_flags()
     # Runs of other seeds and methods compile much the same programs
     jax.config.update("jax_compilation_cache_dir", str(settings["out"].parent.absolute() / ".compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    log = settings["out"].with_suffix(".log")
+    log = settings["out"].with_name(f"{settings['out'].name}.log")  # the names hold numbers with points
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         run(create_config(**settings))
