@@ -197,7 +197,8 @@ def whole_run(settings: Settings) -> Row | Skipped:
         command = [sys.executable, "-m", "jax_brcd.distill", "--dataset", "cifar10", "--data-dir", settings.data_dir,
                    "--teacher", TEACHER, "--teacher-weights", settings.weights_dir / WEIGHTS["teacher"],
                    "--student", STUDENT, "--student-weights", settings.weights_dir / WEIGHTS["student"],
-                   "--bits", BITS, "--epochs", EPOCHS, "--patience", EPOCHS, "--out", out, "--cache-dir", f"{folder}/cache"]
+                   "--bits", BITS, "--views", KEPT_VIEWS, "--epochs", EPOCHS, "--patience", EPOCHS,
+                   "--out", out, "--cache-dir", f"{folder}/cache"]
         began = time.perf_counter()
         run = subprocess.run([str(word) for word in command], stdout=subprocess.DEVNULL, check=False)
         seconds = time.perf_counter() - began

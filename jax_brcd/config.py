@@ -27,8 +27,9 @@ class DataConfig:
     train_images: str = option("published", "unlabelled images to train on: the published subset or all",
                                choices=("published", "all"))
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
-    views: int = option(16, "augmented views an image that are encoded once and kept", low=2)
-    fresh_views: bool = option(False, "draw new views each epoch, as published, instead of keeping --views of them")
+    views: int = option(16, "augmented views an image that are encoded once and kept; naming them means --no-fresh-views",
+                        low=2)
+    fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping --views of them")
     max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
     decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
     resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "
@@ -104,7 +105,7 @@ PRESETS.register("digits")({
 })
 PRESETS.register("cifar10-vit_b_16-resnet18")({
     "dataset": "cifar10", "teacher": "vit_b_16", "teacher_weights": "imagenet", "student": "resnet18",
-    "student_weights": "imagenet", "fresh_views": True,
+    "student_weights": "imagenet",
 })
 PRESETS.register("cifar10-vit_b_16-efficientnet_b0")({
     **PRESETS["cifar10-vit_b_16-resnet18"], "student": "efficientnet_b0",
@@ -153,7 +154,8 @@ class Config:
 def create_config(preset: str | None = None, **settings: Any) -> Config:
     """Resolves settings: published defaults, then the preset, then what is given.
 
-    The digits preset applies to the digits data set unless another preset is named.
+    The digits preset applies to the digits data set unless another preset is named. A preset or caller that names a number
+    of views to keep, and says nothing of fresh ones, keeps them.
 
     Raises:
         InputError: for unknown names and settings out of bounds.
@@ -161,7 +163,9 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     chosen = settings.get("dataset", "digits")
     if preset is None and chosen in PRESETS:
         preset = chosen
-    merged = {**(PRESETS[preset] if preset else {}), **settings}
+    layers = (PRESETS[preset] if preset else {}, settings)
+    merged = {name: value for layer in layers
+              for name, value in ({"fresh_views": False, **layer} if "views" in layer else layer).items()}
     known = {field.name: stage for stage in STAGES for field in dataclasses.fields(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
     objectives_own = {field.name for kind in OBJECTIVES.values() for field in dataclasses.fields(kind)}

@@ -202,6 +202,16 @@ def test_what_is_given_goes_before_the_preset_and_the_preset_before_defaults():
     assert set(PRESETS) == {"digits", "cifar10-vit_b_16-resnet18", "cifar10-vit_b_16-efficientnet_b0"}
 
 
+@pytest.mark.parametrize(("preset", "settings", "fresh"), [
+    (None, {"dataset": "cifar10"}, True), ("cifar10-vit_b_16-resnet18", {}, True), (None, {}, False),
+    (None, {"dataset": "cifar10", "views": 4}, False), ("cifar10-vit_b_16-resnet18", {"views": 4}, False),
+    (None, {"fresh_views": True}, True), (None, {"fresh_views": True, "views": 4}, True),
+    (None, {"dataset": "cifar10", "fresh_views": False}, False),
+])
+def test_views_are_new_each_epoch_unless_a_number_of_them_is_to_be_kept(preset, settings, fresh):
+    assert create_config(preset, **settings).data.fresh_views is fresh
+
+
 @pytest.mark.parametrize(("bits", "told", "expected"), [(16, None, 80), (32, None, 0), (16, 5, 5)])
 def test_runs_of_sixteen_bits_train_eighty_epochs(bits, told, expected):
     assert create_config(bits=bits, min_epochs=told).min_epochs == expected
