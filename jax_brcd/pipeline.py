@@ -136,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
     teacher_model, student_model = build_models(context)
     if devices.is_first():
         write_json(out / CONFIG, config.flat())
-    notes = list(context.dataset.notes)
+    notes = [*context.dataset.notes, *views_notes(context, student_model)]
     if not context.dataset.labelled:
         notes.append(f"{report.SKIPPED} The student is the one of the last epoch.")
     for note in notes:
@@ -192,6 +192,18 @@ def build_models(context: Context) -> tuple[HashModel, HashModel]:
     check_objective(teacher, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                     name=config.teacher.teacher_objective)
     return teacher, student
+
+
+def views_notes(context: Context, student: HashModel) -> list[str]:
+    """What the choice of views means for the speed and the batch norm of a frozen student."""
+    if context.config.student.train_backbone:
+        return []
+    if context.kept_views is None:
+        return ["The frozen student encodes new views each epoch; --views 16 would encode 16 of each image once, and train far "
+                "faster."]
+    normalised = "; its batch norm runs on its running averages, where --fresh-views takes each batch's statistics"
+    return [f"The frozen student encodes {context.kept_views} views of each image once"
+            f"{normalised if nnx.state(student, nnx.BatchStat) else ''}."]
 
 
 def train_teacher(

@@ -155,6 +155,7 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
             for number in range(2)]
     first, second = map(printed, pair)
     assert "student, asymmetric" in first and second == ""
+    assert "encodes 2 views of each image once." in first  # a student without batch norm
     metrics = tmp_path / "run" / "metrics.json"
     together = json.loads(metrics.read_text())
     metrics.unlink()

@@ -242,10 +242,12 @@ def test_images_without_labels_train_and_evaluation_is_skipped_with_a_note(tmp_p
     printed = capsys.readouterr().out
     assert "Evaluation was skipped: the data set has no labels." in printed
     assert "could not be read and were skipped: 1. 12.jpg: no JPEG" in printed
+    batch_norm = "encodes 2 views of each image once; its batch norm runs on its running averages"
+    assert batch_norm in printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "teacher" not in metrics and metrics["protocol"]["database"] in (10, 11)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Evaluation was skipped" in page and "12.jpg" in page
+    assert "Evaluation was skipped" in page and "12.jpg" in page and batch_norm in page
     assert (tmp_path / "run" / "student_symmetric.safetensors").exists()
 
 

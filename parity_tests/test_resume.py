@@ -55,6 +55,7 @@ def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path, envi
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     printed, expected = finish(undisturbed, environment)
     assert "teacher" in printed and "student, asymmetric" in printed and "report.html" in printed
+    assert "The frozen student" not in printed  # this one learns whole
     for moment in ("run/checkpoints/pretraining/1", "cache/features/*/view_0000.npy", "run/checkpoints/teacher/1",
                    "run/checkpoints/student/1", "run/checkpoints/student/2*"):
         kill_when(disturbed, environment, moment)
