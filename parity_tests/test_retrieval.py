@@ -104,6 +104,18 @@ def test_ties_rank_in_database_order():
     np.testing.assert_array_equal(distances, [[0, 0, 1, 1]] * 2)
 
 
+@pytest.mark.parametrize("sampled_bits", [0, 8])
+@pytest.mark.parametrize("k", [1, 40, 63, 64, 70, 200, 1000])
+def test_a_sample_unlike_the_database_changes_no_ranking(sampled_bits, k):
+    """Every STRIDE-th item is nearer or further than all others, so that the sample bounds the k-th distance wrongly."""
+    random = np.random.default_rng(k)
+    differ = np.where(np.arange(1000) % ranking.STRIDE == 0, sampled_bits, random.integers(2, 7, 1000))
+    database = np.where(np.arange(16) < differ[:, None], -1.0, 1.0)
+    indices, distances = hamming_top_k(np.ones((1, 16)), database, k)
+    np.testing.assert_array_equal(indices[0], np.argsort(differ, kind="stable")[:k])
+    np.testing.assert_array_equal(distances[0], np.sort(differ)[:k])
+
+
 def test_blocks_of_queries_change_nothing(monkeypatch):
     random = np.random.default_rng(2)
     search = (random.choice([-1.0, 1.0], (23, 16)), random.choice([-1.0, 1.0], (50, 16)),

@@ -140,11 +140,11 @@ def _measure(
     classes_of_queries, classes_of_database = _packed_labels(queries, query_labels, database, database_labels)
     n_distances = 2 * queries.bits + 1
 
-    def relevance(query: int, items: Any) -> Bool[np.ndarray, "items"]:
+    def relevance(query: Any, items: Any) -> Bool[np.ndarray, "*items"]:
         return (classes_of_queries[:, query, None] & classes_of_database[:, items]).any(axis=0)
 
     def search(rows: range, lent: list[Distances]) -> tuple[np.ndarray, ...]:
-        ranked = np.stack([relevance(query, nearest(distances, k)) for query, distances in zip(rows, lent, strict=True)])
+        ranked = relevance(rows, np.stack([nearest(distances, k) for distances in lent]))
         if not counted:
             return measures(_Found(ranked))
         counts = np.empty((len(rows), n_distances, 2), np.int64)

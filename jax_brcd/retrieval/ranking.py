@@ -6,6 +6,7 @@ bits (it uses the processor's vector instructions for that, NumPy does not); Num
 
 import dataclasses
 import functools
+import math
 import os
 import queue
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from jax_brcd.errors import InputError
 QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
 CHUNK = 1 << 16  # database items that XLA compares at once; one size, so that no database compiles anew
 GROUP = 64  # consecutive items whose smallest distance is noted
+STRIDE = 16  # one item in so many makes the sample of a small database
 WORD = 32  # bits, the widest word JAX counts in without its 64-bit mode
 NOT_CODES = "codes must be a matrix (n, bits) of -1, 0 and +1"
 
@@ -125,7 +127,8 @@ def nearest(distances: Distances, k: int) -> Integer[np.ndarray, "k"]:
     """Positions of the k smallest distances in order, ties by position.
 
     The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, so where there are many groups only
-    a few are looked into. What is left is sorted by radix, as distances take one or two bytes.
+    a few are looked into. Where there are few, a sample says where the k-th smallest lies, and all distances are counted only
+    if it said too little. What is left is sorted by radix, as distances take one or two bytes.
     """
     doubled, smallest = distances
     if len(smallest) > 2 * k:
@@ -134,7 +137,11 @@ def nearest(distances: Distances, k: int) -> Integer[np.ndarray, "k"]:
         within = np.flatnonzero(doubled.reshape(-1, GROUP)[groups] <= bound)
         candidates = groups[within // GROUP] * GROUP + within % GROUP
     else:
-        candidates = np.flatnonzero(doubled <= _kth_smallest(doubled, k))
+        sample, share = doubled[::STRIDE], k / STRIDE
+        enough = math.ceil(share + 2 * math.sqrt(share))  # two standard deviations above what k items give a sample
+        candidates = np.flatnonzero(doubled <= _kth_smallest(sample, min(enough, len(sample))))
+        if len(candidates) < k:
+            candidates = np.flatnonzero(doubled <= _kth_smallest(doubled, k))
     near = doubled[candidates]
     return candidates[np.argsort(near, kind="stable")[:k]]
 
