@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import compiled
+from benchmarks import compiled, machine
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender, interleaved
@@ -106,11 +106,12 @@ def measure_case(case: Case, settings: Settings) -> Iterator[Row | Skipped]:
     else:
         yield Skipped(f"{case.name}, compiled PyTorch", reason)
         program = best
-    contenders += [
-        Contender(HALF, jax_call(hash_model(case.backbone, state, jnp.bfloat16), images), compiled=True),
-        Contender(f"PyTorch bf16 autocast{', compiled' if reason is None else ''}",
-                  torch_call(program, channels_last, half=True, **attention), compiled=reason is None),
-    ]
+    contenders.append(Contender(HALF, jax_call(hash_model(case.backbone, state, jnp.bfloat16), images), compiled=True))
+    if settings.quick and not machine.has_bfloat16():
+        yield Skipped(f"{case.name}, PyTorch bf16 autocast", "this processor has no bfloat16 instructions; measured without --quick")
+    else:
+        contenders.append(Contender(f"PyTorch bf16 autocast{', compiled' if reason is None else ''}",
+                                    torch_call(program, channels_last, half=True, **attention), compiled=reason is None))
     yield from measure(case.name, contenders, items=case.images, unit="images", samples=settings.samples,
                        budget=settings.case_seconds)
     check_agreement(contenders)

@@ -11,18 +11,29 @@ from typing import Any
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision")
 # Instruction sets that decide how fast either framework computes
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def description() -> dict[str, Any]:
     """The machine in words and numbers, as the results hold it."""
-    flags = _cpuinfo("flags") or _cpuinfo("Features")
     return {
         "cpu": cpu_model(), "cores": cores(), "memory_gib": round(memory_bytes() / 2**30, 1),
-        "instructions": [name for name in INSTRUCTIONS if name in flags.split()],
+        "instructions": instructions(),
         "accelerator": accelerator(), "system": platform.system(), "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""), "date": datetime.date.today().isoformat(),
     }
+
+
+def instructions() -> list[str]:
+    """Which of INSTRUCTIONS the CPU has."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    return [name for name in INSTRUCTIONS if name in flags.split()]
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16 itself; PyTorch takes several times as long where it does not."""
+    return not BFLOAT16.isdisjoint(instructions())
 
 
 def default_name() -> str:

@@ -220,6 +220,16 @@ def test_a_suite_records_its_rows_and_draws_them(name, settings, without_compili
     assert rows[0].case in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("quick", "instructions", "measured"), [
+    (True, ["avx2"], False), (True, ["avx2", "avx512_bf16"], True), (False, ["avx2"], True)])
+def test_a_quick_run_leaves_out_emulated_bfloat16(settings, without_compiling, monkeypatch, quick, instructions, measured):
+    monkeypatch.setattr("benchmarks.machine.instructions", lambda: instructions)
+    monkeypatch.setattr("benchmarks.timing.SAMPLE_SECONDS", 0.0)
+    found = list(TINY["encode"](dataclasses.replace(settings, quick=quick)))
+    assert any(isinstance(row, Row) and row.contender == "PyTorch bf16 autocast" for row in found) is measured
+    assert any(isinstance(row, Skipped) and "no bfloat16 instructions" in row.reason for row in found) is not measured
+
+
 def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settings, without_compiling, monkeypatch):
     monkeypatch.setattr(loss, "peak_in_child", lambda suite, name, *size: (len(name), ""))
     sizes = loss.Sizes(cases=((8, 16),), memory=((8, 16),), published_up_to=4)
