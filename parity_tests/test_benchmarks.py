@@ -224,9 +224,10 @@ def test_a_suite_records_its_rows_and_draws_them(name, settings, without_compili
     (True, ["avx2"], False), (True, ["avx2", "avx512_bf16"], True), (False, ["avx2"], True)])
 def test_a_quick_run_leaves_out_emulated_bfloat16(settings, without_compiling, monkeypatch, quick, instructions, measured):
     monkeypatch.setattr("benchmarks.machine.instructions", lambda: instructions)
-    monkeypatch.setattr("benchmarks.timing.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(encode, "measure", lambda case, contenders, **settings: [each.name for each in contenders])
+    monkeypatch.setattr(encode, "check_agreement", lambda contenders: None)
     found = list(TINY["encode"](dataclasses.replace(settings, quick=quick)))
-    assert any(isinstance(row, Row) and row.contender == "PyTorch bf16 autocast" for row in found) is measured
+    assert ("PyTorch bf16 autocast" in found) is measured
     assert any(isinstance(row, Skipped) and "no bfloat16 instructions" in row.reason for row in found) is not measured
 
 
