@@ -163,9 +163,9 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     chosen = settings.get("dataset", "digits")
     if preset is None and chosen in PRESETS:
         preset = chosen
-    layers = (PRESETS[preset] if preset else {}, settings)
-    merged = {name: value for layer in layers
-              for name, value in ({"fresh_views": False, **layer} if "views" in layer else layer).items()}
+    merged: dict[str, Any] = {}
+    for layer in (PRESETS[preset] if preset else {}, settings):
+        merged |= {"fresh_views": False, **layer} if "views" in layer else layer
     known = {field.name: stage for stage in STAGES for field in dataclasses.fields(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
     objectives_own = {field.name for kind in OBJECTIVES.values() for field in dataclasses.fields(kind)}

@@ -199,8 +199,9 @@ def views_notes(context: Context, student: HashModel) -> list[str]:
     if context.config.student.train_backbone:
         return []
     if context.kept_views is None:
-        return ["The frozen student encodes new views each epoch; --views 16 would encode 16 of each image once, and train far "
-                "faster."]
+        views = context.config.data.views
+        return [f"The frozen student encodes new views each epoch; --views {views} would encode {views} of each image once, and "
+                "train far faster."]
     normalised = "; its batch norm runs on its running averages, where --fresh-views takes each batch's statistics"
     return [f"The frozen student encodes {context.kept_views} views of each image once"
             f"{normalised if nnx.state(student, nnx.BatchStat) else ''}."]
