@@ -16,8 +16,8 @@ from benchmarks.results import Row, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from benchmarks.views import ViewedImages
-from jax_brcd.augment import ViewConfig, random_views
-from jax_brcd.options import run_command
+from jax_brcd.settings.options import run_command
+from jax_brcd.views.augmentation import ViewConfig, random_views
 from torch_ref import augment as reference
 
 OURS, WORKERS, THREADS, ONE = ("jax_brcd", "torchvision v2, workers", "torchvision v2, threads",

@@ -34,16 +34,16 @@ from benchmarks.training import (
     jax_teacher,
     random_images,
 )
-from jax_brcd.augment import ViewConfig
-from jax_brcd.augment import random_views as jax_views
 from jax_brcd.data import cifar10
-from jax_brcd.encoding import ENCODING_BATCH, encode_batch
-from jax_brcd.files import read_json
 from jax_brcd.models import HashModel, create_hash_model
-from jax_brcd.options import run_command
 from jax_brcd.retrieval import mean_average_precision
+from jax_brcd.runtime.files import read_json
+from jax_brcd.settings.options import run_command
 from jax_brcd.stages.evaluation import head_codes
-from jax_brcd.views import view_keys
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.augmentation import random_views as jax_views
+from jax_brcd.views.encoding import ENCODING_BATCH, encode_batch
+from jax_brcd.views.sources import view_keys
 from torch_ref import retrieval as reference_retrieval
 from torch_ref.augment import evaluation_view, random_views, training_view
 from torch_ref.losses import cibhash_loss, hash_codes

@@ -11,8 +11,8 @@ from benchmarks.memory import peak_in_child
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
-from jax_brcd.options import run_command
 from jax_brcd.retrieval import mean_average_precision
+from jax_brcd.settings.options import run_command
 from torch_ref import retrieval as reference
 
 BITS, K, CLASSES = 64, 1000, 10

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     """Prints the peak of the call that the arguments name."""
     import importlib
 
-    from jax_brcd.xla import set_flags
+    from jax_brcd.runtime.xla import set_flags
 
     set_flags()
     suite, *arguments = argv

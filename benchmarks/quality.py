@@ -19,15 +19,15 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import quality_report
-from jax_brcd.clusters import VARIANTS
-from jax_brcd.config import create_config
-from jax_brcd.errors import InputError
-from jax_brcd.files import atomic_path, read_json, write_json
+from jax_brcd.clusters.kmeans import VARIANTS
 from jax_brcd.methods import METHODS
-from jax_brcd.options import OneLineParser, flag, run_command
-from jax_brcd.pipeline import run
-from jax_brcd.registry import Registry
-from jax_brcd.xla import set_flags
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path, read_json, write_json
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.runtime.xla import set_flags
+from jax_brcd.settings.configuration import create_config
+from jax_brcd.settings.options import OneLineParser, flag, run_command
+from jax_brcd.stages.pipeline import run
 
 BITS, SEEDS = (16, 32, 64), (0, 1, 2)
 DETAIL_BITS = 64  # of the ablation, the sensitivity and the search

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jax_brcd.files import atomic_path
 from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
+from jax_brcd.runtime.files import atomic_path
 
 SEARCHES = ("symmetric", "asymmetric")
 DOTS_PER_INCH = 130

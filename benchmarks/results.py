@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.timing import Contender, Measurement, interleaved
-from jax_brcd.errors import InputError
-from jax_brcd.files import read_json, write_json
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json, write_json
 
 FORMAT = 1
 

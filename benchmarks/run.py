@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from benchmarks import compiled, plots, tables, targets
 from benchmarks.results import read_results
 from benchmarks.suite import Settings, parse_settings
-from jax_brcd.errors import InputError
-from jax_brcd.files import atomic_path, write_json
-from jax_brcd.options import OneLineParser, flag, run_command
-from jax_brcd.registry import unknown_name
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path, write_json
+from jax_brcd.runtime.registry import unknown_name
+from jax_brcd.settings.options import OneLineParser, flag, run_command
 
 # In this order: what the targets need first, the longest last
 SUITES = ("loss", "evaluate", "augment", "encode", "train_step", "end_to_end")

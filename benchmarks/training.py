@@ -12,14 +12,14 @@ from torch import Tensor
 
 from benchmarks import compiled, published
 from benchmarks.machine import cores
-from jax_brcd.augment import ViewConfig
-from jax_brcd.batches import epoch_batches
 from jax_brcd.methods import TeacherView, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
-from jax_brcd.training import Stage, backbone_scans, start, stepped_epoch, train_epoch
-from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews
+from jax_brcd.training.loop import Stage, backbone_scans, start, stepped_epoch, train_epoch
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.sources import KeptCodes, KeptFeatures, PixelViews
 from torch_ref.augment import random_views, training_view
 from torch_ref.losses import hash_codes
 from torch_ref.models import create_hash_model as create_torch_model

@@ -1,10 +1,10 @@
 """python -m jax_brcd.distill: teacher, clusters, student, both searches, one table and a report."""
 
-from jax_brcd import devices
-from jax_brcd.config import parse_command_line
-from jax_brcd.options import run_command
-from jax_brcd.pipeline import run
-from jax_brcd.xla import set_flags
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.xla import set_flags
+from jax_brcd.settings.configuration import parse_command_line
+from jax_brcd.settings.options import run_command
+from jax_brcd.stages.pipeline import run
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,8 +20,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from jax_brcd import augment
-from jax_brcd.augment import ViewConfig
+from jax_brcd.views import augmentation as augment
+from jax_brcd.views.augmentation import ViewConfig
 
 TOLERANCE = 1e-5
 NORMALISED_TOLERANCE = TOLERANCE / min(augment.IMAGENET_STD)

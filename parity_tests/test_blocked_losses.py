@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_brcd.codes import hash_codes
 from jax_brcd.losses import brcd_distillation_loss, cibhash_loss, contrastive, nt_xent
+from jax_brcd.losses.codes import hash_codes
 
 BITS, CLUSTERS = 16, 3
 

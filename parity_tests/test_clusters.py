@@ -11,14 +11,14 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from jax_brcd.cluster_choice import CLUSTER_CHOICES, choose_clusters, silhouettes
-from jax_brcd.clusters import k_means
-from jax_brcd.config import Config, create_config, parse_command_line
+from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, silhouettes
+from jax_brcd.clusters.kmeans import k_means
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.errors import InputError
 from jax_brcd.methods import DistillationBatch, TeacherView, create_method
-from jax_brcd.options import check, option
 from jax_brcd.report import Report, write_report
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.configuration import Config, create_config, parse_command_line
+from jax_brcd.settings.options import check, option
 from torch_ref import distill as torch_distill
 
 GROUPS, IMAGES, BITS = 5, 240, 32

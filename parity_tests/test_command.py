@@ -10,16 +10,16 @@ import pytest
 import safetensors.numpy
 
 from jax_brcd import distill
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.config import PRESETS, STAGES, create_config
 from jax_brcd.data import cifar10
-from jax_brcd.errors import InputError
-from jax_brcd.files import atomic_path, write_json
 from jax_brcd.methods import METHODS
 from jax_brcd.models import create_backbone, torchvision_state
-from jax_brcd.objectives import OBJECTIVES
-from jax_brcd.options import run_command
-from jax_brcd.registry import Registry
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path, write_json
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings.configuration import PRESETS, STAGES, create_config
+from jax_brcd.settings.options import run_command
+from jax_brcd.teachers.objectives import OBJECTIVES
+from jax_brcd.training.checkpoints import Checkpoints
 
 SMALL = ["--pretraining-epochs", "1", "--teacher-epochs", "1", "--epochs", "1", "--views", "2"]
 

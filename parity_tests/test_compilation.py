@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_brcd.augment import ViewConfig
-from jax_brcd.batches import epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.encoding import ENCODING_BATCH, encode, encode_batch
-from jax_brcd.features import FeatureCache, encode_views
 from jax_brcd.methods import TeacherView, create_method
 from jax_brcd.models import create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
-from jax_brcd.training import _compiled_step, fit, start, train_epoch
-from jax_brcd.views import KeptCodes, KeptFeatures
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import _compiled_step, fit, start, train_epoch
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.encoding import ENCODING_BATCH, encode, encode_batch
+from jax_brcd.views.features import FeatureCache, encode_views
+from jax_brcd.views.sources import KeptCodes, KeptFeatures
 
 N_IMAGES, BATCH, VIEWS, BITS = 10, 4, 3, 8
 COMPILATION = "/jax/core/compile/backend_compile_duration"

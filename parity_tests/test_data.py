@@ -11,7 +11,7 @@ import pytest
 
 from jax_brcd.data import cifar10, digits, load_dataset
 from jax_brcd.data.download import download
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 RECORDS = 200
 

@@ -13,9 +13,9 @@ from image_trees import picture
 from PIL import Image
 from torchvision.transforms import v2
 
-from jax_brcd.augment import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
 from jax_brcd.data import decoding
 from jax_brcd.data.decoding import decode, decode_all, square
+from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (256, 256), (300, 1000), (97, 101), (3, 7), (1, 1)])

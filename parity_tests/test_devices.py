@@ -13,8 +13,8 @@ import sys
 import numpy as np
 import pytest
 
-from jax_brcd.devices import session
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.devices import session
+from jax_brcd.runtime.errors import InputError
 
 SECONDS = 300
 
@@ -24,15 +24,16 @@ STUDENT = """
 import json, pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from jax_brcd import devices, training
-from jax_brcd.augment import ViewConfig
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.encoding import encode
+from jax_brcd.runtime import devices
+from jax_brcd.training import loop as training
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.views.encoding import encode
 from jax_brcd.methods import TeacherView, create_method
 from jax_brcd.models import create_hash_model
 from jax_brcd.stages.student import student_stage
-from jax_brcd.training import fit, start
-from jax_brcd.views import KeptCodes, PixelViews
+from jax_brcd.training.loop import fit, start
+from jax_brcd.views.sources import KeptCodes, PixelViews
 
 directory, stop, *place = sys.argv[1:]
 run_epoch, epochs_run = training._run_epoch, []

@@ -10,9 +10,9 @@ from image_trees import COLOURS, picture, write_lists
 from jax_brcd import distill
 from jax_brcd.data import load_dataset, store
 from jax_brcd.data.decoding import decode
-from jax_brcd.errors import InputError
-from jax_brcd.features import digest
-from jax_brcd.options import run_command
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.options import run_command
+from jax_brcd.views.features import digest
 from torch_ref import distill as torch_distill
 
 TRAIN, DATABASE, TEST = 6, 9, 5

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_brcd.clusters import bit_masks, cluster_codes, nearest_center
-from jax_brcd.codes import hash_codes
-from jax_brcd.errors import InputError
+from jax_brcd.clusters.kmeans import bit_masks, cluster_codes, nearest_center
 from jax_brcd.losses import bernoulli_kl, brcd_distillation_loss, cibhash_loss, cibhash_terms, nt_xent
+from jax_brcd.losses.codes import hash_codes
+from jax_brcd.runtime.errors import InputError
 
 TOLERANCE = 1e-5
 # The golden keys' letters: n removes false negatives, r is the bit mask, p the robust option

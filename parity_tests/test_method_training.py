@@ -7,23 +7,23 @@ import pytest
 import torch
 from flax import nnx
 
-from jax_brcd import training
-from jax_brcd.augment import ViewConfig
-from jax_brcd.batches import epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.config import create_config
 from jax_brcd.data import DATASETS, ImageDataset, Images, Source
-from jax_brcd.derivations import ITSELF, Mixture, Rotation
-from jax_brcd.features import FeatureCache
 from jax_brcd.methods import METHODS, TeacherView, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
-from jax_brcd.pipeline import run
 from jax_brcd.retrieval import nearest_neighbours
+from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.pipeline import run
 from jax_brcd.stages.student import draw_negatives, student_stage
-from jax_brcd.training import fit, start, train_epoch
-from jax_brcd.views import KeptCodes, KeptFeatures, PixelViews
+from jax_brcd.training import loop as training
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import fit, start, train_epoch
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.derivations import ITSELF, Mixture, Rotation
+from jax_brcd.views.features import FeatureCache
+from jax_brcd.views.sources import KeptCodes, KeptFeatures, PixelViews
 from torch_ref import augment as reference
 from torch_ref.distill import run as distill_in_torch
 
@@ -119,8 +119,8 @@ def pixels(monkeypatch):
     draw = np.random.default_rng(1)
     images = draw.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
     partners = nearest_neighbours(draw.choice([-1.0, 1.0], (8, 6)).astype(np.float32), 2)
-    for module in ("views", "features"):
-        monkeypatch.setattr(f"jax_brcd.{module}.random_views", cheap_views)
+    for module in ("sources", "features"):
+        monkeypatch.setattr(f"jax_brcd.views.{module}.random_views", cheap_views)
     return PixelViews(jnp.asarray(images), jax.random.key(4), ViewConfig(size=12), False, jnp.asarray(partners))
 
 
@@ -186,7 +186,7 @@ def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_pa
     for derivation in (ITSELF, *DERIVED):
         np.testing.assert_allclose(source.logits(Flat(), *batch, derivation), pixels.logits(Flat(), *batch, derivation),
                                    atol=0.004)
-    monkeypatch.setattr("jax_brcd.features.encode_views", None)
+    monkeypatch.setattr("jax_brcd.views.features.encode_views", None)
     np.testing.assert_array_equal(kept(derivation=DERIVED[1], partners=partners), derived[DERIVED[1].name])
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_brcd import losses
-from jax_brcd.codes import hash_codes
-from jax_brcd.errors import InputError
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.losses.memory import embed
 from jax_brcd.methods import METHODS, DistillationBatch, Method, TeacherView, create_method
+from jax_brcd.runtime.errors import InputError
 from torch_ref import methods as reference
 from torch_ref.losses import hash_codes as reference_codes
 

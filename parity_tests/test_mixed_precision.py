@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_brcd import xla
-from jax_brcd.augment import evaluation_views
 from jax_brcd.models import create_hash_model, load_torchvision_state
 from jax_brcd.models.layers import BatchNorm
 from jax_brcd.models.weights import read_weights
+from jax_brcd.runtime import xla
+from jax_brcd.views.augmentation import evaluation_views
 
 FAMILIES = ("vit_lite_7_4", "resnet18")  # one of each; their layers are those of the larger ones
 COSINE, EQUAL_BITS, NEAR_ZERO = 0.999, 0.99, 0.05

@@ -12,7 +12,6 @@ from model_pairs import abstract_backbone, as_numpy, as_torch, make_pair, random
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from jax_brcd.errors import InputError
 from jax_brcd.models import (
     BACKBONES,
     HashModel,
@@ -21,11 +20,12 @@ from jax_brcd.models import (
     load_torchvision_state,
     torchvision_state,
 )
-from jax_brcd.models.layers import BatchNorm, convolution, convolve, dropout, stochastic_depth
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.efficientnet import EfficientNetClassifier, Stage, mbconv
+from jax_brcd.models.layers import BatchNorm, convolution, convolve, dropout, stochastic_depth
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.vit import VisionTransformer
+from jax_brcd.runtime.errors import InputError
 from torch_ref.models import IMAGE_SIZE, train
 
 # float32 products summed in another order than PyTorch's, through up to 152 layers

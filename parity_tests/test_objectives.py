@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from jax_brcd import distill
-from jax_brcd.augment import ViewConfig
-from jax_brcd.batches import epoch_batches
-from jax_brcd.config import create_config
-from jax_brcd.errors import InputError
 from jax_brcd.models import create_hash_model
-from jax_brcd.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
-from jax_brcd.objectives.bihalf import bihalf_codes
-from jax_brcd.objectives.itq import iterative_quantisation, random_rotation
-from jax_brcd.options import run_command
 from jax_brcd.retrieval import mean_average_precision
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.configuration import create_config
+from jax_brcd.settings.options import run_command
 from jax_brcd.stages.evaluation import head_codes
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
-from jax_brcd.training import start, train_epoch
-from jax_brcd.views import KeptFeatures, PixelViews
+from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
+from jax_brcd.teachers.objectives.bihalf import bihalf_codes
+from jax_brcd.teachers.objectives.itq import iterative_quantisation, random_rotation
+from jax_brcd.training.loop import start, train_epoch
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.sources import KeptFeatures, PixelViews
 from torch_ref import objectives as reference
 from torch_ref.losses import cibhash_loss
 

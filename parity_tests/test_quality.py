@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import quality, quality_report
 from benchmarks.quality import STUDY, Run, brcd, chosen
-from jax_brcd.config import create_config
-from jax_brcd.errors import InputError
-from jax_brcd.files import read_json
 from jax_brcd.methods import METHODS
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json
+from jax_brcd.settings.configuration import create_config
 
 
 def planned(*parts):

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_brcd.codes import pack_codes, unpack_codes
-from jax_brcd.errors import InputError
 from jax_brcd.retrieval import (
     evaluate_search,
     hamming_top_k,
@@ -19,6 +17,8 @@ from jax_brcd.retrieval import (
     ranking,
     tie_aware_mean_average_precision,
 )
+from jax_brcd.retrieval.packing import pack_codes, unpack_codes
+from jax_brcd.runtime.errors import InputError
 
 
 def published_map(queries, database, query_labels, labels, k):

@@ -8,15 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from jax_brcd import training
-from jax_brcd.augment import ViewConfig
-from jax_brcd.batches import epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.errors import TrainingDiverged
 from jax_brcd.models import create_hash_model
-from jax_brcd.streaming import STEPS_AHEAD, StepImages, Stream, with_images
-from jax_brcd.training import Stage, fit, start
-from jax_brcd.views import PixelViews
+from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.training import loop as training
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import Stage, fit, start
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.sources import PixelViews
+from jax_brcd.views.streaming import STEPS_AHEAD, StepImages, Stream, with_images
 
 IMAGES, BATCH, STEPS = 11, 4, 3
 

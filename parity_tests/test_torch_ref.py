@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_brcd import clusters as jax_clusters
-from jax_brcd import codes as jax_codes
 from jax_brcd import losses as jax_losses
 from jax_brcd import retrieval as jax_retrieval
+from jax_brcd.clusters import kmeans as jax_clusters
+from jax_brcd.losses import codes as jax_codes
 from torch_ref import clusters, losses, retrieval
 
 FLAG_SETS = {"plain": "", "n": "n", "r": "r", "p": "p", "rp": "rp", "np": "np", "nrp": "nrp"}

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from jax_brcd import training
-from jax_brcd.batches import epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.errors import TrainingDiverged
-from jax_brcd.stopping import EarlyStopping
-from jax_brcd.training import Stage, fit, start, stepped_epoch, train_epoch
+from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.training import loop as training
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import Stage, fit, start, stepped_epoch, train_epoch
+from jax_brcd.training.stopping import EarlyStopping
+from jax_brcd.views.batches import epoch_batches
 
 
 def test_an_epoch_shows_every_image_once():

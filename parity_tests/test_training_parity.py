@@ -7,17 +7,17 @@ import pytest
 import torch
 from flax import nnx
 
-from jax_brcd.batches import epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.clusters import cluster_codes
-from jax_brcd.codes import hash_codes
+from jax_brcd.clusters.kmeans import cluster_codes
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import TeacherView, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
-from jax_brcd.training import fit, start, train_epoch
-from jax_brcd.views import KeptCodes, KeptFeatures
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import fit, start, train_epoch
+from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.sources import KeptCodes, KeptFeatures
 from torch_ref import losses, retrieval
 from torch_ref.clusters import bit_masks
 from torch_ref.models import create_hash_model as create_torch_model

@@ -11,9 +11,9 @@ import torchvision
 from model_pairs import abstract_backbone
 
 from jax_brcd.data.download import download
-from jax_brcd.errors import InputError
 from jax_brcd.models import BACKBONES, weights
 from jax_brcd.models.weights import imagenet_weights, read_weights
+from jax_brcd.runtime.errors import InputError
 
 TENSORS = {
     "weight": torch.linspace(-2, 2, 600).reshape(20, 30),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from jax_brcd.derivations import Derivation, Mixture, Rotation
+from jax_brcd.views.derivations import Derivation, Mixture, Rotation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jax_brcd.cluster_choice import choose_clusters
-from jax_brcd.config import Config, parse_command_line
+from jax_brcd.clusters.choice import choose_clusters
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.derivations import Derivation
-from jax_brcd.errors import InputError
-from jax_brcd.files import atomic_path, write_json
-from jax_brcd.options import run_command
 from jax_brcd.report import SKIPPED
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path, write_json
+from jax_brcd.settings.configuration import Config, parse_command_line
+from jax_brcd.settings.options import run_command
+from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.clusters import bit_masks
 from torch_ref.methods import METHODS

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jax_brcd.batches import Batches, epoch_batches
-from jax_brcd.derivations import Derivation
-from jax_brcd.stopping import EarlyStopping
+from jax_brcd.training.stopping import EarlyStopping
+from jax_brcd.views.batches import Batches, epoch_batches
+from jax_brcd.views.derivations import Derivation
 from torch_ref.losses import cibhash_loss, hash_codes
 
 # (positions in the training set, view numbers) -> what a network gives for these views

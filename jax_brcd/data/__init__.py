@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import ImageDataset, Images, Request
-from jax_brcd.errors import InputError
-from jax_brcd.registry import Registry, unknown_name
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry, unknown_name
 
 
 class Source(NamedTuple):

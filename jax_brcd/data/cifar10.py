@@ -11,8 +11,8 @@ import numpy as np
 
 from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 from jax_brcd.data.download import download
-from jax_brcd.errors import InputError
-from jax_brcd.registry import Registry
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

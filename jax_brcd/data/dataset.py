@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
 
 

@@ -8,8 +8,8 @@ import urllib.request
 
 from tqdm import tqdm
 
-from jax_brcd.errors import InputError
-from jax_brcd.files import atomic_path
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path
 
 CHUNK_BYTES = 2**20
 TIMEOUT_SECONDS = 30

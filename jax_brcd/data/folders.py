@@ -9,7 +9,7 @@ from jax_brcd.data.dataset import ImageDataset, Request, one_hot
 from jax_brcd.data.decoding import SUFFIXES
 from jax_brcd.data.lists import USUAL_K, ListFile, decode_parts
 from jax_brcd.data.store import Listed
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 QUERY_SHARE = 0.1
 FEWEST = 4  # a validation query, a test query, and two images that can be told apart

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from jax_brcd.data.dataset import CLUSTER_RANGE, ImageDataset, Images, Request
 from jax_brcd.data.store import BadImages, Listed, decoded
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
 USUAL_K = 1000

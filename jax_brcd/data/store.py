@@ -19,8 +19,8 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
-from jax_brcd.errors import InputError
-from jax_brcd.files import read_json, write_json
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json, write_json
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
 CHUNK = 256  # images between two entries in the index

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, ScalarLike
 
-from jax_brcd.clusters import VARIANTS, nearest_center
+from jax_brcd.clusters.kmeans import VARIANTS, nearest_center
 from jax_brcd.losses.contrastive import AnyArray, normalise, paired_cross_entropy
-from jax_brcd.registry import unknown_name
+from jax_brcd.runtime.registry import unknown_name
 
 
 def brcd_distillation_loss(

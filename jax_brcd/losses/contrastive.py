@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jax_brcd.codes import hash_codes
+from jax_brcd.losses.codes import hash_codes
 
 AnyArray = Array | np.ndarray
 Tree = Any

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_brcd.losses.contrastive import AnyArray
 from jax_brcd.losses.memory import unit_rows
-from jax_brcd.registry import unknown_name
+from jax_brcd.runtime.registry import unknown_name
 
 SP_VARIANTS = ("batch", "released")
 EPSILON = 1e-12

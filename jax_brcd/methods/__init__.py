@@ -5,7 +5,6 @@ A method is a frozen dataclass of its settings that implements `Method` (see met
 
 from typing import Any
 
-from jax_brcd import options
 from jax_brcd.methods.base import DistillationBatch, Method, Needs, TeacherView
 from jax_brcd.methods.brcd import BRCD
 from jax_brcd.methods.crcd import CRCD
@@ -17,7 +16,8 @@ from jax_brcd.methods.pkt import PKT
 from jax_brcd.methods.rkd import RKD
 from jax_brcd.methods.sp import SP
 from jax_brcd.methods.sskd import SSKD
-from jax_brcd.registry import Registry
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings import options
 
 METHODS: Registry[type[Method]] = Registry("method")
 METHODS.register("brcd")(BRCD)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_brcd.data.dataset import CLUSTER_RANGE
-from jax_brcd.derivations import Derivation
+from jax_brcd.views.derivations import Derivation
 
 Tree = Any
 

@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_brcd.cluster_choice import CLUSTER_CHOICES, choose_clusters
-from jax_brcd.clusters import VARIANTS, bit_masks
+from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters
+from jax_brcd.clusters.kmeans import VARIANTS, bit_masks
 from jax_brcd.losses import brcd_distillation_loss
 from jax_brcd.methods.base import NOTHING, DistillationBatch, TeacherView, Tree
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 from jax_brcd.losses import crcd_loss
 from jax_brcd.methods.crd import CRD
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jax_brcd.losses import crd_loss
 from jax_brcd.losses.memory import embed
 from jax_brcd.methods.base import DistillationBatch, Needs, TeacherView, Tree
 from jax_brcd.methods.memory import bank, linear
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)

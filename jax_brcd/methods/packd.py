@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_brcd.derivations import Mixture
 from jax_brcd.losses import packd_loss
 from jax_brcd.losses.memory import embed, unit_rows
 from jax_brcd.methods.base import DistillationBatch, Needs, TeacherView, Tree
 from jax_brcd.methods.memory import bank, linear
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
+from jax_brcd.views.derivations import Mixture
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.losses import pkt_loss
 from jax_brcd.methods.base import DistillationBatch, Stateless, Tree
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_brcd.derivations import Rotation
 from jax_brcd.losses import sskd_loss
 from jax_brcd.methods.base import DistillationBatch, Needs, Stateless, Tree
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
+from jax_brcd.views.derivations import Rotation
 
 
 @dataclasses.dataclass(frozen=True)

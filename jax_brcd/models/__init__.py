@@ -5,12 +5,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.errors import InputError
 from jax_brcd.models import convnext, efficientnet, mobilenet, resnet, vit
 from jax_brcd.models.heads import HashModel
 from jax_brcd.models.layers import Backbone
 from jax_brcd.models.torchvision import load_torchvision_state, torchvision_state
-from jax_brcd.registry import Registry
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry
 
 BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone")
 for family in (vit, resnet, efficientnet, mobilenet, convnext):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_brcd.errors import InputError
 from jax_brcd.models.heads import HashModel
 from jax_brcd.models.layers import Backbone, BatchNorm
+from jax_brcd.runtime.errors import InputError
 
 # (layer, variable) -> (PyTorch's name, axes of ours in PyTorch's order)
 LAYOUT = {

@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from jax_brcd.data.download import download
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 # torchvision's ImageNet weights (IMAGENET1K_V1; SWAG linear for vit_h_14). The name ends in 8 digits of the file's sha256.
 URL = "https://download.pytorch.org/models/"

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jax_brcd
-from jax_brcd.files import atomic_path
 from jax_brcd.report import plots, table
+from jax_brcd.runtime.files import atomic_path
 
 PAGE = "report.html"
 PLOTS = "plots"

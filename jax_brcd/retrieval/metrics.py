@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
 
-from jax_brcd.codes import pack_codes
+from jax_brcd.retrieval.packing import pack_codes
 from jax_brcd.retrieval.ranking import (
     DatabaseCodes,
     Distances,

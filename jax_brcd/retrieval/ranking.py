@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, Num, UInt32, UInt8
+from jaxtyping import Array, Float, Int, Integer, Num, UInt8, UInt32
 
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
 CHUNK = 1 << 16  # database items that XLA compares at once; one size, so that no database compiles anew

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_brcd import devices
-from jax_brcd.codes import hash_codes
-from jax_brcd.encoding import encode, encode_batch, encoding_batch
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.models import HashModel
+from jax_brcd.runtime import devices
+from jax_brcd.views.encoding import encode, encode_batch, encoding_batch
 
 TIMED_BATCHES = 5
 HEAD_ROWS = 4096

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.errors import InputError
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state
 from jax_brcd.models.weights import imagenet_weights, read_weights
-from jax_brcd.options import flag
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.options import flag
 
 
 class Partition(NamedTuple):

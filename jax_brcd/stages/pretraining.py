@@ -9,8 +9,8 @@ from flax import nnx
 from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.models import HashModel
 from jax_brcd.stages.models import partition
-from jax_brcd.training import Stage
-from jax_brcd.views import PixelViews
+from jax_brcd.training.loop import Stage
+from jax_brcd.views.sources import PixelViews
 
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
 

@@ -8,14 +8,14 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int, Key
 
-from jax_brcd.codes import hash_codes
 from jax_brcd.losses import cibhash_terms
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import DistillationBatch, Method, TeacherView
 from jax_brcd.models import HashModel
 from jax_brcd.models.layers import split_key
 from jax_brcd.stages.models import partition
-from jax_brcd.training import Stage
-from jax_brcd.views import ViewSource
+from jax_brcd.training.loop import Stage
+from jax_brcd.views.sources import ViewSource
 
 
 def draw_negatives(key: Key[Array, ""], indices: Int[Array, "batch"], n_images: int, count: int) -> Int[Array, "batch count"]:

@@ -9,12 +9,12 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
-from jax_brcd.errors import InputError
 from jax_brcd.models import HashModel
-from jax_brcd.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.models import partition
-from jax_brcd.training import Stage
-from jax_brcd.views import FeatureSource
+from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
+from jax_brcd.training.loop import Stage
+from jax_brcd.views.sources import FeatureSource
 
 CIBHASH = create_objective("cibhash")
 

@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from jax_brcd.errors import InputError
-from jax_brcd.registry import Registry, unknown_name
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry, unknown_name
 
 Number = int | float
 
@@ -165,8 +165,8 @@ def _spell(default: Any) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error on a single line."""
-    return " ".join(str(error).split())
+    """The text of an error on a single line, with the settings that it names as options."""
+    return error.line(flag) if isinstance(error, InputError) else " ".join(str(error).split())
 
 
 def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 Tree = Any
 

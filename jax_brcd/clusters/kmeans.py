@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, ScalarLike
 
-from jax_brcd.errors import InputError
-from jax_brcd.registry import unknown_name
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import unknown_name
 
 VARIANTS = ("corrected", "released")
 CANDIDATES = 4  # of which k-means++ takes the best for each center (greedy k-means++; 2 + ln C is usual)

@@ -4,8 +4,8 @@ import pathlib
 
 import safetensors.numpy
 
-from jax_brcd.files import atomic_path
 from jax_brcd.models import HashModel, torchvision_state
+from jax_brcd.runtime.files import atomic_path
 
 
 def export_safetensors(model: HashModel, path: pathlib.Path, *, name: str, bits: int) -> None:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import InputError
 
 Tree = Any
 AXIS = "data"

@@ -4,14 +4,13 @@ import functools
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from jax_brcd import devices
-from jax_brcd.augment import evaluation_views
+from jax_brcd.runtime import devices
+from jax_brcd.views.augmentation import evaluation_views
 
 ENCODING_BATCH = 128
 

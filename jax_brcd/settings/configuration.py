@@ -5,14 +5,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jax_brcd import options
 from jax_brcd.data import DATASETS
-from jax_brcd.errors import InputError
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.models import BACKBONES
-from jax_brcd.objectives import OBJECTIVES, create_objective
-from jax_brcd.options import option
-from jax_brcd.registry import Registry, unknown_name
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings import options
+from jax_brcd.settings.options import option
+from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
 
 
 @dataclasses.dataclass(frozen=True)

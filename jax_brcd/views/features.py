@@ -18,12 +18,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jax_brcd import devices
-from jax_brcd.augment import ViewConfig, random_views
-from jax_brcd.derivations import ITSELF, Derivation, view_keys
-from jax_brcd.encoding import encode, stream
-from jax_brcd.files import atomic_path
-
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.files import atomic_path
+from jax_brcd.views.augmentation import ViewConfig, random_views
+from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
+from jax_brcd.views.encoding import encode, stream
 
 FORMAT = 1  # to be raised when the same settings come to mean other features
 PIECE_BYTES = 2**24

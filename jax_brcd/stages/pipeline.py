@@ -9,27 +9,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_brcd import devices, report, results
-from jax_brcd.augment import ViewConfig
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.config import Config, differences
+from jax_brcd import report
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.errors import InputError
-from jax_brcd.export import export_safetensors
-from jax_brcd.features import FeatureCache
-from jax_brcd.files import read_json, write_json
+from jax_brcd.export.torchvision import export_safetensors
 from jax_brcd.methods import Needs, TeacherView
 from jax_brcd.models import HashModel, create_hash_model
-from jax_brcd.objectives import ClosedFormObjective
+from jax_brcd.report import results
 from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision, nearest_neighbours
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.settings.configuration import Config, differences
 from jax_brcd.stages.evaluation import KeptParts, Parts, PixelParts, head_codes, measure_cost
 from jax_brcd.stages.models import build
 from jax_brcd.stages.pretraining import pretraining_stage
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
-from jax_brcd.streaming import StepImages, Stream
-from jax_brcd.training import Fit, Stage, backbone_scans, fit, start
-from jax_brcd.views import FeatureSource, KeptCodes, KeptFeatures, PixelViews, ViewSource
+from jax_brcd.teachers.objectives import ClosedFormObjective
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import Fit, Stage, backbone_scans, fit, start
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.features import FeatureCache
+from jax_brcd.views.sources import FeatureSource, KeptCodes, KeptFeatures, PixelViews, ViewSource
+from jax_brcd.views.streaming import StepImages, Stream
 
 CONFIG = "config.json"
 SEARCHES = ("symmetric", "asymmetric")

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jax_brcd.losses.similarity import similarity_loss
-from jax_brcd.objectives.base import HashingBatch
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
+from jax_brcd.teachers.objectives.base import HashingBatch
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from jax_brcd.errors import InputError
+from jax_brcd.runtime.errors import UnknownName
 
 Entry = TypeVar("Entry")
 
@@ -32,9 +32,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return file
 
     def __getitem__(self, name: str) -> Entry:
-        """Raises InputError for an unknown name."""
+        """Raises UnknownName, a KeyError, for an unknown name."""
         if name not in self._entries:
-            raise InputError(unknown_name(self.kind, name, self._entries))
+            raise UnknownName(unknown_name(self.kind, name, self._entries))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from jax_brcd.clusters import Clustering, k_means
-from jax_brcd.registry import Registry
+from jax_brcd.clusters.kmeans import Clustering, k_means
+from jax_brcd.runtime.registry import Registry
 
 AUTO = "auto"
 ROWS_AT_ONCE = 1024

@@ -6,13 +6,13 @@ objectives/base.py) and is registered in OBJECTIVES. What a teacher learnt makes
 
 from typing import Any
 
-from jax_brcd import options
-from jax_brcd.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
-from jax_brcd.objectives.bihalf import BiHalf
-from jax_brcd.objectives.cibhash import CIBHash
-from jax_brcd.objectives.greedyhash import GreedyHash
-from jax_brcd.objectives.itq import ITQ
-from jax_brcd.registry import Registry
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings import options
+from jax_brcd.teachers.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
+from jax_brcd.teachers.objectives.bihalf import BiHalf
+from jax_brcd.teachers.objectives.cibhash import CIBHash
+from jax_brcd.teachers.objectives.greedyhash import GreedyHash
+from jax_brcd.teachers.objectives.itq import ITQ
 
 Objective = LearntObjective | ClosedFormObjective
 OBJECTIVES: Registry[type[Objective]] = Registry("teacher objective")

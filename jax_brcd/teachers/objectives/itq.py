@@ -7,8 +7,8 @@ from jaxtyping import Float
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import PCA
 
-from jax_brcd.errors import InputError
-from jax_brcd.options import option
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.options import option
 
 
 def iterative_quantisation(

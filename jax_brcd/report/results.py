@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.codes import pack_codes
 from jax_brcd.data import ImageDataset
-from jax_brcd.files import atomic_path
 from jax_brcd.report import RetrievalGrid
 from jax_brcd.retrieval import SearchScores, hamming_top_k
+from jax_brcd.retrieval.packing import pack_codes
+from jax_brcd.runtime.files import atomic_path
 from jax_brcd.stages.evaluation import EncoderCost
 
 GRID_QUERIES, GRID_RESULTS = 8, 10

@@ -5,7 +5,7 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from jax_brcd.losses import cibhash_terms
-from jax_brcd.objectives.base import HashingBatch
+from jax_brcd.teachers.objectives.base import HashingBatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jax_brcd import devices
-from jax_brcd.batches import Batches, epoch_batches
-from jax_brcd.checkpoints import Checkpoints
-from jax_brcd.errors import TrainingDiverged
-from jax_brcd.stopping import EarlyStopping
-from jax_brcd.streaming import Stream, with_images
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.stopping import EarlyStopping
+from jax_brcd.views.batches import Batches, epoch_batches
+from jax_brcd.views.streaming import Stream, with_images
 
 Tree = Any
 Metrics = dict[str, jax.Array]

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.losses.similarity import similarity_loss
-from jax_brcd.objectives.base import HashingBatch
-from jax_brcd.options import option
+from jax_brcd.settings.options import option
+from jax_brcd.teachers.objectives.base import HashingBatch
 
 
 @jax.custom_jvp

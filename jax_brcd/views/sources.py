@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from jax_brcd.augment import ViewConfig, random_views
-from jax_brcd.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.models import HashModel
-from jax_brcd.streaming import StepImages
+from jax_brcd.views.augmentation import ViewConfig, random_views
+from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
+from jax_brcd.views.streaming import StepImages
 
 
 @runtime_checkable

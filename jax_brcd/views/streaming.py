@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from jax_brcd import devices
-from jax_brcd.batches import Batches
+from jax_brcd.runtime import devices
+from jax_brcd.views.batches import Batches
 
 Tree = Any
 STEPS_AHEAD = 2

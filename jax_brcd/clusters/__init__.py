@@ -1,0 +1,1 @@
+"""Clusters of the teacher's codes: k-means, how many clusters, bit masks."""

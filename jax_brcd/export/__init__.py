@@ -1,0 +1,1 @@
+"""Exports of hash models to other programs; one file a format."""

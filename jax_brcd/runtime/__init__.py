@@ -1,0 +1,1 @@
+"""What everything stands on: devices, compiler options, files, errors, registries."""

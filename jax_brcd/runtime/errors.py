@@ -1,0 +1,36 @@
+"""What a user did that cannot work, in one line: what, where, how to mend it."""
+
+import re
+from collections.abc import Callable
+
+NAMED_SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # a setting that the text of an error names
+
+
+class InputError(ValueError):
+    """Bad input, told in one line.
+
+    Attributes:
+        problem: what is wrong and how to mend it. Settings that it names stand in backticks (`resident_mib`).
+        field: the setting or argument that is wrong, where it is one. value: what it was.
+    """
+
+    def __init__(self, problem: str, *, field: str | None = None, value: object = None):
+        super().__init__(problem)
+        self.problem, self.field, self.value = problem, field, value
+
+    def line(self, spell: Callable[[str], str] = str) -> str:
+        """The error on one line, with the names of settings as `spell` writes them: a command's options, say."""
+        value = "" if self.value is None else f" {self.value}"
+        start = "" if self.field is None else f"{spell(self.field)}{value}: "
+        return " ".join((start + NAMED_SETTING.sub(lambda name: spell(name[1]), self.problem)).split())
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+class UnknownName(InputError, KeyError):
+    """A name that a registry does not hold."""
+
+
+class TrainingDiverged(InputError):
+    """A loss that is no longer finite; the last good checkpoint stays as it was."""

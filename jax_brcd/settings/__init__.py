@@ -1,0 +1,1 @@
+"""Settings: options as dataclass fields, the configuration made of them, presets."""

@@ -1,0 +1,1 @@
+"""Training: the loop of every stage, its batches, early stopping and checkpoints."""
