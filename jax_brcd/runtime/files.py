@@ -1,9 +1,11 @@
 """Writing files so that what is on disk is always whole."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +32,27 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Yields a temporary sibling folder that takes the place of `folder` only if the block succeeds.
+
+    Raises OSError where the disk is full; `folder` is then as it was.
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: os.PathLike | str, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -39,3 +62,17 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
     return json.loads(pathlib.Path(path).read_text())
+
+
+def as_path(path: os.PathLike | str) -> pathlib.Path:
+    """A path given by a user: text or a path, `~` for the home directory."""
+    return pathlib.Path(path).expanduser()
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock file `path` for the block, waiting for another process that holds it; it ends with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,19 +1,21 @@
-"""Settings as dataclass fields: their help, unit and bounds stand beside the default, and the command line is made from them."""
+"""Settings as dataclass fields: their help, unit and bounds stand beside the default; values are converted and checked by them."""
 
-import argparse
 import dataclasses
 import math
+import numbers
 import pathlib
-import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry, unknown_name
 
 Number = int | float
+
+# Whose each setting is. Groups share one command line and one flat configuration, so a name has one meaning in all of them.
+_OWNERS: dict[str, str] = {}
 
 
 def option(default: Any, help: str, *, low: Number | None = None, high: Number | None = None,
@@ -29,50 +31,118 @@ def option(default: Any, help: str, *, low: Number | None = None, high: Number |
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def flag(name: str) -> str:
-    """The command-line spelling of a setting."""
-    return "--" + name.replace("_", "-")
+def settings_of(kind: Any) -> tuple[dataclasses.Field, ...]:
+    """The fields of a dataclass, or of an instance of one, that are options."""
+    return tuple(field for field in dataclasses.fields(kind) if field.metadata)
+
+
+def claiming(group: str) -> Callable[[str, type], None]:
+    """A check for registries of settings: what they register may not take the name of another group's setting.
+
+    Within a group a name may be shared: two methods may each have a `distillation_weight`.
+
+    Raises:
+        InputError: from the check, for a dataclass with a field that another group has.
+    """
+    def claim(name: str, kind: type) -> None:
+        fields = [field.name for field in settings_of(kind)]
+        for field in fields:
+            owner = _OWNERS.get(field, group)
+            if owner != group:
+                raise InputError(f"{group} '{name}' has a setting of a name that {owner} has; give it another name", field=field)
+        _OWNERS.update(dict.fromkeys(fields, group))
+
+    return claim
+
+
+def convert(settings: Any) -> Any:
+    """A dataclass instance with each value as the command line would have read it: "64" as 64, 1 as 1.0, "~/x" as a path.
+
+    Raises:
+        InputError: for a value of another type, or out of its bounds.
+    """
+    converted = {field.name: _convert(field, getattr(settings, field.name)) for field in settings_of(settings)}
+    settings = dataclasses.replace(settings, **converted)
+    check(settings)
+    return settings
+
+
+def _convert(field: dataclasses.Field, value: Any) -> Any:
+    kind, words = plain_type(field.type), words_of(field.type)
+    if (value is None and type(None) in _parts(field.type)) or (isinstance(value, str) and value in words):
+        return value
+    if kind is bool:
+        if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy's is no bool
+            return bool(value)
+        raise InputError("neither True nor False; give one of them", field=field.name, value=repr(value))
+    if kind is pathlib.Path and isinstance(value, (str, pathlib.PurePath)):
+        return pathlib.Path(value)
+    if kind is str and isinstance(value, (str, pathlib.PurePath)):
+        return str(value)
+    if isinstance(value, bool) or kind not in NOUNS:
+        raise InputError(f"not a {'path' if kind is pathlib.Path else 'text'}; give one", field=field.name, value=repr(value))
+    return read_number(kind, words, value, field.name)
+
+
+NOUNS = {int: "whole number", float: "number"}
+
+
+def read_number(kind: type, words: tuple[str, ...], value: Any, name: str | None = None) -> Any:
+    """A number of text or of another number.
+
+    Raises:
+        InputError: where it is none of that kind; 2.5 is no whole number.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        if not (number or isinstance(value, str)) or (number and kind is int and not float(value).is_integer()):
+            raise ValueError
+        return kind(value)
+    except ValueError:
+        allowed = " or ".join((NOUNS[kind], *(f"'{each}'" for each in words)))
+        raise InputError(f"'{value}' is no {allowed}", field=name) from None
 
 
 def check(settings: Any) -> None:
     """Raises InputError for the first field of a dataclass instance that is out of its bounds."""
-    for field in dataclasses.fields(settings):
+    for field in settings_of(settings):
         value, rules = getattr(settings, field.name), field.metadata
-        if value is None or not rules:
+        if value is None:
             continue
-        known = rules["choices"] or (_words(field.type) if isinstance(value, str) else ())
+        known = rules["choices"] or (words_of(field.type) if isinstance(value, str) else ())
         if known and value not in known:
-            raise InputError(unknown_name(f"value of {flag(field.name)}", str(value), known))
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            _check_number(flag(field.name), value, rules)
+            raise InputError(unknown_name(f"value of `{field.name}`", str(value), known))
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            _check_number(field.name, value, rules)
 
 
 def create(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
     """The settings dataclass that a registry holds under `name`, with `settings` in place of its defaults.
 
     Raises:
-        InputError: for an unknown name, settings that are not its own, or settings out of bounds.
+        InputError: for an unknown name, settings that are not its own, of other types or out of bounds.
     """
     kind = registry[name]
-    own = [field.name for field in dataclasses.fields(kind)]
+    own = [field.name for field in settings_of(kind)]
     foreign = sorted(set(settings) - set(own))
     if foreign:
-        has = ", ".join(map(flag, own)) or "none"
-        raise InputError(f"{flag(foreign[0])}: not a setting of {registry.kind} '{name}'; its own are: {has}")
-    created = kind(**settings)
-    check(created)
-    return created
+        has = ", ".join(f"`{each}`" for each in own) or "none"
+        raise InputError(f"not a setting of {registry.kind} '{name}'; its own are: {has}", field=foreign[0])
+    return convert(kind(**settings))
 
 
 def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
+    def refuse(problem: str) -> None:
+        raise InputError(problem, field=name, value=value)
+
     if not math.isfinite(value):
-        raise InputError(f"{name} {value}: not a finite number; give one")
+        refuse("not a finite number; give one")
     if rules["low"] is not None and value < rules["low"]:
-        raise InputError(f"{name} {value}: too small; give {rules['low']} or more")
+        refuse(f"too small; give {rules['low']} or more")
     if rules["above"] is not None and value <= rules["above"]:
-        raise InputError(f"{name} {value}: too small; give more than {rules['above']}")
+        refuse(f"too small; give more than {rules['above']}")
     if rules["high"] is not None and value > rules["high"]:
-        raise InputError(f"{name} {value}: too large; give {rules['high']} or less")
+        refuse(f"too large; give {rules['high']} or less")
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
@@ -80,110 +150,11 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else (annotation,)
 
 
-def _words(annotation: Any) -> tuple[str, ...]:
+def words_of(annotation: Any) -> tuple[str, ...]:
     """The words that may stand in place of a value: "auto" for `int | Literal["auto"]`."""
     return tuple(word for part in _parts(annotation) if typing.get_origin(part) is Literal for word in typing.get_args(part))
 
 
-def _plain_type(annotation: Any) -> type:
+def plain_type(annotation: Any) -> type:
     """The type a value is read as: `int` for `int | None` and for `int | Literal["auto"]`."""
     return next(part for part in _parts(annotation) if isinstance(part, type) and part is not type(None))
-
-
-_NOUNS = {int: "whole number", float: "number"}
-
-
-def _reader(kind: type, words: tuple[str, ...]):
-    def read(word: str) -> Any:
-        if word in words:
-            return word
-        try:
-            return kind(word)
-        except ValueError:
-            allowed = " or ".join((_NOUNS[kind], *(f"'{each}'" for each in words)))
-            raise argparse.ArgumentTypeError(f"'{word}' is no {allowed}") from None
-
-    return read
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, with the nearest option for an unknown one."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-    def parse_args(self, args=None, namespace=None):  # noqa: D102 - argparse's own contract
-        known, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            word = unknown[0].split("=")[0]
-            names = [name for action in self._actions for name in action.option_strings]
-            self.error(unknown_name("option", word, names) if word.startswith("-") else f"unexpected word '{word}'")
-        return known
-
-
-def add_options(parser: argparse.ArgumentParser, title: str, stages: Iterable[type] | Mapping[str, type]) -> None:
-    """Adds one option a field, in a group of its own; only options that were given reach the namespace.
-
-    Several dataclasses may share a field (two distillation methods with a weight of their own): it is added once, with the
-    first one's help. Where the dataclasses are given by name, the help says whose the option is and each one's default.
-    """
-    group = parser.add_argument_group(title)
-    taken = {name for action in parser._actions for name in action.option_strings}
-    shared: dict[str, list[tuple[str | None, dataclasses.Field]]] = {}
-    for owner, stage in stages.items() if isinstance(stages, Mapping) else [(None, stage) for stage in stages]:
-        for field in dataclasses.fields(stage):
-            if field.metadata and flag(field.name) not in taken:
-                shared.setdefault(field.name, []).append((owner, field))
-    for name, fields in shared.items():
-        field = fields[0][1]
-        kind = _plain_type(field.type)
-        text = field.metadata["help"].replace("%", "%%") + f" (default: {_defaults(fields)})"
-        extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
-                 else {"type": kind if kind in (str, pathlib.Path) else _reader(kind, _words(field.type)),
-                       "metavar": _metavar([field for _, field in fields], kind)})
-        group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
-
-
-def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:
-    """`4.0 of kl; 0.05 of crd, crcd`, or the default alone where it has no named owner."""
-    owners: dict[str, list[str]] = {}
-    for owner, field in fields:
-        owners.setdefault(_spell(field.default), []).extend([owner] if owner else [])
-    return "; ".join(f"{default} of {', '.join(names)}" if names else default for default, names in owners.items())
-
-
-def _metavar(fields: list[dataclasses.Field], kind: type) -> str:
-    choices = dict.fromkeys(choice for field in fields for choice in field.metadata["choices"] or ())
-    if choices:
-        return "{" + ",".join(choices) + "}"
-    return "|".join(({int: "N", float: "X", pathlib.Path: "PATH"}.get(kind, "NAME"), *_words(fields[0].type)))
-
-
-def _spell(default: Any) -> str:
-    spelled = {None: "chosen by the data set or run", True: "on", False: "off"}
-    return spelled[default] if default is None or isinstance(default, bool) else str(default)
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error on a single line, with the settings that it names as options."""
-    return error.line(flag) if isinstance(error, InputError) else " ".join(str(error).split())
-
-
-def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:
-    """Runs `main(argv)` as a program: bad input and a full disk end in one line and exit status 2."""
-    try:
-        main(argv)
-    except InputError as error:
-        sys.exit(_complain(one_line(error)))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_complain(f"{where}{error.strerror or one_line(error)}; "
-                           "free space or mend the path, then run the same command again to go on"))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from the last checkpoint", status=130))
-    sys.exit(0)
-
-
-def _complain(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

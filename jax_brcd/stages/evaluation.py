@@ -1,94 +1,123 @@
-"""Codes of a data set's parts and what encoding them costs: the edge between models and retrieval."""
+"""Evaluation: the searches of a run with the test queries, and of any encoder's queries in any database."""
 
 import dataclasses
-import functools
-import time
+import pathlib
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float
 
-from jax_brcd.losses.codes import hash_codes
-from jax_brcd.models import HashModel
+from jax_brcd.data import ImageDataset
+from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
+from jax_brcd.report import results
+from jax_brcd.retrieval import SearchScores, evaluate_search
+from jax_brcd.retrieval.packing import PackedCodes, check_spaces
 from jax_brcd.runtime import devices
-from jax_brcd.views.encoding import encode, encode_batch, encoding_batch
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.context import Context, load_images
+from jax_brcd.stages.distillation import Student
+from jax_brcd.stages.folder import StageFolder
+from jax_brcd.teachers.base import Teacher
+from jax_brcd.views.features import weights_digest
 
-TIMED_BATCHES = 5
-HEAD_ROWS = 4096
-
-
-@runtime_checkable
-class Parts(Protocol):
-    """Codes of a named part of a data set ("train", "database", "validation", "test") under a model."""
-
-    def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
-        """Codes of the part's un-augmented images."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelParts:
-    """Parts that are encoded from pixels each time, for models whose backbone moves."""
-
-    images: Mapping[str, np.ndarray]
-    size: int
-    resize: int | None = None  # see encoding.encode
-
-    def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
-        """See Parts."""
-        logits = encode(model, self.images[part], size=self.size, resize=self.resize, description=f"encode {part}")
-        return np.asarray(hash_codes(jnp.asarray(logits)))
+METRICS, CODES, CURVES = "metrics.json", "codes.npz", "curves.npz"
+TESTED = ("images of test", "labels of test", "images of database", "labels of database")
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptParts:
-    """Parts whose features a frozen backbone gave once; the head is applied each time."""
+class Evaluation:
+    """What an evaluation found, and where it lies.
 
-    features: Mapping[str, np.ndarray]
+    Attributes:
+        metrics: as metrics.json holds them. curves: (precision, recall) of each search at the Hamming radii 0..bits.
+    """
 
-    def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
-        """See Parts."""
-        return head_codes(model, self.features[part])
+    folder: StageFolder
+    metrics: Mapping[str, Any]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _head_codes(graph, state, features: Float[Array, "rows features"]) -> Float[Array, "rows bits"]:
-    return hash_codes(nnx.merge(graph, state)(features))
-
-
-def head_codes(model: HashModel, features: Float[np.ndarray, "*rows features"]) -> Float[np.ndarray, "*rows bits"]:
-    """Codes of kept features, float32, in slabs of rows so that half-precision features are upcast a slab at a time."""
-    graph, state = nnx.split(model.head)
-    rows = features.reshape(-1, features.shape[-1])
-    slabs = [np.asarray(_head_codes(graph, state, jnp.asarray(rows[begin : begin + HEAD_ROWS], jnp.float32)))
-             for begin in range(0, len(rows), HEAD_ROWS)]
-    return np.concatenate(slabs).reshape(*features.shape[:-1], -1)
+    @property
+    def codes(self) -> pathlib.Path:
+        """The packed codes of every encoder and part, with the labels they are searched with."""
+        return self.folder.path / CODES
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderCost:
-    """What an encoder weighs. `flops` are XLA's count for one image; `images_per_second` is the median of timed batches."""
+def evaluate_run(context: Context, teacher: Teacher, student: Student | None) -> Evaluation:
+    """The teacher's search of its own codes and the searches of its student with the test queries.
 
-    parameters: int
-    flops: float
-    images_per_second: float
+    Args:
+        student: None to evaluate the teacher alone.
+    """
+    encoders = {} if student is None else {str(search): encoder for search, encoder in student.encoders.items()}
+    folder = context.folder("evaluation", {
+        "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
+        "models": {role: weights_digest(encoder.model) for role, encoder in encoders.items()}, **context.data_facts(*TESTED)})
+    with folder.held():
+        if not folder.finished:
+            _evaluate(context, folder, teacher, student)
+    with np.load(folder.path / CURVES, allow_pickle=False) as arrays:
+        curves = {name: tuple(arrays[name]) for name in arrays.files}
+    return Evaluation(folder, read_json(folder.path / METRICS), curves)
 
 
-def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
-    """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
-    graph, state = devices.replicate(nnx.split(model))
-    batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
-    compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
-    seconds = []
-    for _ in range(TIMED_BATCHES + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(encode_batch(graph, state, batch, size=size, resize=resize))
-        seconds.append(time.perf_counter() - began)
-    return EncoderCost(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        flops=float(compiled.cost_analysis()["flops"]) * devices.count() / len(batch),  # XLA counts one device's part
-        images_per_second=len(batch) / float(np.median(seconds[1:])),
-    )
+def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: Student | None) -> None:
+    dataset = context.dataset
+    codes = {f"{TEACHER}_{part}": teacher.codes(part) for part in ("database", "test")}
+    costs = {TEACHER: {"model": teacher.name, **teacher.cost(dataset.test.images)}}
+    searched = {TEACHER: (f"{TEACHER}_test", f"{TEACHER}_database")}
+    if student is not None:
+        for search, encoder in student.encoders.items():
+            codes[f"{search}_test"] = student.parts.codes(encoder.model, "test")
+            if search.database == STUDENT:
+                codes[f"{search}_database"] = student.parts.codes(encoder.model, "database")
+            database = f"{search if search.database == STUDENT else TEACHER}_database"
+            searched[f"{STUDENT} {search}"] = (f"{search}_test", database)
+        encoder = next(iter(student.encoders.values()))
+        costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
+    scores = {name: evaluate_search(codes[queries], codes[database], dataset.test.labels, dataset.database.labels, context.k)
+              for name, (queries, database) in searched.items()} if dataset.labelled else {}
+    if devices.is_first():
+        results.save_codes(folder.path / CODES, codes, dataset)
+        results.save_curves(folder.path / CURVES, {name: score.curve for name, score in scores.items()})
+        write_json(folder.path / METRICS, results.metrics(context.protocol(), scores=scores, costs=costs, remarks=teacher.remarks))
+    folder.finish()
+
+
+def load_for_evaluation(config: Config, *, progress: Progress = silent) -> tuple[ImageDataset, int]:
+    """The data set of a configuration, and the ranks its measures look at.
+
+    Raises:
+        InputError: for data that is absent or broken, and ranks beyond the database.
+    """
+    dataset = load_images(config, progress=progress)
+    return dataset, config.data.k or dataset.default_k
+
+
+def evaluate_pair(
+    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, progress: Progress = silent
+) -> tuple[SearchScores, PackedCodes]:
+    """The search of a database by the test queries of a data set, and the database's codes.
+
+    Args:
+        database: the encoder that gives the database's images their codes, or those codes, one an image.
+
+    Raises:
+        InputError: for codes of different spaces or lengths, codes that are not of this database, a data set without labels.
+    """
+    if not dataset.labelled:
+        raise InputError(f"{dataset.name} has no labels to evaluate by; give a data set with labels", field="dataset",
+                         value=dataset.name)
+    check_spaces(queries, database)
+    if isinstance(database, HashEncoder):
+        codes = database.encode(dataset.database.images, progress=progress)
+    else:
+        codes = database
+        if len(codes) != len(dataset.database):
+            raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; give the "
+                             "codes of these images in their order", field="database")
+    found = queries.encode(dataset.test.images, progress=progress)
+    return evaluate_search(found, codes, dataset.test.labels, dataset.database.labels, k), codes
+

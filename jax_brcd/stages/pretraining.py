@@ -8,11 +8,18 @@ from flax import nnx
 
 from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.models import HashModel
+from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models.weights import read_weights, write_weights
+from jax_brcd.stages.context import PRETRAINING, Context
+from jax_brcd.stages.folder import HISTORY, read_history, write_history
 from jax_brcd.stages.models import partition
-from jax_brcd.training.loop import Stage
+from jax_brcd.training.loop import Stage, backbone_scans
 from jax_brcd.views.sources import PixelViews
 
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
+BACKBONE = "backbone.safetensors"
+NOTE = ("No pretrained weights ship with the package: the teacher's backbone is first pretrained on {images} labelled images that "
+        "take no further part (the role ImageNet plays for vit_b_16).")
 
 
 def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name: str, **settings: Any):
@@ -29,7 +36,7 @@ def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name:
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
-        logits = constants["views"].logits(model, batch.indices, batch.views_i, batch.valid, key=key)
+        logits = constants["views"].outputs(model, batch.indices, batch.views_i, batch.valid, key=key).logits
         errors = optax.softmax_cross_entropy(logits, constants["labels"][batch.indices])
         return masked_mean(errors, batch.valid), (nnx.state(model, nnx.BatchStat), {})
 
@@ -39,3 +46,29 @@ def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name:
     stage = Stage(name=name, loss=loss, optimizer=optax.adamw(schedule, weight_decay=WEIGHT_DECAY), constants=constants,
                   n_images=len(labels), **settings)
     return stage, trainable, statistics
+
+
+def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
+    """Gives a backbone what ImageNet gives vit_b_16, or takes it from the folder of a run that did; returns the history.
+
+    The schedule ends with the last epoch, so another number of epochs is another training.
+    """
+    config, held_out = context.config, context.dataset.pretraining
+    folder = context.folder("pretraining", {
+        "backbone": config.teacher.teacher, "epochs": config.teacher.pretraining_epochs,
+        "views": context.plan_of(held_out.images).facts(), **context.data_facts("images of pretraining", "labels of pretraining")})
+    with folder.held():
+        if not folder.finished:
+            classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
+            plan = context.plan_of(held_out.images)
+            stage, parameters, carry = pretraining_stage(
+                classifier, plan.pixels(train=True), held_out.labels, name="pretraining",
+                **context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None,
+                                         scan=backbone_scans(), stream=plan.stream))
+            fitted = context.fit(folder, stage, parameters, carry)
+            nnx.update(classifier, fitted.state.parameters, fitted.state.carry)
+            write_weights(folder.path / BACKBONE, LAYOUTS[model.backbone.layout].state(model.backbone))
+            write_history(folder.path / HISTORY, fitted.history)
+            folder.finish()
+    LAYOUTS[model.backbone.layout].load(model.backbone, read_weights(folder.path / BACKBONE))
+    return read_history(folder.path / HISTORY)

@@ -1,4 +1,4 @@
-"""The hashing teacher: a hash head over a frozen backbone, learnt or solved under a hashing objective (method.md, "The teacher")."""
+"""The hashing teacher: a hash head over a frozen backbone, learnt, solved or brought along (method.md, "The teacher")."""
 
 import time
 from typing import Any
@@ -9,18 +9,30 @@ import optax
 from flax import nnx
 from jaxtyping import Float
 
+from jax_brcd.encoder import TEACHER as ROLE
+from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import HashModel
+from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.stages.models import partition
+from jax_brcd.settings.configuration import unusual
+from jax_brcd.stages.context import TEACHER, Context
+from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
+from jax_brcd.stages.models import Built, partition
+from jax_brcd.stages.pretraining import NOTE, pretrain
+from jax_brcd.teachers.base import Teacher
+from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
 from jax_brcd.training.loop import Stage
-from jax_brcd.views.sources import FeatureSource
+from jax_brcd.views.features import weights_digest
+from jax_brcd.views.sources import KeptFeatures, ViewSource
 
 CIBHASH = create_objective("cibhash")
+ENCODER = "encoder"
+SETTINGS = ("teacher_objective", "teacher_lr", "teacher_temperature", "teacher_kl_weight")
 
 
 def teacher_stage(
-    teacher: HashModel, views: FeatureSource, *, learning_rate: float, temperature: float, kl_weight: float,
+    teacher: HashModel, views: ViewSource, *, learning_rate: float, temperature: float, kl_weight: float,
     objective: LearntObjective = CIBHASH, **settings: Any,
 ):
     """The head's training under an objective that is learnt. `settings` are further fields of the Stage.
@@ -32,10 +44,10 @@ def teacher_stage(
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
-        features_i, features_j = (constants["views"].features_of(model, batch.indices, numbers, batch.valid)
-                                  for numbers in (batch.views_i, batch.views_j))
-        seen = HashingBatch(valid=batch.valid, features_i=features_i, features_j=features_j,
-                            logits_i=model.head(features_i), logits_j=model.head(features_j))
+        of_i, of_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid)
+                      for numbers in (batch.views_i, batch.views_j))
+        seen = HashingBatch(valid=batch.valid, features_i=of_i.features, features_j=of_j.features,
+                            logits_i=of_i.logits, logits_j=of_j.logits)
         value, metrics = objective.loss(seen, temperature=temperature, kl_weight=kl_weight)
         return value, (nnx.state(model, nnx.BatchStat), metrics)
 
@@ -49,8 +61,8 @@ def check_objective(teacher: HashModel, objective: Objective, *, bits: int, imag
     if not isinstance(objective, ClosedFormObjective):
         return
     if not isinstance(teacher.head, nnx.Linear):
-        raise InputError(f"--teacher-objective {name}: solves a linear hash head, and {teacher.backbone.name}'s has more "
-                         "layers; name another --teacher")
+        raise InputError(f"it solves a linear hash head, and {teacher.backbone.name}'s has more layers; name another `teacher`",
+                         field="teacher_objective", value=name)
     objective.check(images=images, features=teacher.backbone.features, bits=bits)
 
 
@@ -67,3 +79,66 @@ def solve_head(
     teacher.head.kernel[...], teacher.head.bias[...] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
     seconds = (time.perf_counter() - began) / len(records)
     return [{"stage": "teacher", "epoch": number, **record, "seconds": seconds} for number, record in enumerate(records)]
+
+
+def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[str, Any]]]:
+    """The teacher, made here or taken from the folder of a run that made it; and its history, pretraining first.
+
+    A head that came with the weights is trained for further epochs only where those are given by name, and stays as it is where
+    the objective solves heads and no epochs are given.
+    """
+    config, model = context.config, built.model
+    history: list[dict[str, Any]] = []
+    if config.teacher.teacher_weights == "held-out":
+        context.say(NOTE.format(images=len(context.dataset.pretraining)))
+        history = pretrain(context, model)
+    epochs = config.teacher_epochs(head_came=built.head_came)
+    solved = isinstance(config.hashing, ClosedFormObjective)
+    facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
+             "weights": weights_digest(model), **context.data_facts("images of train")}
+    if built.head_came and epochs == 0:
+        folder = context.folder("teacher", facts)
+    else:
+        facts |= {"settings": {**unusual(config.teacher, SETTINGS), **unusual(config.hashing)},
+                  **({} if solved else {"views": context.plan.facts()})}
+        folder = context.folder("teacher", facts, None if solved else epochs)
+    with folder.held():
+        if folder.finished:
+            context.say(f"Teacher: taken from {folder.path}.")
+        else:
+            trained = [] if built.head_came and epochs == 0 else _train_head(context, folder, model, epochs)
+            encoder = create_encoder(model, config.teacher.teacher, context.preprocessing, bits=config.objective.bits, role=ROLE,
+                                     dtype=config.run.dtype)
+            if devices.is_first():
+                encoder.save(folder.path / ENCODER)
+                write_history(folder.path / HISTORY, trained)
+            folder.finish(remarks=_remarks(built, epochs))
+    encoder = load(folder.path / ENCODER)
+    cache = context.cache(config.teacher.teacher, encoder.model)
+    teacher = HashTeacher(encoder, context.kept_parts(cache), cache, context.measure, tuple(folder.record["remarks"]))
+    return teacher, [*history, *read_history(folder.path / HISTORY)]
+
+
+def _remarks(built: Built, epochs: int) -> list[str]:
+    if not built.head_came:
+        return []
+    return [f"The teacher came trained, hash head included; it was trained here for {epochs} further epochs."]
+
+
+def _train_head(context: Context, folder: StageFolder, model: HashModel, epochs: int) -> list[dict[str, Any]]:
+    """Trains or solves the head in place; returns a record an epoch."""
+    config = context.config
+    cache = context.cache(config.teacher.teacher, model)
+    if isinstance(config.hashing, ClosedFormObjective):  # solved in moments, so it has no checkpoint
+        return solve_head(model, config.hashing, context.kept_parts(cache).features["train"], seed=context.seed(TEACHER))
+    # A frozen teacher always runs in evaluation mode
+    views = context.plan.pixels(train=False) if context.plan.kept is None else KeptFeatures(
+        jnp.asarray(context.plan.features(cache)))
+    stage, parameters, carry = teacher_stage(
+        model, views, objective=config.hashing, learning_rate=config.teacher.teacher_lr,
+        temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight,
+        n_images=len(context.dataset.train), stream=context.plan.stream if context.plan.kept is None else None,
+        **context.stage_settings(TEACHER, epochs=epochs))
+    fitted = context.fit(folder, stage, parameters, carry)
+    nnx.update(model, fitted.state.parameters)
+    return fitted.history

@@ -257,7 +257,7 @@ def apply_views(
     images: UInt8[Array, "batch height width 3"], parameters: ViewParameters, config: ViewConfig
 ) -> Float[Array, "batch size size 3"]:
     """Views of a batch with the given parameters, normalised."""
-    return _each_image(lambda image, parameters: apply_view(image, parameters, config), images, parameters)
+    return each_image(lambda image, parameters: apply_view(image, parameters, config), images, parameters)
 
 
 def random_views(
@@ -283,7 +283,7 @@ def evaluation_views(
     height, width = images.shape[1:3]
     target_height, target_width = (size, size) if resize is None else _shorter_side(height, width, resize)
     rows, columns = _central_taps(height, target_height, size), _central_taps(width, target_width, size)
-    return _each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), images)
+    return each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), images)
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
@@ -299,7 +299,7 @@ def _central_taps(source: int, target: int, size: int) -> Taps:
     return Taps(*(part[begin : begin + size] for part in taps))
 
 
-def _each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
+def each_image(view: Callable[..., Array], *batch: Array | ViewParameters) -> Array:
     """`view` of each image. A CPU takes them in turn: each stays in its cache, and operations not drawn are skipped.
 
     A loop cannot run over a batch that is spread over devices: each takes its own part.

@@ -1,0 +1,93 @@
+"""What the stages of a run can be told: one frozen dataclass a group of settings, units in the help."""
+
+import dataclasses
+import pathlib
+
+from jax_brcd.settings.options import claiming, option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which of their views."""
+
+    dataset: str = option("digits", "data set")
+    data_dir: pathlib.Path | None = option(None, "folder of the data set; CIFAR-10 is downloaded into it when absent; lists "
+                                           "(train.txt, database.txt, test.txt) and image folders lie in it")
+    split: str = option("published", "protocol that says which images train, are searched and are queries; CIFAR-10 also has "
+                        "cifar10-I, cifar10-II and cifar10-III")
+    train_images: str = option("published", "unlabelled images to train on: the published subset or all",
+                               choices=("published", "all"))
+    k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
+    views: int = option(16, "augmented views an image that are encoded once and kept; naming them means --no-fresh-views",
+                        low=2)
+    fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping --views of them")
+    max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
+    decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
+    resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "
+                               "of them travel a step at a time", low=0)
+    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where finished stages, compiled programs, decoded images, "
+                                     "kept features and downloads lie, for every run to use again")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The codes, and the student's contrastive objective."""
+
+    bits: int = option(64, "length of the hash codes, in bits", low=1)
+    temperature: float = option(0.3, "temperature of the student's contrastive terms", above=0)
+    kl_weight: float = option(0.001, "weight of the student's Bernoulli KL term", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The hashing teacher: a frozen backbone and a hash head."""
+
+    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
+    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
+                                  "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
+                                  "'random'; a hash head of --bits bits that comes with them is kept")
+    teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
+    pretraining_epochs: int = option(30, "epochs of pretraining under --teacher-weights held-out", low=0)
+    teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
+                                 "unless told", low=0)
+    teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
+    teacher_temperature: float = option(0.3, "temperature of the teacher's contrastive terms", above=0)
+    teacher_kl_weight: float = option(0.001, "weight of the teacher's Bernoulli KL term", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """The student and how long it learns."""
+
+    student: str = option("resnet18", "student's backbone")
+    student_weights: str = option("imagenet", "student's weights: a file or an encoder's folder, 'imagenet' or 'random'")
+    train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
+    epochs: int = option(400, "epochs of distillation at most", low=0)
+    lr: float = option(1e-3, "Adam's learning rate for the student", above=0)
+    validation_interval: int = option(10, "epochs between validations of both searches", low=1)
+    patience: int = option(5, "stop after more than this many validations without a gain on either search", low=0)
+    min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How the run is carried out."""
+
+    method: str = option("brcd", "what the student learns from the teacher; a sum of methods is written brcd+rkd")
+    batch_size: int = option(64, "images a training step", low=1)
+    dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
+                        choices=("float32", "bfloat16"))
+    seed: int = option(0, "the one seed of splits, heads, batches and views", low=0)
+    checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
+    compile_cache: bool = option(True, "keep compiled programs under --cache-dir, so that a later run compiles nothing again")
+    out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
+    processes: int = option(1, "processes of the run, one a host, that share --out and --cache-dir; each has all its devices", low=1)
+    process_id: int = option(0, "which of the processes this is; process 0 prints and writes", low=0)
+    coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
+
+
+STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, RunConfig)
+TITLES = ("data", "codes and objective", "teacher", "student", "run")
+
+for _title, _stage in zip(TITLES, STAGES, strict=True):
+    claiming("the run")(_title, _stage)

@@ -1,0 +1,176 @@
+"""What every stage of a run needs to know: settings, data, views, and where stage folders lie."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.encoder import HashEncoder
+from jax_brcd.models import BACKBONES, HashModel
+from jax_brcd.models.variants import Preprocessing
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.errors import InputError, TrainingDiverged
+from jax_brcd.runtime.files import write_json
+from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.folder import DIVERGED, StageFolder
+from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
+from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.loop import Fit, Stage, fit, start
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.features import FeatureCache
+from jax_brcd.views.plan import ViewPlan
+
+# Each stage draws its heads and batches from a seed of its own
+PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
+ENCODED_PARTS = ("train", "database", "validation", "test")
+Say = Callable[[str], None]
+
+
+def unheard(text: str) -> None:
+    """Says nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """See above.
+
+    Attributes:
+        digests: of the data set's parts. continued: by stage, the folder of a diverged training that it goes on from.
+        progress: told how far long work is. say: told what a reader should know at once.
+    """
+
+    config: Config
+    dataset: ImageDataset
+    digests: Mapping[str, str]
+    preprocessing: Preprocessing
+    plan: ViewPlan
+    progress: Progress = silent
+    say: Say = unheard
+    continued: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def root(self) -> pathlib.Path:
+        """Where stage folders lie, for every run to find them."""
+        return self.config.data.cache_dir / "stages"
+
+    @property
+    def k(self) -> int:
+        """Ranks that the measures look at."""
+        return self.config.data.k or self.dataset.default_k
+
+    def seed(self, stage: int) -> int:
+        """The seed of a stage."""
+        return self.config.run.seed * STAGE_SEEDS + stage
+
+    def plan_of(self, images: np.ndarray) -> ViewPlan:
+        """New views each epoch of other images than those that train."""
+        return dataclasses.replace(self.plan, images=images, kept=None)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The images of each part that is encoded."""
+        return {name: getattr(self.dataset, name).images for name in ENCODED_PARTS}
+
+    def cache(self, name: str, model: HashModel) -> FeatureCache:
+        """The kept features of a model's backbone."""
+        return FeatureCache(self.config.data.cache_dir / "features", name, model.backbone, self.config.run.dtype, self.progress)
+
+    def kept_parts(self, cache: FeatureCache) -> KeptParts:
+        """The features that a frozen backbone gives for every part."""
+        return KeptParts({name: cache.evaluation(images, size=self.preprocessing.size, resize=self.preprocessing.resize)
+                          for name, images in self.parts().items()})
+
+    def pixel_parts(self) -> PixelParts:
+        """The pixels of every part, for a backbone that moves."""
+        return PixelParts(self.parts(), self.preprocessing.size, self.preprocessing.resize, self.progress)
+
+    def measure(self, encoder: HashEncoder, images: np.ndarray) -> dict[str, float]:
+        """What encoding images costs, as JSON holds it."""
+        return dataclasses.asdict(measure_cost(encoder.model, images, size=encoder.preprocessing.size,
+                                               resize=encoder.preprocessing.resize))
+
+    def protocol(self) -> dict[str, Any]:
+        """How figures of this run come about, as printed with them."""
+        dataset = self.dataset
+        return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test), "database": len(dataset.database),
+                "training": len(dataset.train), "k": self.k, "ties": "stable", "bits": self.config.objective.bits,
+                "seed": self.config.run.seed}
+
+    def data_facts(self, *parts: str) -> dict[str, str]:
+        """The digests of some parts, for the names of stages."""
+        return {name: self.digests[name] for name in parts}
+
+    def stage_settings(self, stage: int, **settings: Any) -> dict[str, Any]:
+        """The fields of a training job that every stage fills alike."""
+        return {"batch_size": self.config.run.batch_size, "seed": self.seed(stage), "kept_views": self.plan.kept,
+                "checkpoint_seconds": self.config.run.checkpoint_seconds, **settings}
+
+    def folder(self, stage: str, depends_on: Mapping[str, Any], epochs: int | None = None) -> StageFolder:
+        """The folder of a stage, whose name also tells what a diverged training was gone on from."""
+        facts = {"batch_size": self.config.run.batch_size, "dtype": self.config.run.dtype, "seed": self.config.run.seed, **depends_on}
+        if stage in self.continued:
+            facts["continues"] = self.continued[stage]
+        return StageFolder(self.root, stage, facts, epochs)
+
+    def fit(self, folder: StageFolder, stage: Stage, parameters: Any, carry: Any) -> Fit:
+        """Trains under the folder's checkpoints, going on where they end.
+
+        Raises:
+            TrainingDiverged: the folder then says so, and keeps the last good state.
+        """
+        before = self.continued.get(folder.stage)
+        folder.begin(None if before is None else self.root / before)
+        checkpoints = Checkpoints(folder.checkpoints)
+        try:
+            return fit(stage, start(stage, parameters, carry), checkpoints, progress=self.progress)
+        except TrainingDiverged as error:
+            if devices.is_first():
+                write_json(folder.path / DIVERGED, {"stage": folder.stage, "folder": folder.name, "problem": error.problem})
+            error.folder = folder
+            raise
+        finally:
+            checkpoints.close()
+
+
+def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
+    """The data set of a configuration.
+
+    Raises:
+        InputError: for data that is absent or broken, and ranks that its database does not have.
+    """
+    data = config.data
+    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
+                           train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
+                           decode_workers=data.decode_workers, label_format=data.label_format, progress=progress)
+    if data.k is not None and data.k > len(dataset.database):
+        raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k",
+                         value=data.k)
+    return dataset
+
+
+def load_context(config: Config, *, progress: Progress = silent, say: Say = unheard) -> Context:
+    """Loads the data and checks it against the configuration before anything long starts.
+
+    Raises:
+        InputError: for data that is absent or broken, and for settings that it does not allow.
+    """
+    data, dataset = config.data, load_images(config, progress=progress)
+    if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
+        raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
+                         value="held-out")
+    usual = BACKBONES[config.teacher.teacher].preprocessing
+    preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
+    plan = ViewPlan(dataset.train.images, ViewConfig(size=usual.size, flip=0.5 if dataset.flip else 0.0), config.run.seed,
+                    None if data.fresh_views else data.views, data.resident_mib * 2**20)
+    context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)
+    config.method.check(images=len(dataset.train), bits=config.objective.bits,
+                        streamed=live(context) and plan.stream is not None)
+    return context
+
+
+def live(context: Context) -> bool:
+    """Whether the student encodes the views of each step anew."""
+    return context.config.student.train_backbone or context.plan.kept is None

@@ -1,0 +1,144 @@
+"""The student's stage of a run: what it sees, its training under the distillation method, its encoders in a folder."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_brcd import encoder as encoders
+from jax_brcd.encoder import HashEncoder, create_encoder, load
+from jax_brcd.methods import Needs
+from jax_brcd.methods.sections import Section, section_from_dict, section_to_dict
+from jax_brcd.models import HashModel
+from jax_brcd.retrieval import mean_average_precision, nearest_neighbours
+from jax_brcd.retrieval.searches import SEARCHES, Search
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.settings.configuration import unusual
+from jax_brcd.stages.clusters import know
+from jax_brcd.stages.context import STUDENT, Context, live
+from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
+from jax_brcd.stages.models import Built
+from jax_brcd.stages.student import student_stage
+from jax_brcd.teachers.base import Parts, Teacher
+from jax_brcd.training.loop import Fit, TrainState, backbone_scans
+from jax_brcd.views.features import weights_digest
+from jax_brcd.views.sources import KeptFeatures, ViewSource
+
+SECTIONS = "report.json"
+SETTINGS = ("train_backbone", "lr", "validation_interval", "patience")
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """A taught student.
+
+    Attributes:
+        encoders: at the best validation of each search, or of the last epoch where nothing is validated.
+        sections: what the method shows in the report.
+    """
+
+    folder: StageFolder
+    encoders: Mapping[Search, HashEncoder]
+    history: list[dict[str, Any]]
+    sections: tuple[Section, ...]
+    context: Context
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """The data set's parts; of a frozen backbone, which both encoders share, its features."""
+        return student_parts(self.context, next(iter(self.encoders.values())).model)
+
+
+def student_parts(context: Context, model: HashModel) -> Parts:
+    """The data set's parts under a student."""
+    return context.pixel_parts() if live(context) else context.kept_parts(context.cache(context.config.student.student, model))
+
+
+def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
+    """The student, trained here or taken from the folder of a run that trained it."""
+    config = context.config
+    knowledge, clusters = know(context, teacher)
+    labels = ("labels of validation", "labels of database", "images of validation", "images of database")
+    folder = context.folder("student", {
+        "teacher": teacher.space, "clusters": None if clusters is None else clusters.name, "method": config.run.method,
+        "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
+        "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
+        "settings": {**unusual(config.student, SETTINGS), **unusual(config.objective, ("temperature", "kl_weight")),
+                     **unusual(config.method)},
+        **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
+    with folder.held():
+        if folder.finished:
+            context.say(f"Student: taken from {folder.path}.")
+        else:
+            fitted = _train(context, folder, built.model, teacher, knowledge)
+            _write(context, folder, built.model, teacher, fitted)
+    return Student(folder, {search: load(folder.path / search) for search in SEARCHES}, read_history(folder.path / HISTORY),
+                   tuple(map(section_from_dict, read_json(folder.path / SECTIONS))), context)
+
+
+def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
+    config, needs = context.config, context.config.method.needs
+    partners = nearest_neighbours(knowledge.codes, needs.neighbours) if needs.neighbours else None
+    stage, parameters, carry = student_stage(
+        model, teacher.source(context.plan, needs, partners), config.method, knowledge,
+        student_views=_views(context, model, needs, partners), train_backbone=config.student.train_backbone,
+        scan=not config.student.train_backbone or backbone_scans(), stream=context.plan.stream if live(context) else None,
+        learning_rate=config.student.lr, temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
+        method_seed=context.seed(STUDENT), n_images=len(context.dataset.train), min_epochs=config.min_epochs,
+        patience=config.student.patience, validation_interval=config.student.validation_interval,
+        **_validation(context, model, teacher), **context.stage_settings(STUDENT, epochs=config.student.epochs))
+    return context.fit(folder, stage, parameters, carry)
+
+
+def _views(context: Context, model: HashModel, needs: Needs, partners: np.ndarray | None) -> ViewSource:
+    """What the student trains on."""
+    if live(context):
+        return context.plan.pixels(train=True, partners=partners)
+    cache = context.cache(context.config.student.student, model)
+    derived = {derivation.name: jnp.asarray(context.plan.features(cache, derivation=derivation, partners=partners))
+               for derivation in needs.derivations}
+    return KeptFeatures(jnp.asarray(context.plan.features(cache)), derived)
+
+
+def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[str, Any]:
+    """The function that scores a training state by mAP@k of the searches with the validation queries; nothing without labels."""
+    dataset = context.dataset
+    if not dataset.labelled:
+        return {}
+    parts, teacher_codes = student_parts(context, model), teacher.codes("database")
+
+    def validate(state: TrainState) -> dict[str, float]:
+        put(model, state)
+        queries = parts.codes(model, "validation")
+        databases = {"student": parts.codes(model, "database"), "teacher": teacher_codes}
+        return {str(search): mean_average_precision(queries, databases[search.database], dataset.validation.labels,
+                                                    dataset.database.labels, context.k) for search in SEARCHES}
+
+    return {"validate": validate, "searches": tuple(map(str, SEARCHES))}
+
+
+def put(model: HashModel, state: TrainState) -> HashModel:
+    """The model with a training state's parameters and statistics in it."""
+    nnx.update(model, state.parameters["model"], state.carry["statistics"])
+    return model
+
+
+def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, fitted: Fit) -> None:
+    """Leaves the encoders, the history and what the method carried in the stage's folder."""
+    config = context.config
+    if devices.is_first():
+        for search in SEARCHES:
+            # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
+            shares = search.database == encoders.TEACHER and config.method.meets_teacher
+            space = teacher.space if shares else None
+            create_encoder(put(model, fitted.best.get(search, fitted.state)), config.student.student, context.preprocessing,
+                           bits=config.objective.bits, role=encoders.STUDENT, space=space, dtype=config.run.dtype).save(folder.path / search)
+        shown = config.method.report(fitted.state.carry["memory"])
+        write_json(folder.path / SECTIONS, [section_to_dict(section) for section in shown])
+        write_history(folder.path / HISTORY, fitted.history)
+    folder.finish()

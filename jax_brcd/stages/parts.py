@@ -1,0 +1,73 @@
+"""Codes of a data set's parts under a model, and what encoding costs."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from jax_brcd.losses.codes import hash_codes
+from jax_brcd.models import HashModel
+from jax_brcd.models.kept import head_codes
+from jax_brcd.runtime import devices
+from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.views.encoding import encode, encode_batch, encoding_batch
+
+TIMED_BATCHES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelParts:
+    """Parts that are encoded from pixels each time, for models whose backbone moves."""
+
+    images: Mapping[str, np.ndarray]
+    size: int
+    resize: int | None = None  # see encoding.encode
+    progress: Progress = silent
+
+    def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
+        """See teachers.base.Parts."""
+        logits = encode(model, self.images[part], size=self.size, resize=self.resize, description=f"encode {part}",
+                        progress=self.progress)
+        return np.asarray(hash_codes(jnp.asarray(logits)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptParts:
+    """Parts whose features a frozen backbone gave once; the head is applied each time."""
+
+    features: Mapping[str, np.ndarray]
+
+    def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
+        """See teachers.base.Parts."""
+        return head_codes(model, self.features[part])
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderCost:
+    """What an encoder weighs. `flops` are XLA's count for one image; `images_per_second` is the median of timed batches."""
+
+    parameters: int
+    flops: float
+    images_per_second: float
+
+
+def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
+    """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
+    graph, state = devices.replicate(nnx.split(model))
+    batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
+    compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
+    seconds = []
+    for _ in range(TIMED_BATCHES + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(encode_batch(graph, state, batch, size=size, resize=resize))
+        seconds.append(time.perf_counter() - began)
+    return EncoderCost(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        flops=float(compiled.cost_analysis()["flops"]) * devices.count() / len(batch),  # XLA counts one device's part
+        images_per_second=len(batch) / float(np.median(seconds[1:])),
+    )

@@ -1,0 +1,27 @@
+"""python -m jax_brcd.student: a student of a teacher that is there already, with a table of both searches and a report."""
+
+from jax_brcd.settings.command_line import run_command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Teaches the student that the options describe, or goes on with it."""
+    from jax_brcd.encoder import read_config
+    from jax_brcd.settings.configuration import create_config, create_parser, names_of
+    from jax_brcd.settings.stages import TeacherConfig
+    from jax_brcd.stages.command import carry_out
+    from jax_brcd.stages.run import run
+    from jax_brcd.teachers.objectives import OBJECTIVES
+
+    others = names_of(TeacherConfig, *OBJECTIVES.values()) | {"bits"}
+    parser = create_parser("python -m jax_brcd.student", __doc__, lambda name: name not in others)
+    parser.add_argument("--teacher", required=True, metavar="DIR",
+                        help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher")
+    given = vars(parser.parse_args(argv))
+    folder = given.pop("teacher")
+    encoder = read_config(folder)
+    config = create_config(given.pop("preset"), **given, teacher=encoder["backbone"], teacher_weights=folder, bits=encoder["bits"])
+    carry_out(run, config.with_out(f"{config.out.name}-of-a-teacher"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,53 @@
+"""What a teacher is to the stages: outputs of views, codes of images, a code space, and a form to be saved in."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_brcd.methods import Needs
+from jax_brcd.views.plan import ViewPlan
+from jax_brcd.views.sources import TeacherSource
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """Codes of a named part of a data set ("train", "database", "validation", "test") under a model."""
+
+    def codes(self, model: Any, part: str) -> Float[np.ndarray, "images bits"]:
+        """Codes of the part's un-augmented images."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A hash model that was trained or solved here, one that was brought along, or a table of embeddings with a hash head.
+
+    Attributes:
+        name: of its model. bits: length of its codes. space: the id of its code space. remarks: what a reader must know of it.
+    """
+
+    name: str
+    bits: int
+    space: str
+    remarks: tuple[str, ...]
+
+    def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
+        """Codes in {-1, 0, +1} of the un-augmented images of a part of the data set."""
+
+    def source(
+        self, plan: ViewPlan, needs: Needs, partners: Int[np.ndarray, "images neighbours"] | None = None
+    ) -> TeacherSource:
+        """The teacher's outputs of the plan's views, and of what `needs` asks to be made of them.
+
+        Args:
+            partners: the images that each may be mixed with.
+        """
+
+    def cost(self, images: np.ndarray) -> Mapping[str, float]:
+        """Parameters, FLOPs an image and images a second on this machine."""
+
+    def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
+        """Writes it as an encoder's folder, with further facts of where it comes from."""

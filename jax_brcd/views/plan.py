@@ -1,0 +1,58 @@
+"""The training views of a run: of which images, how drawn, how many are kept, and whether their pixels travel with a step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.features import FeatureCache
+from jax_brcd.views.sources import PixelViews
+from jax_brcd.views.streaming import StepImages, Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewPlan:
+    """What sources of the same views share: teacher and student see the same pixels.
+
+    Attributes:
+        seed: of the views; view number v of an image is the same for every run of a seed, so kept views serve them all.
+        kept: how many views an image are kept; None where views are new each epoch. resident_bytes: images of more than
+            that travel with each step.
+    """
+
+    images: UInt8[np.ndarray, "images height width 3"]
+    config: ViewConfig
+    seed: int
+    kept: int | None
+    resident_bytes: int
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of the views."""
+        return jax.random.key(self.seed)
+
+    @property
+    def stream(self) -> Stream | None:
+        """What gives each step its images; None where all of them fit on the device."""
+        return Stream(self.images) if self.images.nbytes > self.resident_bytes else None
+
+    def pixels(self, *, train: bool, partners: Int[np.ndarray, "images neighbours"] | None = None) -> PixelViews:
+        """Views drawn from pixels, with the images on the device or travelling with each step.
+
+        Args:
+            train: puts batch norm into training mode. partners: the images that each may be mixed with.
+        """
+        held = jnp.asarray(self.images) if self.stream is None else StepImages()
+        return PixelViews(held, self.key, self.config, train, None if partners is None else jnp.asarray(partners))
+
+    def features(self, cache: FeatureCache, **made: Any) -> np.ndarray:
+        """The features that a frozen backbone gives for every kept view, or for what is `made` of it (see FeatureCache.views)."""
+        return cache.views(self.images, self.kept, key=self.key, config=self.config, **made)
+
+    def facts(self) -> dict[str, Any]:
+        """What the views depend on beside the images, for the names of stages: as JSON holds it."""
+        return {"kept": self.kept, "seed": self.seed, **dataclasses.asdict(self.config)}
