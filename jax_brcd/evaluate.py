@@ -1,5 +1,7 @@
 """python -m jax_brcd.evaluate: how well one encoder's queries find in a database of another's codes, or of its own."""
 
+import dataclasses
+
 from jax_brcd.settings.command_line import run_command, say
 
 SETTINGS = frozenset({"dataset", "data_dir", "split", "train_images", "label_format", "k", "max_bad_images", "decode_workers", "cache_dir",
@@ -38,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
         if places["save_codes"] is not None:
             codes.save(places["save_codes"])
         progress.close()
-        say(pair_table(queries, database, scores, dataset, k, config.run.seed))
+        protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test), "database": len(dataset.database),
+                    "k": k, "ties": "stable", "bits": queries.bits, "seed": config.run.seed}
+        say(pair_table(places["queries"], places["database"], dataclasses.asdict(scores), protocol))
 
 
 if __name__ == "__main__":

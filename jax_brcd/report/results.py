@@ -1,71 +1,66 @@
-"""What a run leaves on disk: its metrics, history and codes as plain values."""
+"""What an evaluation leaves on disk: its metrics, codes and curves as plain values."""
 
-import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jax_brcd.data import ImageDataset
-from jax_brcd.report import RetrievalGrid
+from jax_brcd.report.grid import RetrievalGrid
 from jax_brcd.retrieval import SearchScores, hamming_top_k
-from jax_brcd.retrieval.packing import pack_codes
+from jax_brcd.retrieval.packing import PackedCodes
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
-from jax_brcd.stages.evaluation import EncoderCost
 
 GRID_QUERIES, GRID_RESULTS = 8, 10
 
 
 def metrics(
-    dataset: ImageDataset, *, k: int, bits: int, seed: int, scores: Mapping[str, SearchScores],
-    models: Mapping[str, EncoderCost], names: Mapping[str, str],
+    protocol: Mapping[str, Any], *, scores: Mapping[str, SearchScores], costs: Mapping[str, Mapping[str, Any]],
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of metrics.json. `scores` are of the teacher and of both searches of the student; empty
-    where the data set has no labels."""
+    """The content of metrics.json.
 
-    def row(name: str) -> dict[str, float]:
-        score = scores[name]
+    Args:
+        scores: of the teacher ("teacher") and of the student's searches ("student symmetric", ...), as far as there are; empty
+            where the data set has no labels. costs: of each role, with its model's name. remarks: on the teacher.
+    """
+    def row(score: SearchScores) -> dict[str, float]:
         return {"map": score.map, "tie_aware_map": score.tie_aware_map, "precision": score.precision}
 
-    costs = {role: {"model": names[role], "parameters": cost.parameters, "flops": cost.flops,
-                    "images_per_second": cost.images_per_second} for role, cost in models.items()}
-    evaluated = {
-        "teacher": row("teacher"),
-        "student": {"symmetric": row("student symmetric"), "asymmetric": row("student asymmetric")},
-    } if scores else {}
-    return {
-        "protocol": {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
-                     "database": len(dataset.database), "training": len(dataset.train), "k": k, "ties": "stable",
-                     "bits": bits, "seed": seed},
-        **evaluated,
-        "costs": costs,
-    }
+    found = {"teacher": row(scores["teacher"])} if "teacher" in scores else {}
+    searches = {str(search): row(scores[f"student {search}"]) for search in SEARCHES if f"student {search}" in scores}
+    if searches:
+        found["student"] = searches
+    return {"protocol": dict(protocol), **found, "costs": {role: dict(cost) for role, cost in costs.items()},
+            "remarks": list(remarks)}
 
 
 def save_codes(path: pathlib.Path, codes: Mapping[str, np.ndarray], dataset: ImageDataset) -> None:
     """Writes the packed codes of every encoder and part, and the labels they are searched with."""
-    packed = {name: pack_codes(values) for name, values in codes.items()}
+    packed = {name: PackedCodes.of(values).packed for name, values in codes.items()}
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, bits=next(iter(codes.values())).shape[1], test_labels=dataset.test.labels,
                             database_labels=dataset.database.labels, **packed)
 
 
-def write_history(path: pathlib.Path, history: list[dict[str, Any]]) -> None:
-    """Writes one JSON line an epoch."""
+def save_curves(path: pathlib.Path, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Writes the precision and recall of each search, as (2, radii)."""
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+        np.savez(temporary, **{name: np.stack(curve) for name, curve in curves.items()})
 
 
-def sizes(clusters: np.ndarray | None, bit_mask: np.ndarray | None) -> np.ndarray | None:
-    """Images in each cluster, for methods that have clusters."""
-    return None if clusters is None else np.bincount(np.asarray(clusters), minlength=len(bit_mask))
+def retrieval_grid(dataset: ImageDataset, path: pathlib.Path, encoder: str) -> RetrievalGrid:
+    """The first test queries, one a class in turn, with their first ten results.
 
-
-def retrieval_grid(dataset: ImageDataset, query_codes: np.ndarray, database_codes: np.ndarray) -> RetrievalGrid:
-    """The first test queries, one a class in turn, with their first ten results."""
+    Args:
+        path: of the codes that `save_codes` wrote. encoder: whose codes of queries and database are searched.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        test, database = (PackedCodes(arrays[f"{encoder}_{part}"], int(arrays["bits"])) for part in ("test", "database"))
     queries = _one_a_class(dataset.test.labels, GRID_QUERIES)
-    indices, _ = hamming_top_k(query_codes[queries], database_codes, min(GRID_RESULTS, len(database_codes)))
+    indices, _ = hamming_top_k(test[queries], database, min(GRID_RESULTS, len(database)))
     labels = dataset.test.labels[queries]
     correct = np.einsum("qc,qrc->qr", labels.astype(int), dataset.database.labels[indices].astype(int)) > 0
 
