@@ -57,11 +57,6 @@ def write_history(path: pathlib.Path, history: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
 
 
-def sizes(clusters: np.ndarray | None, bit_mask: np.ndarray | None) -> np.ndarray | None:
-    """Images in each cluster, for methods that have clusters."""
-    return None if clusters is None else np.bincount(np.asarray(clusters), minlength=len(bit_mask))
-
-
 def retrieval_grid(dataset: ImageDataset, query_codes: np.ndarray, database_codes: np.ndarray) -> RetrievalGrid:
     """The first test queries, one a class in turn, with their first ten results."""
     queries = _one_a_class(dataset.test.labels, GRID_QUERIES)

@@ -12,7 +12,8 @@ from flax import nnx
 from jax_brcd import report
 from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.export.torchvision import export_safetensors
-from jax_brcd.methods import Needs, TeacherView
+from jax_brcd.clusters.choice import published_range
+from jax_brcd.methods import Needs, TeacherKnowledge
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.report import results
 from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision, nearest_neighbours
@@ -30,12 +31,11 @@ from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, backbone_scans, fit, start
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.features import FeatureCache
-from jax_brcd.views.sources import FeatureSource, KeptCodes, KeptFeatures, PixelViews, ViewSource
+from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, PixelViews, TeacherSource, ViewSource
 from jax_brcd.views.streaming import StepImages, Stream
 
 CONFIG = "config.json"
 SEARCHES = ("symmetric", "asymmetric")
-REPORTED = ("bit_mask", "clusters", "cluster_scores")  # what the report shows of a method's memory, where it has it
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
 
@@ -77,14 +77,8 @@ class Context:
         """Views drawn from pixels, with the images on the device or travelling with each step.
 
         `partners` are the images that each may be mixed with.
-
-        Raises:
-            InputError: for partners of images that travel with each step, where only a step's own are at hand.
         """
         held = jnp.asarray(images) if self.stream(images) is None else StepImages()
-        if partners is not None and isinstance(held, StepImages):
-            raise InputError(f"--method {self.config.run.method}: mixes an image with others, which do not travel with a step; "
-                             "give a larger --resident-mib, or --mixtures 0")
         partners = None if partners is None else jnp.asarray(partners)
         return PixelViews(held, self.view_key, self.view_config, train, partners)
 
@@ -169,13 +163,14 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
     k = data.k or dataset.default_k
     if k > len(dataset.database):
         raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")
-    clusters = getattr(config.method, "clusters", 1)
-    if isinstance(clusters, int) and clusters > len(dataset.train):
-        raise InputError(f"--clusters {clusters}: more clusters than the {len(dataset.train)} training images; give fewer")
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
     size = nnx.eval_shape(lambda: create_hash_model(config.teacher.teacher, 1)).backbone.image_size
-    return Context(config, dataset, size, out)
+    context = Context(config, dataset, size, out)
+    live = config.student.train_backbone or context.kept_views is None
+    config.method.check(images=len(dataset.train), bits=config.objective.bits,
+                        streamed=live and context.stream(dataset.train.images) is not None)
+    return context
 
 
 def build_models(context: Context) -> tuple[HashModel, HashModel]:
@@ -262,7 +257,7 @@ def kept_view_features(context: Context, cache: FeatureCache, **made: Any) -> np
                        **made)
 
 
-def teacher_views(context: Context, cache: FeatureCache) -> FeatureSource:
+def teacher_views(context: Context, cache: FeatureCache) -> ViewSource:
     """What the teacher's head trains on. A frozen teacher always runs in evaluation mode."""
     if context.kept_views is None:
         return context.pixels(context.dataset.train.images, train=False)
@@ -273,8 +268,9 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     """Stages 2 and 3: what the teacher says of the training images, then the student under the distillation method."""
     config = context.config
     cache = FeatureCache(config.data.cache_dir / "features", config.student.student, model.backbone, config.run.dtype)
-    said = TeacherView(teacher.parts.codes(teacher.model, "train"), context.dataset.cluster_range)
     needs = config.method.needs
+    said = TeacherKnowledge.of(teacher.parts.codes(teacher.model, "train"), needs, seed=context.seed(STUDENT),
+                               cluster_range=published_range(context.dataset.name))
     partners = nearest_neighbours(said.codes, needs.neighbours) if needs.neighbours else None
     live = config.student.train_backbone or context.kept_views is None
     if live:
@@ -283,12 +279,11 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     else:
         parts = keep_parts(context, cache)
         derived = {derivation.name: jnp.asarray(kept_view_features(context, cache, derivation=derivation, partners=partners))
-                   for derivation in needs.views}
+                   for derivation in needs.derivations}
         student_views = KeptFeatures(jnp.asarray(kept_view_features(context, cache)), derived)
     encoder = Encoder(model, parts, cache)
     stage, parameters, carry = student_stage(
-        model, teacher.model, config.method, said,
-        student_views=student_views, teacher_views=teacher_codes_of_views(context, teacher, needs, partners),
+        model, teacher_source(context, teacher, needs, partners), config.method, said, student_views=student_views,
         train_backbone=config.student.train_backbone,
         scan=not config.student.train_backbone or backbone_scans(),
         stream=context.stream(context.dataset.train.images) if live else None, learning_rate=config.student.lr,
@@ -300,18 +295,23 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
     return encoder, context.fit(stage, parameters, carry)
 
 
-def teacher_codes_of_views(
+def teacher_source(
     context: Context, teacher: Encoder, needs: Needs, partners: np.ndarray | None
-) -> ViewSource:
-    """The trained teacher's codes of the views that the student sees, and of what the method needs made of them."""
+) -> TeacherSource:
+    """The trained teacher's outputs of the views that the method needs."""
     if context.kept_views is None:
-        return context.pixels(context.dataset.train.images, train=False, partners=partners)
+        return LiveTeacher.of(teacher.model, context.pixels(context.dataset.train.images, train=False, partners=partners))
+    features = {derivation.name: kept_view_features(context, teacher.cache, derivation=derivation, partners=partners)
+                for derivation in needs.derivations}
+    itself = kept_view_features(context, teacher.cache)
 
-    def codes(**made: Any) -> jax.Array:
-        return jnp.asarray(head_codes(teacher.model, kept_view_features(context, teacher.cache, **made)), jnp.int8)
+    def codes(features: np.ndarray) -> jax.Array:
+        return jnp.asarray(head_codes(teacher.model, features), jnp.int8)
 
-    return KeptCodes(codes(), {derivation.name: codes(derivation=derivation, partners=partners)
-                               for derivation in needs.views})
+    source = KeptTeacher(codes(itself), {name: codes(part) for name, part in features.items()})
+    if needs.teacher == ("codes",):
+        return source
+    return source.with_features(KeptFeatures(jnp.asarray(itself), jax.tree.map(jnp.asarray, features)), teacher.model.head)
 
 
 def put_student(student: Encoder, state) -> HashModel:
@@ -369,14 +369,11 @@ def evaluate(
     export_safetensors(teacher.model, out / "teacher.safetensors", name=config.teacher.teacher, bits=config.objective.bits)
     results.save_codes(out / "codes.npz", codes, dataset)
     results.write_history(out / "history.jsonl", history)
-    carried = fitted.state.carry["memory"]
-    memory = {name: np.asarray(carried[name]) for name in REPORTED if name in carried}
     report.write_report(out, report.Report(
         title=f"{config.student.student} taught by {config.teacher.teacher} on {dataset.name}, {config.objective.bits} bits",
         config=config.flat(), metrics=metrics, history=history,
         curves={name: score.curve for name, score in scores.items()},
-        bit_mask=memory.get("bit_mask"), cluster_sizes=results.sizes(memory.get("clusters"), memory.get("bit_mask")),
-        cluster_scores=memory.get("cluster_scores"),
+        sections=tuple(config.method.report(fitted.state.carry["memory"])),
         grid=(results.retrieval_grid(dataset, codes["symmetric_test"], codes["symmetric_database"])
               if dataset.labelled else None), notes=tuple(notes)))
     write_json(out / "metrics.json", metrics)

@@ -29,7 +29,7 @@ def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name:
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
-        logits = constants["views"].logits(model, batch.indices, batch.views_i, batch.valid, key=key)
+        logits = constants["views"].outputs(model, batch.indices, batch.views_i, batch.valid, key=key).logits
         errors = optax.softmax_cross_entropy(logits, constants["labels"][batch.indices])
         return masked_mean(errors, batch.valid), (nnx.state(model, nnx.BatchStat), {})
 

@@ -14,13 +14,13 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.models import partition
 from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
 from jax_brcd.training.loop import Stage
-from jax_brcd.views.sources import FeatureSource
+from jax_brcd.views.sources import ViewSource
 
 CIBHASH = create_objective("cibhash")
 
 
 def teacher_stage(
-    teacher: HashModel, views: FeatureSource, *, learning_rate: float, temperature: float, kl_weight: float,
+    teacher: HashModel, views: ViewSource, *, learning_rate: float, temperature: float, kl_weight: float,
     objective: LearntObjective = CIBHASH, **settings: Any,
 ):
     """The head's training under an objective that is learnt. `settings` are further fields of the Stage.
@@ -32,10 +32,10 @@ def teacher_stage(
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
-        features_i, features_j = (constants["views"].features_of(model, batch.indices, numbers, batch.valid)
-                                  for numbers in (batch.views_i, batch.views_j))
-        seen = HashingBatch(valid=batch.valid, features_i=features_i, features_j=features_j,
-                            logits_i=model.head(features_i), logits_j=model.head(features_j))
+        view_i, view_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid)
+                          for numbers in (batch.views_i, batch.views_j))
+        seen = HashingBatch(valid=batch.valid, features_i=view_i.features, features_j=view_j.features,
+                            logits_i=view_i.logits, logits_j=view_j.logits)
         value, metrics = objective.loss(seen, temperature=temperature, kl_weight=kl_weight)
         return value, (nnx.state(model, nnx.BatchStat), metrics)
 
