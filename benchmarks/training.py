@@ -12,14 +12,14 @@ from torch import Tensor
 
 from benchmarks import compiled, published
 from benchmarks.machine import cores
-from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.loop import Stage, backbone_scans, start, stepped_epoch, train_epoch
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import epoch_batches
-from jax_brcd.views.sources import KeptCodes, KeptFeatures, PixelViews
+from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, PixelViews
 from torch_ref.augment import random_views, training_view
 from torch_ref.losses import hash_codes
 from torch_ref.models import create_hash_model as create_torch_model
@@ -85,11 +85,12 @@ def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = Fals
         return PixelViews(pixels, jax.random.key(0), ViewConfig(size=PIXELS), train)
 
     student_views = kept_features(student, images) if pixels is None else pixel_views(True)
-    teacher_views = pixel_views(False) if fresh else KeptCodes(jnp.asarray(noisy_codes(VIEWS, images, BITS), jnp.int8))
+    source = (LiveTeacher.of(teacher, pixel_views(False)) if fresh
+              else KeptTeacher(jnp.asarray(noisy_codes(VIEWS, images, BITS), jnp.int8)))
     method = create_method("brcd", clusters=CLUSTERS, cluster_restarts=1)
     return JaxEpochs(*student_stage(
-        student, teacher, method, TeacherView(noisy_codes(images, BITS)), student_views=student_views,
-        teacher_views=teacher_views, train_backbone=train_backbone, method_seed=0,
+        student, source, method, TeacherKnowledge.of(noisy_codes(images, BITS), method.needs, seed=0),
+        student_views=student_views, train_backbone=train_backbone, method_seed=0,
         scan=not train_backbone or backbone_scans(), **stage_settings(images, None if fresh else VIEWS)))
 
 

@@ -11,14 +11,15 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, silhouettes
+from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, published_range, silhouettes
 from jax_brcd.clusters.kmeans import k_means
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.methods import DistillationBatch, TeacherView, create_method
+from jax_brcd.methods import DistillationBatch, TeacherKnowledge, create_method
 from jax_brcd.report import Report, write_report
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.configuration import Config, create_config, parse_command_line
 from jax_brcd.settings.options import check, option
+from jax_brcd.views.outputs import Outputs
 from torch_ref import distill as torch_distill
 
 GROUPS, IMAGES, BITS = 5, 240, 32
@@ -106,10 +107,10 @@ def test_few_distinct_codes_end_the_range_early():
     assert len(alike.clustering.centers) == 1 and len(alike.counts) == len(alike.scores) == 0
 
 
-def test_every_data_set_names_the_range_to_try(tmp_path):
-    digits = load_dataset("digits", cache_dir=tmp_path)
-    low, high = digits.cluster_range
-    assert 2 <= low < high < len(digits.train)
+@pytest.mark.parametrize(("dataset", "expected"), [
+    ("cifar10", (2, 14)), ("coco", (2, 49)), ("imagenet100", (10, 59)), ("digits", (2, 30)), ("one of my own", (2, 30))])
+def test_the_published_ranges_go_by_the_data_sets_name(dataset, expected):
+    assert published_range(dataset) == expected
 
 
 def brcd(**settings):
@@ -119,30 +120,35 @@ def brcd(**settings):
 def test_brcd_under_auto_learns_from_the_chosen_clusters():
     """The memory's shapes follow the chosen number; choosing again gives the same arrays, so that a run can resume."""
     codes, _ = mixture()
-    view = TeacherView(codes, (2, 9))
     method = brcd(clusters="auto")
-    _, memory = method.init(view, seed=0)
-    _, again = method.init(view, seed=0)
+
+    def init(method):
+        return method.init(TeacherKnowledge.of(codes, method.needs, seed=0, cluster_range=(2, 9)), seed=0)[1]
+
+    memory, again = init(method), init(method)
     jax.tree.map(np.testing.assert_array_equal, memory, again)
     assert memory["centers"].shape == memory["bit_mask"].shape == (GROUPS, BITS)
     np.testing.assert_array_equal(memory["cluster_scores"][:, 0], np.arange(2, 10))
     assert memory["cluster_scores"][:, 1].argmax() == GROUPS - 2
 
     rows = jnp.asarray(codes[:8])
-    batch = DistillationBatch(jnp.arange(8), jnp.ones(8, bool), *[rows] * 6, key=jax.random.key(0))
-    _, told = brcd(clusters=GROUPS).init(view, seed=0)
+    outputs = dict.fromkeys("ij", Outputs(codes=rows))
+    batch = DistillationBatch(jnp.arange(8), jnp.ones(8, bool), outputs, outputs, key=jax.random.key(0), temperature=0.3)
+    told = init(brcd(clusters=GROUPS))
     assert "cluster_scores" not in told
-    losses = [method.loss({}, jax.tree.map(jnp.asarray, each), batch, temperature=0.3)[0] for each in (memory, told)]
+    losses = [method.loss({}, jax.tree.map(jnp.asarray, each), batch)[0] for each in (memory, told)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("choice", CLUSTER_CHOICES)
 def test_the_report_shows_the_scores_and_the_choice(tmp_path, choice):
     scores = np.stack([np.arange(2, 9), np.linspace(0.2, 0.4, 7)], axis=1)
+    clusters = np.arange(20) % 5
+    memory = {"bit_mask": np.ones((5, 8)), "clusters": clusters, "cluster_scores": scores}
     metrics = {"protocol": dict.fromkeys(("dataset", "split", "k", "ties", "bits", "seed"), 1) | {"queries": 1, "database": 1}}
     page = write_report(tmp_path, Report(
-        title="a run", config={"cluster_choice": choice}, metrics=metrics, history=[], curves={},
-        bit_mask=np.ones((5, 8)), cluster_sizes=np.full(5, 4), cluster_scores=scores)).read_text()
+        title="a run", config={}, metrics=metrics, history=[], curves={},
+        sections=tuple(brcd(clusters="auto", cluster_choice=choice).report(memory)))).read_text()
     assert "Number of clusters" in page and (tmp_path / "plots" / "number_of_clusters.png").stat().st_size > 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
@@ -18,7 +18,7 @@ from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import epoch_batches
 from jax_brcd.views.encoding import ENCODING_BATCH, encode, encode_batch
 from jax_brcd.views.features import FeatureCache, encode_views
-from jax_brcd.views.sources import KeptCodes, KeptFeatures
+from jax_brcd.views.sources import KeptFeatures, KeptTeacher
 
 N_IMAGES, BATCH, VIEWS, BITS = 10, 4, 3, 8
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -61,10 +61,10 @@ def drawn_stage(kind, models, **others):
     if kind == "teacher":
         return teacher_stage(models[0], views, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, **settings(**others))
     codes = random.choice([-1.0, 1.0], (N_IMAGES, BITS)).astype(np.float32)
-    kept = KeptCodes(jnp.asarray(random.choice([-1, 1], (VIEWS, N_IMAGES, BITS)), jnp.int8))
+    kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (VIEWS, N_IMAGES, BITS)), jnp.int8))
+    method = create_method("brcd", clusters=2, cluster_restarts=1)
     return student_stage(
-        models[1], models[0], create_method("brcd", clusters=2, cluster_restarts=1), TeacherView(codes), student_views=views,
-        teacher_views=kept, train_backbone=False, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, method_seed=0,
+        models[1], kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), student_views=views, train_backbone=False, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, method_seed=0,
         **settings(**others))
 
 

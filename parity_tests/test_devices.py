@@ -29,11 +29,11 @@ from jax_brcd.training import loop as training
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.views.encoding import encode
-from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.loop import fit, start
-from jax_brcd.views.sources import KeptCodes, PixelViews
+from jax_brcd.views.sources import KeptTeacher, PixelViews
 
 directory, stop, *place = sys.argv[1:]
 run_epoch, epochs_run = training._run_epoch, []
@@ -53,10 +53,10 @@ codes = random.choice([-1.0, 1.0], (20, 8)).astype(np.float32)
 with devices.session(int(place[0]), int(place[1]), place[2]):
     student, teacher = (create_hash_model(name, 8, rngs=nnx.Rngs(0)) for name in ("resnet8", "vit_lite_4_8"))
     views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=32), train=True)
-    kept = KeptCodes(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
+    kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
+    method = create_method("brcd", clusters=2, cluster_restarts=1)
     stage, parameters, carry = student_stage(
-        student, teacher, create_method("brcd", clusters=2, cluster_restarts=1), TeacherView(codes),
-        student_views=views, teacher_views=kept, train_backbone=True, learning_rate=1e-4, temperature=0.3,
+        student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), student_views=views, train_backbone=True, learning_rate=1e-4, temperature=0.3,
         kl_weight=0.001, method_seed=0, n_images=20, batch_size=6, epochs=2, seed=0, kept_views=None, scan=False,
         checkpoint_seconds=0.0)
     fitted = None

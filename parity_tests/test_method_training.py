@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 from jax_brcd.data import DATASETS, ImageDataset, Images, Source
-from jax_brcd.methods import METHODS, TeacherView, create_method
+from jax_brcd.methods import METHODS, TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
@@ -23,7 +23,7 @@ from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import epoch_batches
 from jax_brcd.views.derivations import ITSELF, Mixture, Rotation
 from jax_brcd.views.features import FeatureCache
-from jax_brcd.views.sources import KeptCodes, KeptFeatures, PixelViews
+from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, PixelViews
 from torch_ref import augment as reference
 from torch_ref.distill import run as distill_in_torch
 
@@ -48,6 +48,7 @@ def scene():
     return {
         "codes": np.sign(still @ projection).astype(np.float32),
         "teacher": {name: jnp.asarray(np.sign(part @ projection), jnp.int8) for name, part in views.items()},
+        "teacher_features": {name: jnp.asarray(part, jnp.float32) for name, part in views.items()},
         "student": {name: jnp.asarray(part + 0.5 * draw.normal(size=part.shape), jnp.float32)
                     for name, part in views.items()},
     }
@@ -60,9 +61,12 @@ def small_method(name):
 
 def stage_of(scene, model, name, epochs=6, **settings):
     (student, *_), (teacher, *_) = (list(scene[role].items()) for role in ("student", "teacher"))
+    method = small_method(name)
+    source = KeptTeacher(teacher[1], scene["teacher"]).with_features(
+        KeptFeatures(scene["teacher_features"]["itself"], scene["teacher_features"]), model.head)
     stage, parameters, carry = student_stage(
-        model, model, small_method(name), TeacherView(scene["codes"]),
-        student_views=KeptFeatures(student[1], scene["student"]), teacher_views=KeptCodes(teacher[1], scene["teacher"]),
+        model, source, method, TeacherKnowledge.of(scene["codes"], method.needs, seed=3),
+        student_views=KeptFeatures(student[1], scene["student"]),
         train_backbone=False, learning_rate=1e-2, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=IMAGES,
         batch_size=BATCH, epochs=epochs, seed=5, kept_views=VIEWS, **settings)
     return stage, start(stage, parameters, carry)
@@ -141,7 +145,7 @@ class Flat(nnx.Module):
 def draw_views(views, derivation):
     """View 1 of every image."""
     every = jnp.arange(8)
-    drawn = views.logits(Flat(), every, jnp.ones_like(every), every >= 0, derivation)
+    drawn = views.outputs(Flat(), every, jnp.ones_like(every), every >= 0, derivation).features
     return np.asarray(drawn).reshape(8, 12, 12, 3)
 
 
@@ -184,8 +188,8 @@ def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_pa
     source = KeptFeatures(jnp.asarray(features), derived)
     batch = jnp.array([6, 1, 1, 0, 3, 4, 4, 7]), jnp.array([0, 1, 0, 0, 1, 1, 0, 1]), jnp.ones(8, bool)
     for derivation in (ITSELF, *DERIVED):
-        np.testing.assert_allclose(source.logits(Flat(), *batch, derivation), pixels.logits(Flat(), *batch, derivation),
-                                   atol=0.004)
+        ours, theirs = (each.outputs(Flat(), *batch, derivation).features for each in (source, pixels))
+        np.testing.assert_allclose(ours, theirs, atol=0.004)
     monkeypatch.setattr("jax_brcd.views.features.encode_views", None)
     np.testing.assert_array_equal(kept(derivation=DERIVED[1], partners=partners), derived[DERIVED[1].name])
 
@@ -240,15 +244,15 @@ def test_a_method_sees_the_same_of_views_encoded_now_or_kept(pixels, name):
     every, numbers = jnp.tile(jnp.arange(8), 2), jnp.repeat(jnp.arange(2), 8)
 
     def kept(derivation):
-        return pixels.logits(Flat(), every, numbers, every >= 0, derivation).reshape(2, 8, -1)
+        return pixels.outputs(Flat(), every, numbers, every >= 0, derivation).features.reshape(2, 8, -1)
 
-    derived = {derivation.name: kept(derivation) for derivation in method.needs.views}
+    derived = {derivation.name: kept(derivation) for derivation in method.needs.derivations}
     features = KeptFeatures(kept(ITSELF), derived)
     codes = np.sign(np.random.default_rng(0).normal(size=(8, BITS))).astype(np.float32)
     found = []
     for views in (pixels, features):
         stage, parameters, carry = student_stage(
-            student, teacher, method, TeacherView(codes), student_views=views, teacher_views=views, train_backbone=False,
+            student, LiveTeacher.of(teacher, views), method, TeacherKnowledge(codes), student_views=views, train_backbone=False,
             learning_rate=1e-3, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=8, batch_size=3, epochs=1, seed=5,
             kept_views=2)
         batches = epoch_batches(8, 3, epoch=0, seed=stage.seed, views=2)

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from jax_brcd import losses
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.losses.memory import embed
-from jax_brcd.methods import METHODS, DistillationBatch, Method, TeacherView, create_method
+from jax_brcd.methods import METHODS, DistillationBatch, Method, TeacherKnowledge, create_method
+from jax_brcd.methods.base import view_name
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.views.outputs import Outputs
 from torch_ref import methods as reference
 from torch_ref.losses import hash_codes as reference_codes
 
@@ -275,6 +277,7 @@ def test_a_setting_of_another_method_is_refused_with_the_methods_own(name):
 
 
 IMAGES, ROWS, PADDING, BITS = 12, 6, 3, 16
+WIDTHS = 10, 7  # features of student and teacher
 
 
 def small_method(name):
@@ -284,21 +287,24 @@ def small_method(name):
 
 
 def distillation_batch(method, padding):
-    """Random codes of six images and what the method needs; the padding looks like image 0, which is not in the batch."""
+    """Random outputs of six images, what the method needs of them; the padding looks like image 0, which is not in the batch."""
     draw = np.random.default_rng(0)
 
-    def codes(*leading):
-        values = jnp.asarray(draw.choice([-1.0, 1.0], (*leading, ROWS, BITS)), jnp.float32)
-        return jnp.pad(values, ((0, 0),) * len(leading) + ((0, padding), (0, 0)), constant_values=1.0)
+    def filled(values):
+        return jnp.pad(jnp.asarray(values, jnp.float32), ((0, padding), (0, 0)), constant_values=1.0)
 
-    derived = len(method.needs.views)
-    pairs = [codes(2), codes(2), codes(2)]
+    def outputs(entries, width):
+        every = Outputs(filled(draw.normal(size=(ROWS, width))), filled(draw.normal(size=(ROWS, BITS))),
+                        filled(draw.choice([-1.0, 1.0], (ROWS, BITS))))
+        return every.only(entries)
+
+    needs = method.needs
+    views = [view_name(view) for view in needs.views]
     return DistillationBatch(
         indices=jnp.pad(jnp.arange(1, ROWS + 1), (0, padding)), valid=jnp.arange(ROWS + padding) < ROWS,
-        student_logits_i=pairs[0][0], student_logits_j=pairs[0][1], student_codes_i=pairs[1][0],
-        student_codes_j=pairs[1][1], teacher_codes_i=pairs[2][0], teacher_codes_j=pairs[2][1], key=jax.random.key(0),
-        negatives=jnp.pad(jnp.asarray(draw.integers(IMAGES, size=(ROWS, method.needs.negatives))), ((0, padding), (0, 0))),
-        student_derived_codes=codes(derived), teacher_derived_codes=codes(derived))
+        student={view: outputs(needs.student, WIDTHS[0]) for view in views},
+        teacher={view: outputs(needs.teacher, WIDTHS[1]) for view in views}, key=jax.random.key(0), temperature=0.3,
+        negatives=jnp.pad(jnp.asarray(draw.integers(IMAGES, size=(ROWS, needs.negatives))), ((0, padding), (0, 0))))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -306,21 +312,26 @@ def test_padding_changes_neither_a_methods_loss_nor_its_memory(name):
     method = small_method(name)
     assert isinstance(method, Method)
     codes = np.random.default_rng(1).choice([-1.0, 1.0], (IMAGES, BITS)).astype(np.float32)
-    parameters, memory = jax.tree.map(jnp.asarray, method.init(TeacherView(codes), seed=0))
+    knowledge = TeacherKnowledge.of(codes, method.needs, seed=0)._replace(
+        student_features=WIDTHS[0], teacher_features=WIDTHS[1])
+    parameters, memory = jax.tree.map(jnp.asarray, method.init(knowledge, seed=0))
 
-    def step(student_codes, padding):
-        batch = distillation_batch(method, padding)._replace(student_codes_i=student_codes)
-        return method.loss(parameters, memory, batch, temperature=0.3)
+    def step(of_student, padding):
+        batch = distillation_batch(method, padding)
+        loss, memory, metrics = method.loss(parameters, memory_before, batch._replace(student={**batch.student, **of_student}))
+        return loss, (memory, metrics)
 
+    memory_before = memory
     results = []
     for padding in (0, PADDING):
-        student = distillation_batch(method, padding).student_codes_i
-        results.append(jax.jit(jax.value_and_grad(step, has_aux=True), static_argnums=1)(student, padding))
-    ((value, after), gradient), ((padded_value, padded_after), padded_gradient) = results
+        of_student = {view: part for view, part in distillation_batch(method, padding).student.items() if view == "i"}
+        results.append(jax.jit(jax.value_and_grad(step, has_aux=True), static_argnums=1)(of_student, padding))
+    ((value, after), gradients), ((padded_value, padded_after), padded_gradients) = results
     np.testing.assert_allclose(padded_value, value, rtol=1e-5)
-    np.testing.assert_allclose(padded_gradient[:ROWS], gradient, atol=1e-5 * max(np.abs(gradient).max(), 1e-6))
-    np.testing.assert_array_equal(padded_gradient[ROWS:], 0)
+    for gradient, padded in zip(*map(jax.tree.leaves, (gradients, padded_gradients)), strict=True):
+        np.testing.assert_allclose(padded[:ROWS], gradient, atol=1e-5 * max(np.abs(gradient).max(), 1e-6))
+        np.testing.assert_array_equal(padded[ROWS:], 0)
+        assert np.abs(gradient).max() > 0
     for ours, theirs in zip(*map(jax.tree.leaves, (padded_after, after)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    if name != "none":
-        assert np.abs(gradient).max() > 0
+    assert bool(jax.tree.leaves(gradients)) == (name != "none")

@@ -194,9 +194,9 @@ def test_live_and_kept_views_give_features_whose_head_gives_the_logits():
     kept = KeptFeatures(jnp.ones((2, 3, 64)))
     for source in (live, kept):
         arguments = model, jnp.array([2, 0]), jnp.array([1, 0]), jnp.ones(2, bool)
-        features = source.features_of(*arguments)
-        assert features.shape == (2, 64)
-        np.testing.assert_allclose(model.head(features), source.logits(*arguments), atol=1e-6)
+        outputs = source.outputs(*arguments)
+        assert outputs.features.shape == (2, 64)
+        np.testing.assert_allclose(model.head(outputs.features), outputs.logits, atol=1e-6)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

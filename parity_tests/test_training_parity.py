@@ -9,7 +9,7 @@ from flax import nnx
 
 from jax_brcd.clusters.kmeans import cluster_codes
 from jax_brcd.losses.codes import hash_codes
-from jax_brcd.methods import TeacherView, create_method
+from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.stages.student import student_stage
@@ -17,7 +17,7 @@ from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start, train_epoch
 from jax_brcd.views.batches import epoch_batches
-from jax_brcd.views.sources import KeptCodes, KeptFeatures
+from jax_brcd.views.sources import KeptFeatures, KeptTeacher
 from torch_ref import losses, retrieval
 from torch_ref.clusters import bit_masks
 from torch_ref.models import create_hash_model as create_torch_model
@@ -88,9 +88,9 @@ def student_in_both(scene, heads, epochs, validate=None):
     model, reference = heads
     method = create_method("brcd", clusters=CLASSES)
     stage, parameters, carry = student_stage(
-        model, create_hash_model(BACKBONE, BITS), method, TeacherView(scene["teacher_codes"]),
-        student_views=KeptFeatures(jnp.asarray(scene["student_views"])),
-        teacher_views=KeptCodes(jnp.asarray(scene["teacher_code_views"], jnp.int8)), train_backbone=False,
+        model, KeptTeacher(jnp.asarray(scene["teacher_code_views"], jnp.int8)), method,
+        TeacherKnowledge.of(scene["teacher_codes"], method.needs, seed=3),
+        student_views=KeptFeatures(jnp.asarray(scene["student_views"])), train_backbone=False,
         learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
         **stage_settings(epochs, validation_interval=5, patience=100))
     clusters, centers = (torch.from_numpy(part) for part in cluster_codes(scene["teacher_codes"], CLASSES, seed=3))

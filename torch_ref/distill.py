@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jax_brcd.clusters.choice import choose_clusters
+from jax_brcd.clusters.choice import choose_clusters, published_range
 from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.report import SKIPPED
 from jax_brcd.runtime.errors import InputError
@@ -168,7 +168,7 @@ def distillation_loss(experiment: Experiment, codes: np.ndarray):
     if config.run.method in METHODS:
         return METHODS[config.run.method](method, torch.from_numpy(codes), config.run.seed * 3 + 2)
     chosen = choose_clusters(codes, method.clusters, choice=method.cluster_choice,
-                             cluster_range=experiment.dataset.cluster_range, seed=config.run.seed * 3 + 2,
+                             cluster_range=published_range(experiment.dataset.name), seed=config.run.seed * 3 + 2,
                              restarts=method.cluster_restarts).clustering
     clusters, centers = torch.from_numpy(chosen.clusters).long(), torch.from_numpy(chosen.centers)
     mask = bit_masks(torch.from_numpy(codes), clusters, len(centers), method.margin, method.variant)
@@ -205,7 +205,7 @@ def student_logits(
         return losses.hash_codes(in_batches(teacher, teacher, pixels))
 
     inputs, targets = {None: experiment.kept(student_input)}, {None: teacher_codes}
-    for derivation in needs.views:
+    for derivation in needs.derivations:
         inputs[derivation] = experiment.kept(student_input, derivation, partners)
         targets[derivation] = experiment.kept(of_teacher, derivation, partners)
     learner = model if whole else head
@@ -241,7 +241,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tenso
         experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
                             patience=config.student.patience, min_epochs=config.min_epochs),
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
-        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight, derivations=config.method.needs.views)
+        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight, derivations=config.method.needs.derivations)
     return model, best
 
 

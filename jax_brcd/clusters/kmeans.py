@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, ScalarLike
 
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.registry import unknown_name
 
 VARIANTS = ("corrected", "released")
@@ -33,7 +33,7 @@ def cluster_codes(
     codes are distinct; its center is then a repeated code.
 
     Raises:
-        InputError: for fewer images than clusters.
+        InputError: as `k_means`.
     """
     clustering = k_means(codes, n_clusters, seed=seed, restarts=restarts)
     return clustering.clusters, clustering.centers
@@ -48,12 +48,10 @@ def k_means(
         capacity: room for this many clusters, so that one compiled program serves every number up to it.
 
     Raises:
-        InputError: for fewer images than clusters.
+        InputError: for fewer images than clusters, and for what are no codes (see `checked_codes`).
     """
-    if n_clusters > len(codes):
-        raise InputError(f"--clusters {n_clusters}: more clusters than the {len(codes)} training images; give fewer")
-    if n_clusters < 1:
-        raise InputError(f"--clusters {n_clusters}: too small; give 1 or more")
+    check_count(n_clusters, len(codes))
+    codes = checked_codes(codes)
     distinct = np.unique(codes, axis=0)
     if len(distinct) <= n_clusters:
         return _cluster_distinct(codes, distinct, n_clusters)
@@ -61,6 +59,27 @@ def k_means(
                                capacity=capacity or n_clusters, restarts=restarts)
     clusters, centers, inertia = map(np.array, found)
     return Clustering(clusters, centers[:n_clusters], float(inertia))
+
+
+def check_count(n_clusters: int, images: int) -> None:
+    """Raises InputError where so many images have no such number of clusters."""
+    if n_clusters > images:
+        raise InputError(f"more clusters than the {images} training images; give fewer", field="clusters", value=n_clusters)
+    if n_clusters < 1:
+        raise InputError("too small; give 1 or more", field="clusters", value=n_clusters)
+
+
+def checked_codes(codes: Float[np.ndarray, "images bits"]) -> Float[np.ndarray, "images bits"]:
+    """The codes as they are, where they are codes of -1, 0 and +1.
+
+    Raises:
+        InputError: for values that are not finite, and for bits of 0 and 1, whose clusters and means are not those of codes.
+    """
+    if not np.isfinite(codes).all():
+        raise InputError("not finite everywhere; give codes of -1 and +1", field="codes")
+    if codes.size and not (codes < 0).any() and (codes == 0).any():
+        raise InputError("bits of 0 and 1 where codes of -1 and +1 are meant; give 2 * codes - 1", field="codes")
+    return codes
 
 
 def _cluster_distinct(codes, distinct, n_clusters) -> Clustering:
@@ -83,8 +102,8 @@ def _plus_plus(
 ) -> Float[Array, "capacity bits"]:
     """Greedy k-means++ (Arthur and Vassilvitskii, SODA 2007): each next center is the best of a few codes drawn in
     proportion to their squared distance to the nearest center so far."""
-    first = codes[jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(codes))]
-    centers = jnp.zeros((capacity, codes.shape[1])).at[0].set(first)
+    first = codes[jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(codes), jnp.int32)]
+    centers = jnp.zeros((capacity, codes.shape[1]), codes.dtype).at[0].set(first)
 
     def add(number, state):
         centers, nearest = state
@@ -103,7 +122,7 @@ def _restarted_k_means(
     """Clusters, centers and inertia of the best restart. All restarts move together: a step of Lloyd's algorithm is two
     matrix products, of the codes with every center and of every membership with the codes."""
     starts = jax.vmap(lambda key: _plus_plus(codes, n_clusters, key, capacity))(jax.random.split(key, restarts))
-    absent = jnp.where(jnp.arange(capacity) < n_clusters, 0.0, jnp.inf)
+    absent = jnp.where(jnp.arange(capacity) < n_clusters, 0.0, jnp.inf).astype(codes.dtype)
     tolerance = TOLERANCE * jnp.mean(jnp.var(codes, axis=0))
 
     def assign(centers):
@@ -112,7 +131,7 @@ def _restarted_k_means(
         return jnp.argmin(distances, axis=-1), jnp.sum(jnp.min(distances, axis=-1), axis=0)
 
     def means(clusters, centers):
-        members = jax.nn.one_hot(clusters, capacity).reshape(len(codes), -1)
+        members = jax.nn.one_hot(clusters, capacity, dtype=codes.dtype).reshape(len(codes), -1)
         sums = jnp.matmul(members.T, codes, precision="highest").reshape(centers.shape)
         sizes = jnp.sum(members, axis=0).reshape(restarts, capacity, 1)
         return jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), centers)
@@ -125,10 +144,16 @@ def _restarted_k_means(
     def moving(state):
         return (state[1] > tolerance) & (state[2] < ITERATIONS)
 
-    centers, _, _ = jax.lax.while_loop(moving, step, (starts, jnp.array(jnp.inf), 0))
+    centers, _, _ = jax.lax.while_loop(moving, step, (starts, jnp.float32(jnp.inf), 0))
     clusters, inertia = assign(centers)
     best = jnp.argmin(inertia)
     return clusters[:, best].astype(jnp.int32), centers[best], inertia[best]
+
+
+def check_variant(variant: str) -> None:
+    """Raises UnknownName for a variant of BRCD that there is not."""
+    if variant not in VARIANTS:
+        raise UnknownName(unknown_name("variant", variant, VARIANTS))
 
 
 def nearest_center(
@@ -151,14 +176,13 @@ def bit_masks(
     `released` is all zeros, as the published lines leave it. An empty cluster has no bit that its images agree on: 0.
 
     Raises:
-        ValueError: for an unknown variant.
+        InputError: for an unknown variant, and for what are no codes (see `checked_codes`).
     """
-    if variant not in VARIANTS:
-        raise ValueError(unknown_name("variant", variant, VARIANTS))
-    codes = jnp.asarray(codes)
+    check_variant(variant)
+    codes = jnp.asarray(codes if isinstance(codes, jax.core.Tracer) else checked_codes(np.asarray(codes)), jnp.float32)
     if variant == "released":
         return jnp.zeros((n_clusters, codes.shape[1]), jnp.float32)
     sums = jax.ops.segment_sum(codes, jnp.asarray(clusters), n_clusters)
-    sizes = jax.ops.segment_sum(jnp.ones(codes.shape[0]), jnp.asarray(clusters), n_clusters)
+    sizes = jax.ops.segment_sum(jnp.ones(codes.shape[0], jnp.float32), jnp.asarray(clusters), n_clusters)
     agreement = jnp.abs(sums) / jnp.maximum(sizes, 1)[:, None]
     return (agreement > margin).astype(jnp.float32)

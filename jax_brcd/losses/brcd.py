@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, ScalarLike
 
-from jax_brcd.clusters.kmeans import VARIANTS, nearest_center
+from jax_brcd.clusters.kmeans import check_variant, nearest_center
 from jax_brcd.losses.contrastive import AnyArray, normalise, paired_cross_entropy
-from jax_brcd.runtime.registry import unknown_name
 
 
 def brcd_distillation_loss(
@@ -40,10 +39,9 @@ def brcd_distillation_loss(
         valid: images that count; None for all. block_rows: of `paired_cross_entropy`.
 
     Raises:
-        ValueError: for an unknown variant.
+        InputError: for an unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(unknown_name("variant", variant, VARIANTS))
+    check_variant(variant)
     clusters, centers, bit_mask = map(jnp.asarray, (clusters, centers, bit_mask))
     teacher_codes_i, teacher_codes_j = jax.lax.stop_gradient((jnp.asarray(teacher_codes_i), jnp.asarray(teacher_codes_j)))
     mask = bit_mask[clusters] if mask_bits else 1.0

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_brcd.losses.contrastive import AnyArray
 from jax_brcd.losses.memory import unit_rows
+from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.registry import unknown_name
 
 SP_VARIANTS = ("batch", "released")
@@ -34,10 +35,10 @@ def sp_loss(
         valid: images that count; None for all.
 
     Raises:
-        ValueError: for an unknown variant.
+        InputError: for an unknown variant.
     """
     if variant not in SP_VARIANTS:
-        raise ValueError(unknown_name("variant", variant, SP_VARIANTS))
+        raise UnknownName(unknown_name("variant", variant, SP_VARIANTS))
     student, teacher = jnp.asarray(student_codes), jax.lax.stop_gradient(jnp.asarray(teacher_codes))
     valid = jnp.ones(len(teacher), bool) if valid is None else jnp.asarray(valid)
     if variant == "released":

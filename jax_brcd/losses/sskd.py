@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray, masked_mean, normalise
+from jax_brcd.runtime.errors import InputError
 
 VIEWS_A_SAMPLE = 4  # the upright one and three turned ones
 EXCLUDED = -1e30  # a logit of no probability; finite, so that differences of two are too
@@ -25,10 +26,10 @@ def sskd_loss(
         valid: rows that count; None for all.
 
     Raises:
-        ValueError: for a number of rows that is no multiple of four.
+        InputError: for a number of rows that is no multiple of four.
     """
     if len(student_codes) % VIEWS_A_SAMPLE:
-        raise ValueError(f"{len(student_codes)} rows: not four a sample")
+        raise InputError(f"{len(student_codes)} rows: not four a sample", field="student_codes")
     valid = jnp.ones(len(student_codes), bool) if valid is None else jnp.asarray(valid)
     grouped = valid.reshape(-1, VIEWS_A_SAMPLE)
     student, teacher = (_log_similarities(jnp.asarray(codes), temperature, grouped[:, 0])

@@ -5,7 +5,7 @@ A method is a frozen dataclass of its settings that implements `Method` (see met
 
 from typing import Any
 
-from jax_brcd.methods.base import DistillationBatch, Method, Needs, TeacherView
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Method, Needs, TeacherKnowledge
 from jax_brcd.methods.brcd import BRCD
 from jax_brcd.methods.crcd import CRCD
 from jax_brcd.methods.crd import CRD
@@ -31,7 +31,7 @@ METHODS.register("sskd")(SSKD)
 METHODS.register("crcd")(CRCD)
 METHODS.register("packd")(PACKD)
 
-__all__ = ["METHODS", "DistillationBatch", "Method", "Needs", "TeacherView", "create_method"]
+__all__ = ["METHODS", "BaseMethod", "DistillationBatch", "Method", "Needs", "TeacherKnowledge", "create_method"]
 
 
 def create_method(name: str, **settings: Any) -> Method:

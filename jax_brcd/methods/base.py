@@ -1,34 +1,59 @@
-"""The interface between the training loop and a distillation method: state in, state out."""
+"""The interface between the student's stage and a distillation method: state in, state out."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_brcd.data.dataset import CLUSTER_RANGE
+from jax_brcd.clusters.choice import DEFAULT_RANGE, ClusterChoice, ClusterNeeds, make_clusters
+from jax_brcd.methods.sections import Section
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.derivations import Derivation
+from jax_brcd.views.outputs import VIEW_I, Outputs
 
 Tree = Any
-
-
-class TeacherView(NamedTuple):
-    """What the teacher says before the student's training starts."""
-
-    codes: Float[np.ndarray, "images bits"]  # of the un-augmented training images
-    cluster_range: tuple[int, int] = CLUSTER_RANGE  # numbers of clusters that a method may choose from, both included
+Metrics = dict[str, Array]
+View = str | Derivation  # "i", "j", or what is made of view i
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a method sees beside two views of a batch; the data stage provides it."""
+    """What a method sees; nothing else is computed for it."""
 
-    views: tuple[Derivation, ...] = ()  # made of view i, seen by student and teacher
+    views: tuple[View, ...] = (VIEW_I,)  # seen by student and teacher
+    student: tuple[str, ...] = ("codes",)  # entries of Outputs
+    teacher: tuple[str, ...] = ("codes",)
     negatives: int = 0  # other training images drawn for each image of a batch
     neighbours: int = 0  # nearest training images by the teacher's codes that mixtures draw from
+    clusters: ClusterNeeds | None = None  # of the teacher's codes of the training images
+
+    @property
+    def derivations(self) -> tuple[Derivation, ...]:
+        """The views that are made of view i, in order."""
+        return tuple(view for view in self.views if not isinstance(view, str))
 
 
-NOTHING = Needs()
+class TeacherKnowledge(NamedTuple):
+    """What is known before the student's training starts."""
+
+    codes: Float[np.ndarray, "images bits"]  # the teacher's, of the un-augmented training images
+    clustering: ClusterChoice | None = None  # of the codes, where `Needs.clusters` asks for one
+    student_features: int | None = None  # widths of the encoders' features, which the stage fills in
+    teacher_features: int | None = None
+
+    @classmethod
+    def of(
+        cls, codes: Float[np.ndarray, "images bits"], needs: Needs, *, seed: int,
+        cluster_range: tuple[int, int] = DEFAULT_RANGE, progress: Progress = silent,
+    ) -> "TeacherKnowledge":
+        """The codes with what `needs` asks for of them; arguments as in `make_clusters`."""
+        clustering = None if needs.clusters is None else make_clusters(
+            codes, needs.clusters, cluster_range=cluster_range, seed=seed, progress=progress)
+        return cls(codes, clustering)
 
 
 class DistillationBatch(NamedTuple):
@@ -36,21 +61,28 @@ class DistillationBatch(NamedTuple):
 
     indices: Int[Array, "batch"]  # positions in the training set
     valid: Bool[Array, "batch"]
-    student_logits_i: Float[Array, "batch bits"]
-    student_logits_j: Float[Array, "batch bits"]
-    student_codes_i: Float[Array, "batch bits"]  # straight-through
-    student_codes_j: Float[Array, "batch bits"]
-    teacher_codes_i: Float[Array, "batch bits"]
-    teacher_codes_j: Float[Array, "batch bits"]
+    student: Mapping[str, Outputs]  # by the name of the view: "i", "j" and each derivation's
+    teacher: Mapping[str, Outputs]
     key: Key[Array, ""]
+    temperature: float  # of the student's own contrastive objective
     negatives: Int[Array, "batch negatives"] | None = None  # positions in the training set
-    student_derived_codes: Float[Array, "derived batch bits"] | None = None  # straight-through; of Needs.views, in order
-    teacher_derived_codes: Float[Array, "derived batch bits"] | None = None
+    step: Int[Array, ""] | int = 0  # number of the step in the whole training, from 0
+    steps: int = 1  # how many there will be at most
+
+
+def view_name(view: View) -> str:
+    """The name under which a batch holds the outputs of a view."""
+    return view if isinstance(view, str) else view.name
+
+
+def stacked_codes(outputs: Mapping[str, Outputs], needs: Needs) -> Float[Array, "views batch bits"]:
+    """The codes of all views of `needs`, in their order."""
+    return jnp.stack([outputs[view_name(view)].codes for view in needs.views])
 
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass of settings with what it needs and these two functions.
+    """A frozen dataclass of settings; `BaseMethod` has what most methods share.
 
     `init` runs once, on the host. What it returns is checkpointed and resumed: `parameters` are moved by the student's
     optimizer, `memory` is whatever else the method carries from step to step.
@@ -58,22 +90,58 @@ class Method(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What must be in the batch beside two views."""
+        """What the method sees."""
 
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
+    @property
+    def replaces_objective(self) -> bool:
+        """Whether the method's loss stands in place of the student's own objective, instead of being added to it."""
+
+    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+        """Raises InputError where the method cannot learn from so many training images, or from images that travel with a
+        step (`streamed`); called before anything long starts."""
+
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Returns (parameters, memory), pytrees of arrays."""
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
-        """Returns (loss, the memory after the step); `temperature` is the one of the contrastive objective."""
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
+        """Returns (loss, the memory after the step, scalars for the history by names of the method's own)."""
+
+    def report(self, memory: Tree) -> list[Section]:
+        """What the report shows of the memory at the end of the training."""
 
 
-class Stateless:
-    """A method that sees two views, learns nothing of its own and remembers nothing."""
+class BaseMethod:
+    """A method that sees the codes of view i, learns nothing of its own, remembers nothing and shows nothing.
 
-    needs = NOTHING
+    Other methods override what is different with them.
+    """
 
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
+    needs = Needs()
+    replaces_objective = False
+
+    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+        """See Method: what follows from the needs."""
+        check_needs(self.needs, images=images, streamed=streamed)
+
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """No parameters and no memory."""
         return {}, {}
+
+    def report(self, memory: Tree) -> list[Section]:
+        """Nothing."""
+        return []
+
+
+def check_needs(needs: Needs, *, images: int, streamed: bool) -> None:
+    """Raises InputError for needs that so many training images, or images that travel with a step, cannot meet."""
+    if needs.clusters is not None:
+        needs.clusters.check(images)
+    if needs.negatives and images < 2:
+        raise InputError(f"there are none among {images} training images; give 2 or more images", field="negatives",
+                         value=needs.negatives)
+    if needs.neighbours >= max(images, 1):
+        raise InputError(f"each of the {images} training images has {images - 1} others; give that or fewer",
+                         field="neighbours", value=needs.neighbours)
+    if needs.neighbours and streamed:
+        raise InputError("an image is mixed with its neighbours, which do not travel with a step; give a larger "
+                         "`resident_mib`, or a method without mixtures", field="neighbours", value=needs.neighbours)

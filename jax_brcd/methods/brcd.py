@@ -6,15 +6,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters
+from jax_brcd.clusters.choice import CLUSTER_CHOICES, SCORE_NAMES, ClusterNeeds
 from jax_brcd.clusters.kmeans import VARIANTS, bit_masks
 from jax_brcd.losses import brcd_distillation_loss
-from jax_brcd.methods.base import NOTHING, DistillationBatch, TeacherView, Tree
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Metrics, Needs, TeacherKnowledge, Tree
+from jax_brcd.methods.sections import Curve, Heatmap, Section
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
+from jax_brcd.views.outputs import VIEW_I, VIEW_J
 
 
 @dataclasses.dataclass(frozen=True)
-class BRCD:
+class BRCD(BaseMethod):
     """Bit-mask Robust Contrastive knowledge Distillation (He et al., WWW 2024)."""
 
     variant: str = option("corrected", "the method as meant, or as the published code computes it", choices=VARIANTS)
@@ -28,30 +31,52 @@ class BRCD:
     mask_bits: bool = option(True, "compare codes under the bit mask of the image's cluster")
     remove_false_negatives: bool = option(False, "remove false negatives without the rest of --robust")
 
-    needs = NOTHING
+    @property
+    def needs(self) -> Needs:
+        """Both views, and clusters of the teacher's codes."""
+        return Needs(views=(VIEW_I, VIEW_J),
+                     clusters=ClusterNeeds(self.clusters, self.cluster_choice, self.cluster_restarts))
 
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """No parameters; the memory holds each image's cluster, the centers and the bit masks.
 
-        Under --clusters auto it also holds `cluster_scores` (choices, 2): every C that was tried and its score.
+        Where their number was chosen it also holds `cluster_scores` (choices, 2): every C that was tried, and its score.
+
+        Raises:
+            InputError: for a clustering that is missing.
         """
-        chosen = choose_clusters(teacher.codes, self.clusters, choice=self.cluster_choice,
-                                 cluster_range=teacher.cluster_range, seed=seed, restarts=self.cluster_restarts)
-        clusters, centers, _ = chosen.clustering
-        masks = bit_masks(teacher.codes, clusters, len(centers), self.margin, self.variant)
+        if knowledge.clustering is None:
+            raise InputError("BRCD learns from clusters of the teacher's codes, and none are given; make them by "
+                             "TeacherKnowledge.of", field="clustering")
+        (clusters, centers, _), counts, scores = knowledge.clustering
+        masks = bit_masks(knowledge.codes, clusters, len(centers), self.margin, self.variant)
         memory = {"clusters": clusters, "centers": centers, "bit_mask": np.asarray(masks)}
-        if len(chosen.counts):
-            memory["cluster_scores"] = np.stack([chosen.counts, chosen.scores], axis=1).astype(np.float32)
+        if len(counts):
+            memory["cluster_scores"] = np.stack([counts, scores], axis=1).astype(np.float32)
         return {}, memory
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
+    def report(self, memory: Tree) -> list[Section]:
+        """The bit masks with the sizes of their clusters, and where C was chosen, the scores of all that were tried."""
+        mask, clusters = np.asarray(memory["bit_mask"]), np.asarray(memory["clusters"])
+        count, bits = mask.shape
+        sizes = np.bincount(clusters, minlength=count)
+        sections: list[Section] = [Heatmap(
+            "bit_masks", f"Bit masks: a dark bit steers its cluster's images ({mask.mean():.0%} of {count} x {bits})", mask,
+            tuple(f"cluster {number}: {size:,} images, {int(kept)} bits"
+                  for number, (size, kept) in enumerate(zip(sizes, mask.sum(axis=1), strict=True))), "bit")]
+        if "cluster_scores" in memory:
+            counts, scores = np.asarray(memory["cluster_scores"]).T
+            sections.append(Curve(
+                "number_of_clusters", f"Number of clusters by {self.cluster_choice}", counts.astype(int), scores, "clusters",
+                SCORE_NAMES.get(self.cluster_choice, self.cluster_choice), marked=count, mark=f"chosen: {count}"))
+        return sections
+
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """BRCD's distillation term of the batch; the memory stays as it is."""
         loss = brcd_distillation_loss(
-            batch.student_codes_i, batch.teacher_codes_i, batch.teacher_codes_j,
+            batch.student["i"].codes, batch.teacher["i"].codes, batch.teacher["j"].codes,
             memory["clusters"][batch.indices], memory["centers"], memory["bit_mask"],
-            alpha=self.alpha, temperature=temperature, robust=self.robust, mask_bits=self.mask_bits,
+            alpha=self.alpha, temperature=batch.temperature, robust=self.robust, mask_bits=self.mask_bits,
             remove_false_negatives=self.remove_false_negatives, variant=self.variant, valid=batch.valid,
         )
-        return loss, memory
+        return loss, memory, {}

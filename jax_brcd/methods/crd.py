@@ -7,13 +7,13 @@ from jaxtyping import Array, Float
 
 from jax_brcd.losses import crd_loss
 from jax_brcd.losses.memory import embed
-from jax_brcd.methods.base import DistillationBatch, Needs, TeacherView, Tree
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Metrics, Needs, TeacherKnowledge, Tree
 from jax_brcd.methods.memory import bank, linear
 from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class CRD:
+class CRD(BaseMethod):
     """Each encoder's embedded code is told from those of other images in the other's memory."""
 
     distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
@@ -29,20 +29,18 @@ class CRD:
         """Negatives."""
         return Needs(negatives=self.negatives)
 
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters: a linear embedding for each encoder. Memory: a bank for each and two normalisation constants."""
         draw = np.random.default_rng(seed)
-        images, bits = teacher.codes.shape
+        images, bits = knowledge.codes.shape
         parameters = {role: linear(draw, bits, self.embedding) for role in ("student", "teacher")}
         banks = {role: bank(draw, images, self.embedding) for role in ("student", "teacher")}
         return parameters, {**banks, "normalisers": np.full(2, -1.0, np.float32)}
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The contrast of the codes of view i; the memory moves to them."""
         loss, memory = self.contrast(
-            embed(batch.student_codes_i, **parameters["student"]), embed(batch.teacher_codes_i, **parameters["teacher"]),
+            embed(batch.student["i"].codes, **parameters["student"]), embed(batch.teacher["i"].codes, **parameters["teacher"]),
             memory, batch.indices, batch.negatives, temperature=self.distillation_temperature, momentum=self.momentum,
             valid=batch.valid)
-        return self.distillation_weight * loss, memory
+        return self.distillation_weight * loss, memory, {}

@@ -5,15 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_brcd.methods.base import DistillationBatch, Stateless, Tree
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Metrics, Needs, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class NoDistillation(Stateless):
-    """Adds nothing to the student's own objective."""
+class NoDistillation(BaseMethod):
+    """Adds nothing to the student's own objective and asks the teacher nothing."""
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
+    needs = Needs(views=())
+
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """Zero."""
-        return jnp.zeros(()), memory
+        return jnp.zeros((), jnp.float32), memory, {}

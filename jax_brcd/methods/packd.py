@@ -2,20 +2,21 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jax_brcd.losses import packd_loss
 from jax_brcd.losses.memory import embed, unit_rows
-from jax_brcd.methods.base import DistillationBatch, Needs, TeacherView, Tree
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Metrics, Needs, TeacherKnowledge, Tree, stacked_codes
 from jax_brcd.methods.memory import bank, linear
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
 from jax_brcd.views.derivations import Mixture
+from jax_brcd.views.outputs import VIEW_I
 
 
 @dataclasses.dataclass(frozen=True)
-class PACKD:
+class PACKD(BaseMethod):
     """Mixtures of an image with its neighbours by the teacher's codes, which stand for the images of its class that the
     supervised method mixes, are further positives.
 
@@ -34,29 +35,31 @@ class PACKD:
     @property
     def needs(self) -> Needs:
         """Negatives, and mixtures with neighbours."""
-        return Needs(views=tuple(map(Mixture, range(self.mixtures))), negatives=self.negatives,
+        return Needs(views=(VIEW_I, *map(Mixture, range(self.mixtures))), negatives=self.negatives,
                      neighbours=self.neighbours if self.mixtures else 0)
 
-    def init(self, teacher: TeacherView, *, seed: int) -> tuple[Tree, Tree]:
+    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+        """See Method."""
+        if self.mixtures and streamed:
+            raise InputError("packd mixes an image with others, which do not travel with a step; give a larger `resident_mib`, "
+                             "or 0 mixtures", field="mixtures", value=self.mixtures)
+        super().check(images=images, bits=bits, streamed=streamed)
+
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters: the linear embeddings. Memory: the teacher's bank and which images it has seen."""
         draw = np.random.default_rng(seed)
-        images, bits = teacher.codes.shape
+        images, bits = knowledge.codes.shape
         width = min(self.embedding, bits)
         roles = ("student", "teacher") if width < bits else ("student",)
         parameters = {role: linear(draw, bits, width) for role in roles}
         return parameters, {"bank": bank(draw, images, width), "seen": np.zeros(images, bool)}
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The contrast of view i and its mixtures; the memory moves to the teacher's codes of view i."""
-        student, teacher = batch.student_codes_i[None], batch.teacher_codes_i[None]
-        if self.mixtures:
-            student = jnp.concatenate([student, batch.student_derived_codes])
-            teacher = jnp.concatenate([teacher, batch.teacher_derived_codes])
-        student = embed(student, **parameters["student"])
+        student = embed(stacked_codes(batch.student, self.needs), **parameters["student"])
+        teacher = stacked_codes(batch.teacher, self.needs)
         teacher = embed(teacher, **parameters["teacher"]) if "teacher" in parameters else unit_rows(teacher)
         loss, memory = packd_loss(
             student, teacher, memory, batch.indices, batch.negatives, temperature=self.distillation_temperature,
             momentum=self.momentum, regularisation=self.regularisation, valid=batch.valid)
-        return self.distillation_weight * loss, memory
+        return self.distillation_weight * loss, memory, {}

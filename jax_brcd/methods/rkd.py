@@ -5,22 +5,20 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from jax_brcd.losses import rkd_loss
-from jax_brcd.methods.base import DistillationBatch, Stateless, Tree
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Metrics, Tree
 from jax_brcd.settings.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class RKD(Stateless):
+class RKD(BaseMethod):
     """Distances and angles among the teacher's codes as targets."""
 
     distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
     distance_weight: float = option(25.0, "weight of the distances of pairs", low=0)
     angle_weight: float = option(50.0, "weight of the angles of triples", low=0)
 
-    def loss(
-        self, parameters: Tree, memory: Tree, batch: DistillationBatch, *, temperature: float
-    ) -> tuple[Float[Array, ""], Tree]:
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The relations of the codes of view i."""
-        loss = rkd_loss(batch.student_codes_i, batch.teacher_codes_i, self.distance_weight, self.angle_weight,
+        loss = rkd_loss(batch.student["i"].codes, batch.teacher["i"].codes, self.distance_weight, self.angle_weight,
                         valid=batch.valid)
-        return self.distillation_weight * loss, memory
+        return self.distillation_weight * loss, memory, {}

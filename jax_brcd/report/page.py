@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jax_brcd
+from jax_brcd.methods.sections import Section
 from jax_brcd.report import plots, table
 from jax_brcd.runtime.files import atomic_path
 
@@ -30,9 +31,7 @@ class Report:
     history: list[dict[str, Any]]
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]  # (precision, recall) of each search
     grid: plots.RetrievalGrid | None = None
-    bit_mask: np.ndarray | None = None
-    cluster_sizes: np.ndarray | None = None
-    cluster_scores: np.ndarray | None = None  # (choices, 2): numbers of clusters that were compared, and their scores
+    sections: tuple[Section, ...] = ()  # what the distillation method shows of itself
     notes: tuple[str, ...] = ()
 
 
@@ -43,11 +42,7 @@ def figures(report: Report) -> dict[str, Figure]:
         drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
     if report.curves:
         drawn["precision_recall"] = plots.precision_recall_plot(report.curves)
-    if report.bit_mask is not None:
-        drawn["bit_masks"] = plots.bit_mask_plot(report.bit_mask, report.cluster_sizes)
-    if report.cluster_scores is not None:
-        drawn["number_of_clusters"] = plots.cluster_choice_plot(
-            np.asarray(report.cluster_scores), len(report.bit_mask), report.config["cluster_choice"])
+    drawn |= {section.name: plots.section_plot(section) for section in report.sections}
     if report.history:
         drawn["losses"] = plots.loss_curves(report.history)
     return drawn

@@ -1,12 +1,15 @@
 """Plots of a run, each a function from plain arrays to a matplotlib figure."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
+
+from jax_brcd.methods.sections import Curve, Heatmap, Section
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
@@ -68,35 +71,43 @@ def precision_recall_plot(
     return figure
 
 
-def bit_mask_plot(mask: Float[np.ndarray, "clusters bits"], sizes: Int[np.ndarray, "clusters"]) -> Figure:
-    """Which bits steer the student for the images of each cluster."""
-    clusters, bits = mask.shape
-    figure = Figure(figsize=(8, 1.4 + 0.22 * clusters), layout="constrained")
+@functools.singledispatch
+def section_plot(section: Section) -> Figure:
+    """What a method shows of itself; each kind of section is drawn in its own way.
+
+    Raises:
+        TypeError: for a kind of section that has no plot.
+    """
+    raise TypeError(f"no plot for a section of type {type(section).__name__}")
+
+
+@section_plot.register
+def heatmap_plot(section: Heatmap) -> Figure:
+    """A cell an entry, the darker the nearer to 1."""
+    figure = Figure(figsize=(8, 1.4 + 0.22 * len(section.matrix)), layout="constrained")
     axis = figure.subplots()
-    axis.pcolormesh(np.asarray(mask), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=0.5)
-    axis.set_yticks(np.arange(clusters) + 0.5,
-                    [f"cluster {number}: {size:,} images, {int(kept)} bits"
-                     for number, (size, kept) in enumerate(zip(sizes, mask.sum(axis=1), strict=True))], fontsize=8)
+    axis.pcolormesh(np.asarray(section.matrix), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=0.5)
+    axis.set_yticks(np.arange(len(section.matrix)) + 0.5, section.rows, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("bit")
-    axis.set_title(f"Bit masks: a dark bit steers its cluster's images ({mask.mean():.0%} of {clusters} x {bits})", fontsize=10)
+    axis.set_xlabel(section.columns)
+    axis.set_title(section.title, fontsize=10)
     return figure
 
 
-SCORE_NAMES = {"silhouette": "mean silhouette", "elbow": "mean squared distance to the center"}
-
-
-def cluster_choice_plot(scores: Float[np.ndarray, "choices 2"], chosen: int, choice: str) -> Figure:
-    """The score of every number of clusters that was tried, `scores` rows of (number, score); the chosen one is marked."""
+@section_plot.register
+def curve_plot(section: Curve) -> Figure:
+    """Points joined by a line; the one that is marked has a line of its own."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis = figure.subplots()
-    axis.plot(*scores.T, color=BLUE, marker="o", markersize=4)
-    axis.axvline(chosen, color=VERMILION, linestyle="--", label=f"chosen: {chosen}")
-    axis.set(xlabel="clusters", ylabel=SCORE_NAMES.get(choice, choice))
-    axis.set_title(f"Number of clusters by {choice}", fontsize=10)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.plot(section.x, section.y, color=BLUE, marker="o", markersize=4)
+    if section.marked is not None:
+        axis.axvline(section.marked, color=VERMILION, linestyle="--", label=section.mark)
+        axis.legend(fontsize=8, frameon=False)
+    axis.set(xlabel=section.x_label, ylabel=section.y_label)
+    axis.set_title(section.title, fontsize=10)
+    if np.issubdtype(np.asarray(section.x).dtype, np.integer):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
     return figure
 
 
