@@ -39,3 +39,8 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
     return json.loads(pathlib.Path(path).read_text())
+
+
+def as_path(path: os.PathLike | str) -> pathlib.Path:
+    """A path that a user gave: `~` is their home."""
+    return pathlib.Path(path).expanduser()

@@ -186,7 +186,7 @@ def build_models(context: Context) -> tuple[HashModel, HashModel]:
     roles = ((config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER),
              (config.student.student, config.student.student_weights, "student_weights", STUDENT))
     teacher, student = (build(name, config.objective.bits, weights, option=option, seed=context.seed(stage),
-                              dtype=config.run.dtype, cache_dir=config.data.cache_dir)
+                              dtype=config.run.dtype, cache_dir=config.data.cache_dir).model
                         for name, weights, option, stage in roles)
     if student.backbone.fixed_size and student.backbone.image_size != context.size:
         raise InputError(f"--student {config.student.student}: takes {student.backbone.image_size} pixels, but "
