@@ -16,8 +16,7 @@ from model_pairs import (
     without_head,
 )
 
-from jax_brcd.models import BACKBONES, HashModel, load_torchvision_state, torchvision_state
-from jax_brcd.models.torchvision import torchvision_tensors
+from jax_brcd.models import BACKBONES, HashModel, load_torchvision_state, torchvision_state, torchvision_tensors
 from jax_brcd.models.weights import read_weights
 from jax_brcd.runtime.errors import InputError
 

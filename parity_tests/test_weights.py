@@ -11,7 +11,7 @@ import torchvision
 from model_pairs import abstract_backbone
 
 from jax_brcd.data.download import download
-from jax_brcd.models import BACKBONES, weights
+from jax_brcd.models import BACKBONES, Preprocessing, Variant, Weights
 from jax_brcd.models.weights import imagenet_weights, read_weights
 from jax_brcd.runtime.errors import InputError
 
@@ -62,7 +62,7 @@ def test_pytorchs_older_format_is_read(tmp_path):
 
 def test_an_absent_file_is_refused(tmp_path):
     refuse(tmp_path / "none.safetensors", "no such weight file")
-    refuse(tmp_path, "no such weight file")
+    refuse(tmp_path, "no encoder's: it holds no config.json and no model.safetensors")
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
@@ -90,7 +90,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, ending):
 @pytest.mark.parametrize("content", [
     [TENSORS["weight"]],
     {"epoch": 3, "weight": TENSORS["weight"]},
-    {"state_dict": TENSORS},
+    {"network": TENSORS},
     {0: TENSORS["weight"]},
 ], ids=["list", "number", "nested", "numbered"])
 def test_content_that_is_no_flat_dictionary_of_tensors_is_refused(tmp_path, content):
@@ -115,12 +115,22 @@ def test_only_pytorchs_own_files_need_pytorch(tmp_path, monkeypatch):
 
 # the ViT-H/14 that torchvision has at 224 pixels is the linear probe of SWAG's
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name in torchvision.models.list_models()])
-def test_the_table_of_imagenet_files_is_torchvisions(name):
+def test_imagenet_weights_and_their_preprocessing_are_torchvisions(name):
     members = torchvision.models.get_model_weights(name).__members__
     member = members.get("IMAGENET1K_V1") or members["IMAGENET1K_SWAG_LINEAR_V1"]
-    assert member.url == weights.URL + weights.IMAGENET_FILES[name]
+    ours, theirs = BACKBONES[name], member.transforms()
+    file = ours.weights["imagenet"]
+    assert (file.url, file.layout) == (member.url, "torchvision")
+    assert file.digest == file.file_name.rsplit("-", 1)[1].removesuffix(".pth") and len(file.digest) == 8
     # B2 stays at its paper's size, which torchvision evaluates at 288
-    assert member.transforms().crop_size == [288 if name == "efficientnet_b2" else abstract_backbone(name).image_size]
+    assert [288 if name == "efficientnet_b2" else ours.preprocessing.size] == theirs.crop_size
+    assert [ours.preprocessing.resize] == theirs.resize_size
+    assert list(ours.preprocessing.mean) == theirs.mean and list(ours.preprocessing.std) == theirs.std
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_a_backbone_is_meant_for_the_size_of_its_preprocessing(name):
+    assert abstract_backbone(name).image_size == BACKBONES[name].preprocessing.size
 
 
 @pytest.fixture
@@ -129,10 +139,11 @@ def remote(tmp_path, monkeypatch):
     folder = tmp_path / "remote"
     folder.mkdir()
     content = save(TENSORS, folder / "weights.pth").read_bytes()
-    file = folder / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    file = folder / f"resnet18-{digest}.pth"
     (folder / "weights.pth").rename(file)
-    monkeypatch.setattr(weights, "URL", f"{folder.as_uri()}/")
-    monkeypatch.setitem(weights.IMAGENET_FILES, "resnet18", file.name)
+    weights = {"imagenet": Weights(file.as_uri(), digest, "torchvision")}
+    monkeypatch.setitem(BACKBONES._entries, "resnet18", Variant(BACKBONES["resnet18"].build, Preprocessing(224), weights))
     return file
 
 
@@ -155,7 +166,7 @@ def test_imagenet_weights_offline_say_which_file_to_put_where(remote, tmp_path):
 
 
 def test_a_backbone_without_imagenet_weights_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no ImageNet weights of 'vit_lite_7_4'"):
+    with pytest.raises(InputError, match="no weights 'imagenet' of 'vit_lite_7_4' are known; give a weight file, or one of vit_b_16"):
         imagenet_weights("vit_lite_7_4", tmp_path)
 
 

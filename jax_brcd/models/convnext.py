@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, convolution, layer_norm, split_key, stochastic_depth
+from jax_brcd.models.variants import imagenet
 
 LAYER_SCALE = 1e-6
 normal = nnx.initializers.normal(0.02)
@@ -120,4 +121,7 @@ class ConvNeXt(Backbone):
         return self.norm(jnp.mean(x.astype(jnp.float32), axis=(1, 2))).astype(jnp.float32)
 
 
-BUILDERS = {"convnext_tiny": functools.partial(ConvNeXt, (96, 192, 384, 768), (3, 3, 9, 3), 0.1)}
+VARIANTS = {
+    "convnext_tiny": imagenet(functools.partial(ConvNeXt, (96, 192, 384, 768), (3, 3, 9, 3), 0.1), "convnext_tiny-983f1562.pth",
+                              resize=236),
+}

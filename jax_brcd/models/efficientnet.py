@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, ResidualBlock, divisible, inverted_residual
 from jax_brcd.models.layers import Backbone, BatchNorm, dropout, split_key
+from jax_brcd.models.variants import Variant, imagenet
 
 CLASSES = 1000  # of ImageNet
 DROP_RATE = 0.2  # of the last block; those before it have less, in proportion to their depth
@@ -145,26 +146,29 @@ V2_S_STAGES = (
 )
 
 
-def scaled(width: float, depth: float, image_size: int, rate: float, norm=BatchNorm) -> Callable[..., EfficientNetClassifier]:
-    """B0 with `width` times the channels and `depth` times the blocks, and dropout at `rate`."""
+def scaled(width: float, depth: float, file: str, size: int, resize: int, *, dropout: float, norm=BatchNorm) -> Variant:
+    """B0 with `width` times the channels and `depth` times the blocks; see EfficientNet and `imagenet` for the rest."""
     stages = [stage._replace(width=divisible(stage.width * width), depth=math.ceil(stage.depth * depth))
               for stage in B0_STAGES]
-    return functools.partial(EfficientNetClassifier, stages, stem=divisible(32 * width), last=4 * stages[-1].width,
-                             image_size=image_size, dropout=rate, norm=norm)
+    build = functools.partial(EfficientNetClassifier, stages, stem=divisible(32 * width), last=4 * stages[-1].width,
+                              image_size=size, dropout=dropout, norm=norm)
+    return imagenet(build, file, size, resize)
 
 
 slow_norm = functools.partial(BatchNorm, epsilon=1e-3, momentum=0.01)
+v2_s = functools.partial(EfficientNet, V2_S_STAGES, stem=24, last=1280, image_size=384, dropout=0.2,
+                         norm=functools.partial(BatchNorm, epsilon=1e-3))
 
-# Image sizes are the paper's; torchvision evaluates B2 at 288 instead of 260.
-BUILDERS = {
-    "efficientnet_b0": scaled(1.0, 1.0, 224, 0.2),
-    "efficientnet_b1": scaled(1.0, 1.1, 240, 0.2),
-    "efficientnet_b2": scaled(1.1, 1.2, 260, 0.3),
-    "efficientnet_b3": scaled(1.2, 1.4, 300, 0.3),
-    "efficientnet_b4": scaled(1.4, 1.8, 380, 0.4),
-    "efficientnet_b5": scaled(1.6, 2.2, 456, 0.4, slow_norm),
-    "efficientnet_b6": scaled(1.8, 2.6, 528, 0.5, slow_norm),
-    "efficientnet_b7": scaled(2.0, 3.1, 600, 0.5, slow_norm),
-    "efficientnet_v2_s": functools.partial(EfficientNet, V2_S_STAGES, stem=24, last=1280, image_size=384, dropout=0.2,
-                                           norm=functools.partial(BatchNorm, epsilon=1e-3)),
+# Image sizes are the paper's; torchvision evaluates B2 at 288 instead of 260. Resizes are torchvision's, here bilinear: for all
+# but V2-S torchvision's are bicubic.
+VARIANTS = {
+    "efficientnet_b0": scaled(1.0, 1.0, "efficientnet_b0_rwightman-7f5810bc.pth", 224, 256, dropout=0.2),
+    "efficientnet_b1": scaled(1.0, 1.1, "efficientnet_b1_rwightman-bac287d4.pth", 240, 256, dropout=0.2),
+    "efficientnet_b2": scaled(1.1, 1.2, "efficientnet_b2_rwightman-c35c1473.pth", 260, 288, dropout=0.3),
+    "efficientnet_b3": scaled(1.2, 1.4, "efficientnet_b3_rwightman-b3899882.pth", 300, 320, dropout=0.3),
+    "efficientnet_b4": scaled(1.4, 1.8, "efficientnet_b4_rwightman-23ab8bcd.pth", 380, 384, dropout=0.4),
+    "efficientnet_b5": scaled(1.6, 2.2, "efficientnet_b5_lukemelas-1a07897c.pth", 456, 456, dropout=0.4, norm=slow_norm),
+    "efficientnet_b6": scaled(1.8, 2.6, "efficientnet_b6_lukemelas-24a108a5.pth", 528, 528, dropout=0.5, norm=slow_norm),
+    "efficientnet_b7": scaled(2.0, 3.1, "efficientnet_b7_lukemelas-c5b4e57e.pth", 600, 600, dropout=0.5, norm=slow_norm),
+    "efficientnet_v2_s": imagenet(v2_s, "efficientnet_v2_s-dd5fe13b.pth", 384, 384),
 }

@@ -29,14 +29,15 @@ class Backbone(nnx.Module):
         order: the attributes that stand before the others, as in torchvision; `nnx.merge` forgets the order of definition.
         head: builds its hash head from (features, bits, rngs=...). head_key: where the head stands in a state_dict.
         name: what users call it. features: width of the features. image_size: pixels of the square it is meant for.
-        fixed_size: whether it takes no other size.
+        fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS.
     """
 
+    layout: ClassVar[str] = "torchvision"
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     order: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[Callable[..., nnx.Module]]
     head_key: ClassVar[str]
-    fixed_size: ClassVar[bool] = False
+    fixed_size: bool = False
     name: str
     features: int
     image_size: int

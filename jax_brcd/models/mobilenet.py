@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, divisible, inverted_residual
 from jax_brcd.models.layers import Backbone, BatchNorm, convolution, dropout
+from jax_brcd.models.variants import imagenet
 
 CLASSES = 1000  # of ImageNet
 DROPOUT = 0.2
@@ -153,4 +154,7 @@ class MobileNetV3(Backbone):
         return dropout(hidden, self.dropout, key)
 
 
-BUILDERS = {"mobilenet_v2": MobileNetV2, "mobilenet_v3_large": MobileNetV3}
+VARIANTS = {
+    "mobilenet_v2": imagenet(MobileNetV2, "mobilenet_v2-b0353104.pth"),
+    "mobilenet_v3_large": imagenet(MobileNetV3, "mobilenet_v3_large-8738ca79.pth"),
+}

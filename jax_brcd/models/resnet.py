@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, BatchNorm, convolution
+from jax_brcd.models.variants import Preprocessing, Variant, imagenet
 
 
 class BasicBlock(nnx.Module):
@@ -128,12 +129,14 @@ class ResNet(Backbone):
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
-BUILDERS = {
-    "resnet18": functools.partial(ResNet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": functools.partial(ResNet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": functools.partial(ResNet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": functools.partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": functools.partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+resnet = functools.partial(functools.partial, ResNet)
+
+VARIANTS = {
+    "resnet18": imagenet(resnet(BasicBlock, (2, 2, 2, 2)), "resnet18-f37072fd.pth"),
+    "resnet34": imagenet(resnet(BasicBlock, (3, 4, 6, 3)), "resnet34-b627a593.pth"),
+    "resnet50": imagenet(resnet(Bottleneck, (3, 4, 6, 3)), "resnet50-0676ba61.pth"),
+    "resnet101": imagenet(resnet(Bottleneck, (3, 4, 23, 3)), "resnet101-63fe2227.pth"),
+    "resnet152": imagenet(resnet(Bottleneck, (3, 8, 36, 3)), "resnet152-394f9c45.pth"),
     # He et al. section 4.2 with n = 1
-    "resnet8": functools.partial(ResNet, BasicBlock, (1, 1, 1), width=16, image_size=32, small_stem=True),
+    "resnet8": Variant(resnet(BasicBlock, (1, 1, 1), width=16, image_size=32, small_stem=True), Preprocessing(32)),
 }

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, layer_norm
+from jax_brcd.models.variants import Preprocessing, Variant, imagenet
 
 linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
 
@@ -92,7 +93,7 @@ class VisionTransformer(Backbone):
     )
     order: ClassVar[tuple[str, ...]] = ("class_token", "conv_proj", "pos_embedding", "layers", "ln_1", "self_attention")
     head_key: ClassVar[str] = "heads"
-    fixed_size: ClassVar[bool] = True
+    fixed_size = True
     head = staticmethod(linear_head)
 
     def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -125,13 +126,16 @@ class VisionTransformer(Backbone):
         return tokens[:, 0].astype(jnp.float32)
 
 
-BUILDERS = {
-    "vit_b_16": functools.partial(VisionTransformer, 224, 16, 12, 12, 768, 3072),
-    "vit_b_32": functools.partial(VisionTransformer, 224, 32, 12, 12, 768, 3072),
-    "vit_l_16": functools.partial(VisionTransformer, 224, 16, 24, 16, 1024, 4096),
-    "vit_l_32": functools.partial(VisionTransformer, 224, 32, 24, 16, 1024, 4096),
-    "vit_h_14": functools.partial(VisionTransformer, 224, 14, 32, 16, 1280, 5120),
+vit = functools.partial(functools.partial, VisionTransformer)
+
+# ImageNet weights are torchvision's IMAGENET1K_V1, for vit_h_14 the linear probe of SWAG's
+VARIANTS = {
+    "vit_b_16": imagenet(vit(224, 16, 12, 12, 768, 3072), "vit_b_16-c867db91.pth"),
+    "vit_b_32": imagenet(vit(224, 32, 12, 12, 768, 3072), "vit_b_32-d86f8d99.pth"),
+    "vit_l_16": imagenet(vit(224, 16, 24, 16, 1024, 4096), "vit_l_16-852ce7e3.pth", resize=242),
+    "vit_l_32": imagenet(vit(224, 32, 24, 16, 1024, 4096), "vit_l_32-c7638314.pth"),
+    "vit_h_14": imagenet(vit(224, 14, 32, 16, 1280, 5120), "vit_h_14_lc_swag-c1eb923e.pth", resize=224),
     # ViT-Lite of Hassani et al. (arXiv 2104.05704): layers / patch size
-    "vit_lite_7_4": functools.partial(VisionTransformer, 32, 4, 7, 4, 256, 512),
-    "vit_lite_4_8": functools.partial(VisionTransformer, 32, 8, 4, 4, 128, 256),
+    "vit_lite_7_4": Variant(vit(32, 4, 7, 4, 256, 512), Preprocessing(32)),
+    "vit_lite_4_8": Variant(vit(32, 8, 4, 4, 128, 256), Preprocessing(32)),
 }

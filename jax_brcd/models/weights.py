@@ -1,97 +1,137 @@
-"""Weight files, safetensors and PyTorch's own, read without executing what is in them; and torchvision's downloads."""
+"""Weight files, safetensors and PyTorch's own, read without executing what is in them; and downloads by tag."""
 
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jax_brcd.data.download import download
+from jax_brcd.models.layouts.base import check_finite, torch_array
+from jax_brcd.models.variants import BACKBONES
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import as_path
 
-# torchvision's ImageNet weights (IMAGENET1K_V1; SWAG linear for vit_h_14). The name ends in 8 digits of the file's sha256.
-URL = "https://download.pytorch.org/models/"
-IMAGENET_FILES = {
-    "vit_b_16": "vit_b_16-c867db91.pth",
-    "vit_b_32": "vit_b_32-d86f8d99.pth",
-    "vit_l_16": "vit_l_16-852ce7e3.pth",
-    "vit_l_32": "vit_l_32-c7638314.pth",
-    "vit_h_14": "vit_h_14_lc_swag-c1eb923e.pth",
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-    "resnet152": "resnet152-394f9c45.pth",
-    "efficientnet_b0": "efficientnet_b0_rwightman-7f5810bc.pth",
-    "efficientnet_b1": "efficientnet_b1_rwightman-bac287d4.pth",
-    "efficientnet_b2": "efficientnet_b2_rwightman-c35c1473.pth",
-    "efficientnet_b3": "efficientnet_b3_rwightman-b3899882.pth",
-    "efficientnet_b4": "efficientnet_b4_rwightman-23ab8bcd.pth",
-    "efficientnet_b5": "efficientnet_b5_lukemelas-1a07897c.pth",
-    "efficientnet_b6": "efficientnet_b6_lukemelas-24a108a5.pth",
-    "efficientnet_b7": "efficientnet_b7_lukemelas-c5b4e57e.pth",
-    "efficientnet_v2_s": "efficientnet_v2_s-dd5fe13b.pth",
-    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
-    "mobilenet_v3_large": "mobilenet_v3_large-8738ca79.pth",
-    "convnext_tiny": "convnext_tiny-983f1562.pth",
-}
+ENCODER_CONFIG, ENCODER_WEIGHTS = "config.json", "model.safetensors"
+NESTED = ("state_dict", "model_state_dict", "model", "state")  # where training scripts keep a state_dict among other things
 
 
-def imagenet_weights(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """torchvision's ImageNet weights of a backbone, downloaded into `folder` when absent.
+class WeightFile(NamedTuple):
+    """What a weight file holds. `metadata` is a safetensors file's own; `remarks` are what a reader must know."""
+
+    path: pathlib.Path  # of the file itself, where a folder was given
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    remarks: tuple[str, ...]
+
+
+def download_weights(name: str, tag: str, folder: str | os.PathLike) -> pathlib.Path:
+    """The weights of a backbone under a tag, such as "imagenet", fetched into `folder` when absent.
 
     Raises:
-        InputError: for a backbone that torchvision has no weights of, or offline.
+        InputError: for an unknown backbone, one that has no weights under that tag, or offline.
     """
-    if name not in IMAGENET_FILES:
-        raise InputError(f"no ImageNet weights of '{name}' exist; give a weight file, or one of {', '.join(IMAGENET_FILES)}")
-    path = folder / IMAGENET_FILES[name]
+    known = BACKBONES[name].weights
+    if tag not in known:
+        others = [other for other, variant in BACKBONES.items() if tag in variant.weights]
+        raise InputError(f"no weights '{tag}' of '{name}' are known; give a weight file"
+                         + (f", or one of {', '.join(others)}" if others else ""))
+    weights = known[tag]
+    path = as_path(folder) / weights.file_name
     if path.exists():
         return path
-    return download(URL + path.name, path, algorithm="sha256", checksum=path.stem.rsplit("-", 1)[-1])
+    from jax_brcd.data.download import download
+
+    return download(weights.url, path, algorithm="sha256", checksum=weights.digest)
 
 
-def read_weights(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """A state_dict from a .safetensors, .pth or .pt file; half precision comes as float32.
+def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:
+    """torchvision's ImageNet weights of a backbone; see `download_weights`."""
+    return download_weights(name, "imagenet", folder)
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """A state_dict from a .safetensors, .pth or .pt file, or from an encoder's folder; half precision comes as float32.
 
     Raises:
-        InputError: for a file that is absent, truncated or no flat dictionary of tensors.
+        InputError: as `read_weight_file`.
     """
+    return read_weight_file(path).tensors
+
+
+def read_weight_file(path: str | os.PathLike) -> WeightFile:
+    """A state_dict with what is known of it. Half precision comes as float32.
+
+    Args:
+        path: a .safetensors, .pth or .pt file, or the folder of an encoder (`config.json` and `model.safetensors`).
+
+    Raises:
+        InputError: for a file that is absent, truncated or no dictionary of tensors, and for tensors that hold NaN or infinity.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        path = _weights_of_folder(path)
     if not path.is_file():
         raise InputError(f"{path}: no such weight file; check the path")
     readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
     if path.suffix not in readers:
         raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")
-    return readers[path.suffix](path)
+    read = readers[path.suffix](path)
+    if not read.tensors:
+        raise InputError(f"{path}: holds no tensors; give a file of weights")
+    check_finite(read.tensors, f"{path}: the weights")
+    return read
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
+    lacking = [name for name in (ENCODER_CONFIG, ENCODER_WEIGHTS) if not (folder / name).is_file()]
+    if lacking:
+        raise InputError(f"{folder}: a folder, and no encoder's: it holds no {' and no '.join(lacking)}; "
+                         "give the folder of a saved encoder, or a weight file")
+    return folder / ENCODER_WEIGHTS
+
+
+def _read_safetensors(path: pathlib.Path) -> WeightFile:
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, AttributeError) as error:  # the latter: a type that NumPy lacks
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, AttributeError, KeyError) as error:  # the latter two: a type that NumPy lacks
         raise InputError(f"{path}: truncated or no safetensors file of float tensors ({error}); fetch it again") from None
-    return {name: _upcast(tensor) for name, tensor in tensors.items()}
+    return WeightFile(path, {name: _upcast(tensor) for name, tensor in tensors.items()}, metadata, ())
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_torch(path: pathlib.Path) -> WeightFile:
     try:
         import torch
     except ImportError:
         raise InputError(f"{path}: reading it needs PyTorch; pip install 'jax_brcd[torch]', or give .safetensors") from None
     with open(path, "rb") as file:
         try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # damaged bytes make the restricted unpickler raise almost anything
             raise InputError(f"{path}: truncated, or more than tensors in it; fetch it again, "
                              "or save model.state_dict() alone") from None
-    flat = isinstance(tensors, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items())
-    if not flat:
-        raise InputError(f"{path}: not a flat state_dict of tensors; save model.state_dict() alone")
-    # NumPy has no bfloat16 of PyTorch's, so the cast comes first
-    return {name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
-            for name, tensor in tensors.items()}
+
+    def flat(part: Any) -> bool:
+        return isinstance(part, Mapping) and all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in part.items())
+
+    remarks = ()
+    if not flat(content) and isinstance(content, Mapping):
+        inner = next((name for name in NESTED if name in content and flat(content[name])), None)
+        if inner is not None:
+            content, remarks = content[inner], (f"of what the file holds, '{inner}' is read",)
+    if not flat(content):
+        raise InputError(f"{path}: no state_dict of tensors; save model.state_dict() alone")
+    try:
+        tensors = {name: torch_array(name, tensor) for name, tensor in content.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return WeightFile(path, tensors, {}, remarks)
 
 
 def _upcast(tensor: np.ndarray) -> np.ndarray:

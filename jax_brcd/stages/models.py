@@ -1,15 +1,15 @@
 """A run's encoders: their weights, and their split into what learns, what moves with it and what stays."""
 
-import pathlib
+import os
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state
-from jax_brcd.models.weights import imagenet_weights, read_weights
+from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
+from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.options import flag
+from jax_brcd.runtime.files import as_path
 
 
 class Partition(NamedTuple):
@@ -30,21 +30,48 @@ def partition(model: HashModel, *, train_backbone: bool) -> Partition:
     return Partition(*nnx.split(model, learns, nnx.BatchStat, ...))
 
 
-def build(name: str, bits: int, weights: str, *, option: str, seed: int, dtype: str, cache_dir: pathlib.Path) -> HashModel:
-    """A hash model with its backbone's weights loaded and a new head.
+class Built(NamedTuple):
+    """A model with its weights, what a reader must know of them, and whether they brought the hash head."""
+
+    model: HashModel
+    remarks: tuple[str, ...]
+    head_came: bool
+
+
+def build(
+    name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike
+) -> Built:
+    """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
     Args:
-        weights: a file, "imagenet" or "random". option: the setting that `weights` is of.
+        weights: a file, the folder of an encoder, a tag of the backbone's own weights ("imagenet") or "random". A tag never
+            brings a head. option: the setting that `weights` is of.
 
     Raises:
         InputError: for files that are absent, broken or of another model.
     """
     model = create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
     if weights == "random":
-        return model
-    path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else pathlib.Path(weights).expanduser()
+        return Built(model, (), False)
+    tagged = BACKBONES[name].weights.get(str(weights))
     try:
-        load_torchvision_state(model.backbone, read_weights(path))
+        if tagged is not None or weights == "imagenet":
+            path = download_weights(name, str(weights), as_path(cache_dir) / "weights")
+            load_state(model.backbone, read_weights(path), layout=tagged.layout)
+            return Built(model, (), False)
+        file = read_weight_file(weights)
+        _check_model(file, name)
+        loaded = load_state(model, file.tensors, any_head=True)
     except InputError as error:
-        raise InputError(f"{flag(option)} for {name}: {path}: {str(error).removeprefix(f'{path}: ')}") from None
-    return model
+        problem = error.problem.removeprefix(f"{weights}: ").removeprefix(f"{as_path(weights)}: ")
+        raise InputError(f"for {name}: {problem}", field=option, value=weights) from None
+    came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
+    return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
+                 loaded.head)
+
+
+def _check_model(file: WeightFile, name: str) -> None:
+    """Raises InputError where a file says that it is of another model."""
+    other = file.metadata.get("model", name)
+    if other != name:
+        raise InputError(f"{file.path}: says that it is of {other}; give weights of {name}, or name {other}")

@@ -1,0 +1,129 @@
+"""What a backbone family offers by name: how to build it, what its images look like, where its weights lie."""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from flax import nnx
+
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry, unknown_name
+from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
+
+TORCHVISION_URL = "https://download.pytorch.org/models/"
+DIGEST = re.compile(r"-([0-9a-f]{8,64})$")  # what torchvision's file names end in
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image is made ready for a model: the fields are those of `evaluation_views`.
+
+    Raises:
+        InputError: for a size below 1, a resize below the size, a deviation that is not positive, numbers that are not three
+            finite ones, an unknown interpolation.
+    """
+
+    size: int  # pixels of the square that the model sees
+    resize: int | None = None  # pixels of the shorter side before that square is cut out; None: the whole image is resized to it
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green and blue in [0, 1]
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        if not all(deviation > 0 for deviation in self.std):
+            raise InputError("pixels are divided by it; give numbers above 0", field="std", value=self.std)
+        if not _whole(self.size) or self.size < 1:
+            raise InputError("not a number of pixels; give a whole number, 1 or more", field="size", value=self.size)
+        if self.resize is not None and (not _whole(self.resize) or self.resize < self.size):
+            raise InputError(f"a square of {self.size} pixels cannot be cut from it; give {self.size} or more, or none",
+                             field="resize", value=self.resize)
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(unknown_name("interpolation", str(self.interpolation), INTERPOLATIONS), field="interpolation")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """What `to_dict` gave.
+
+        Raises:
+            InputError: for fields that are unknown, absent or out of bounds.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        foreign = [name for name in fields if name not in known]
+        if foreign:
+            raise InputError(f"{unknown_name('field of a preprocessing', str(foreign[0]), known)}")
+        if "size" not in fields:
+            raise InputError("a preprocessing needs `size`, the pixels of the square that the model sees")
+        return cls(**fields)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(-1e30 < number < 1e30 for number in numbers):
+        raise InputError("give three numbers, of red, green and blue", field=name, value=values)
+    return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights that can be fetched. `digest` is how the file's sha256 begins; `layout` is how its tensors are named."""
+
+    url: str
+    digest: str
+    layout: str
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One member of a backbone family.
+
+    Attributes:
+        build: called with `dtype` and `rngs`, as far as it takes them, for a backbone with random weights: a Backbone, or any
+            nnx.Module that maps normalised images (batch, height, width, 3) to features (batch, width).
+        preprocessing: what its images look like. weights: by tag, such as "imagenet".
+    """
+
+    build: Callable[..., nnx.Module]
+    preprocessing: Preprocessing
+    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+
+
+BACKBONES: Registry[Variant] = Registry("backbone")
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names of backbones that a shell pattern matches, sorted: `list_backbones("resnet*")`."""
+    return sorted(fnmatch.filter(BACKBONES, pattern))
+
+
+def torchvision_weights(file: str) -> Weights:
+    """Weights from torchvision's server, whose file names end in the beginning of their sha256."""
+    return Weights(TORCHVISION_URL + file, DIGEST.search(file.rsplit(".", 1)[0])[1], "torchvision")
+
+
+def imagenet(build: Callable[..., nnx.Module], file: str, size: int = 224, resize: int = 256) -> Variant:
+    """A variant with torchvision's ImageNet weights under the tag "imagenet"."""
+    return Variant(build, Preprocessing(size, resize), {"imagenet": torchvision_weights(file)})
