@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def as_path(path: os.PathLike | str) -> pathlib.Path:
+    """A path as users write it, with `~` as their home."""
+    return pathlib.Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of `path` that takes its name only if the block succeeds.
 
     Raises OSError where the disk is full; `path` then holds what it held before.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -38,4 +43,4 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(pathlib.Path(path).read_text())
+    return json.loads(as_path(path).read_text())

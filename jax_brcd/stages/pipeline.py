@@ -19,6 +19,7 @@ from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_preci
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.progress import bars
 from jax_brcd.settings.configuration import Config, differences
 from jax_brcd.stages.evaluation import KeptParts, Parts, PixelParts, head_codes, measure_cost
 from jax_brcd.stages.models import build
@@ -106,7 +107,8 @@ class Context:
         """Trains a stage under its own checkpoints, going on where they end."""
         checkpoints = Checkpoints(self.out / "checkpoints" / stage.name)
         try:
-            return fit(stage, start(stage, parameters, carry), checkpoints)
+            with bars(shown=devices.is_first()) as progress:
+                return fit(stage, start(stage, parameters, carry), checkpoints, progress=progress)
         finally:
             checkpoints.close()
 
@@ -294,7 +296,8 @@ def train_student(context: Context, model: HashModel, teacher: Encoder) -> tuple
         stream=context.stream(context.dataset.train.images) if live else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         method_seed=context.seed(STUDENT), n_images=len(context.dataset.train),
-        validate=validation(context, teacher, encoder), validation_interval=config.student.validation_interval,
+        validate=validation(context, teacher, encoder), searches=SEARCHES if context.dataset.labelled else (),
+        validation_interval=config.student.validation_interval,
         patience=config.student.patience, min_epochs=config.min_epochs,
         **context.stage_settings(STUDENT, epochs=config.student.epochs))
     return encoder, context.fit(stage, parameters, carry)
