@@ -264,10 +264,11 @@ class _Course:
     def _diverged(self, what: str) -> None:
         if self.unsaved is not None:
             self.save(self.unsaved)
-        kept = "the last good" if self.on_disk else "it begins anew, as no"
-        raise TrainingDiverged(
-            f"{self.stage.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher temperature; "
-            f"{kept} checkpoint is kept in {self.checkpoints.directory}")
+        where = self.checkpoints.directory
+        kept = (f"the last good checkpoint is kept in {where} (delete it to begin anew)" if self.on_disk
+                else f"it begins anew, as no checkpoint is kept in {where}")
+        raise TrainingDiverged(f"{self.stage.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher "
+                               f"temperature; {kept}")
 
 
 def on_host(tree: Tree) -> Tree:
