@@ -140,9 +140,9 @@ def small_disk(tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one(small_disk):
     checkpoints = Checkpoints(small_disk / "stage")
-    checkpoints.save(1, {"weights": jnp.arange(8.0)}, {"epoch": 1})
+    checkpoints.save({"weights": jnp.arange(8.0)}, {"epoch": 1})
     with pytest.raises(OSError, match="[Nn]o space left"):
-        checkpoints.save(2, {"weights": jnp.asarray(np.random.default_rng(0).normal(size=2**20), jnp.float32)}, {"epoch": 2})
+        checkpoints.save({"weights": jnp.asarray(np.random.default_rng(0).normal(size=2**20), jnp.float32)}, {"epoch": 2})
     again = Checkpoints(small_disk / "stage")
     arrays, progress = again.restore({"weights": jnp.zeros(8)})
     np.testing.assert_array_equal(arrays["weights"], np.arange(8.0))

@@ -79,7 +79,7 @@ def test_a_stage_compiles_one_program_and_nothing_after_its_first_epoch(kind, sc
         return {"symmetric": 0.5, "asymmetric": 0.5}
 
     with compilations() as seen:
-        stage, parameters, carry = drawn_stage(kind, models, scan=scan, validate=validate, patience=9,
+        stage, parameters, carry = drawn_stage(kind, models, scan=scan, validate=validate, patience=9, searches=("symmetric", "asymmetric"),
                                                checkpoint_seconds=0.0)
         fit(stage, start(stage, parameters, carry), Checkpoints(tmp_path))
     assert at_validation[0] > 0 and at_validation == at_validation[:1] * 4 and len(seen) == at_validation[0]

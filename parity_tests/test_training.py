@@ -131,7 +131,8 @@ def test_the_best_state_of_each_search_is_kept_apart(tmp_path):
         return dict(zip(("symmetric", "asymmetric"), next(scores), strict=True))
 
     seen = []
-    fitted = fit(stage(epochs=4, validate=validate, patience=9), first_state(stage()), Checkpoints(tmp_path))
+    fitted = fit(stage(epochs=4, validate=validate, patience=9,
+                       searches=("symmetric", "asymmetric")), first_state(stage()), Checkpoints(tmp_path))
     assert float(fitted.best["symmetric"].parameters["x"]) == pytest.approx(seen[1])
     assert float(fitted.best["asymmetric"].parameters["x"]) == pytest.approx(seen[0])
 

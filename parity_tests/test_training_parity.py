@@ -92,6 +92,7 @@ def student_in_both(scene, heads, epochs, validate=None):
         TeacherKnowledge.of(scene["teacher_codes"], method.needs, seed=3),
         student_views=KeptFeatures(jnp.asarray(scene["student_views"])), train_backbone=False,
         learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
+        searches=("symmetric", "asymmetric") if validate else (),
         **stage_settings(epochs, validation_interval=5, patience=100))
     clusters, centers = (torch.from_numpy(part) for part in cluster_codes(scene["teacher_codes"], CLASSES, seed=3))
     mask = bit_masks(torch.tensor(scene["teacher_codes"]), clusters, CLASSES, method.margin)

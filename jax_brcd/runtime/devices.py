@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -39,15 +38,19 @@ def session(processes: int, process_id: int, coordinator: str) -> Iterator[None]
         yield
         return
     if not process_id < processes:
-        raise InputError(f"--process-id {process_id}: the {processes} processes are numbered from 0; give {processes - 1} or less")
+        raise InputError(f"the {processes} processes are numbered from 0; give {processes - 1} or less",
+                         field="process_id", value=process_id)
     if not coordinator.rpartition(":")[2].isdigit():
-        raise InputError(f"--coordinator {coordinator}: not HOST:PORT; give the address of process 0, such as 10.0.0.1:9876")
+        raise InputError("not HOST:PORT; give the address of process 0, such as 10.0.0.1:9876", field="coordinator",
+                         value=coordinator)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=CONNECTION_SECONDS)
     except RuntimeError as error:
-        raise InputError(f"--coordinator {coordinator}: process {process_id} of {processes} found no way to the others in "
-                         f"{CONNECTION_SECONDS} s ({str(error).splitlines()[0]})") from error
+        raise InputError(f"process {process_id} of {processes} found no way to the others in {CONNECTION_SECONDS} s "
+                         f"({str(error).splitlines()[0]})", field="coordinator", value=coordinator) from error
+    import orbax.checkpoint as ocp
+
     # Gloo gives up after 30 s where one process comes late to the first collective, and waits at all later ones
     ocp.multihost.sync_global_processes("started")
     wait_for_all("connected")

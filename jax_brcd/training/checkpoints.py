@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import as_path
 
 Tree = Any
 
@@ -23,21 +23,27 @@ SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 class Checkpoints:
     """The checkpoints of one stage in one directory.
 
-    A save is committed by a rename, so a run killed at any moment finds the last committed one whole.
+    A save is committed by a rename, so a run killed at any moment finds the last committed one whole. Saves are numbered on
+    from what is there, however much training lies between two of them.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        self.directory = directory.absolute()
+    def __init__(self, directory: os.PathLike | str):
+        import orbax.checkpoint as ocp
+
+        self.directory = pathlib.Path(os.path.abspath(as_path(directory)))
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         with _silent():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, number: int, arrays: Tree, progress: dict[str, Any]) -> None:
-        """Commits `arrays` and the JSON value `progress` as the checkpoint `number`, which grows from save to save.
+    def save(self, arrays: Tree, progress: dict[str, Any]) -> None:
+        """Commits `arrays` and the JSON value `progress` as the newest checkpoint.
 
         Raises:
             OSError: where the disk is full; the previous checkpoint stays.
         """
+        import orbax.checkpoint as ocp
+
+        number = (self._manager.latest_step() or 0) + 1
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
         failure = None
         with _silent():
@@ -63,6 +69,8 @@ class Checkpoints:
         Raises:
             InputError: for a checkpoint that is damaged or of arrays of other shapes.
         """
+        import orbax.checkpoint as ocp
+
         number = self._manager.latest_step()
         if number is None:
             return None

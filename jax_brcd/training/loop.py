@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.runtime.precision import in_32_bits
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
@@ -49,13 +50,18 @@ class Stage:
     epochs: int
     seed: int
     kept_views: int | None  # kept views to draw from; None for new ones each epoch
-    validate: Callable[[TrainState], Mapping[str, float]] | None = None
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None  # a score for each of `searches`
+    searches: tuple[str, ...] = ()
     validation_interval: int = 1
     patience: int = 0
     min_epochs: int = 0
     checkpoint_seconds: float = 30.0
     scan: bool = True  # an epoch as one program; else one program a step, dispatched a step ahead
     stream: Stream | None = None  # images that travel with each step, which then is a program of its own
+
+    def __post_init__(self):
+        if bool(self.searches) != (self.validate is not None):
+            raise ValueError(f"stage {self.name}: name the searches that `validate` scores, and only those")
 
     @property
     def scanned(self) -> bool:
@@ -70,17 +76,21 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A finished stage: the last state, the state at the best validation of each search, and a record an epoch."""
+    """A finished stage: the last state, the state at the best validation of each search, and a record an epoch.
+
+    `best` holds NumPy arrays: at most the state that trains is on the device.
+    """
 
     state: TrainState
     best: Mapping[str, TrainState]
     history: list[dict[str, Any]]
 
 
-# An epoch of which no step is done, as progress holds it: steps done, and every metric's value at each of them
+# An epoch of which no step is done, as a checkpoint tells it: steps done, and every metric's value at each of them
 NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 
 
+@in_32_bits
 def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     """The state before the first step; a copy, because steps take over the buffers of the state they are given."""
     parameters, carry = jax.tree.map(jnp.array, devices.agreed((parameters, carry)))
@@ -108,14 +118,20 @@ def train_step(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train_epoch(loss, optimizer, state: TrainState, constants: Tree, batches: Batches, key: jax.Array):
-    """All steps of an epoch as one scan. Returns the state and each metric's values (steps,)."""
+def train_epoch(
+    loss, optimizer, state: TrainState, constants: Tree, batches: Batches, key: jax.Array, first: jax.Array | int = 0
+):
+    """The steps of an epoch from number `first` on, whose `batches` are given, as one scan.
+
+    Returns:
+        The state and each metric's values (steps,).
+    """
 
     def step(state, inputs):
         batch, number = inputs
         return train_step(loss, optimizer, state, constants, batch, jax.random.fold_in(key, number))
 
-    return jax.lax.scan(step, state, (batches, jnp.arange(batches.indices.shape[0])))
+    return jax.lax.scan(step, state, (batches, first + jnp.arange(batches.indices.shape[0], dtype=jnp.int32)))
 
 
 _compiled_step = jax.jit(train_step, static_argnums=(0, 1), donate_argnums=2)
@@ -143,99 +159,163 @@ def stepped_epoch(
     return state, jax.tree.map(lambda *values: jnp.stack(values), *history)
 
 
-def fit(stage: Stage, state: TrainState, checkpoints: Checkpoints) -> Fit:
+@in_32_bits
+def fit(
+    stage: Stage, state: TrainState, checkpoints: Checkpoints, *, progress: Progress = silent,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Fit:
     """Trains `stage` to its end, going on from the newest checkpoint where there is one.
 
+    A stage that has ended goes on where it is given more epochs. It has ended after `epochs` epochs, and before that at a
+    validation after which it stopped early. A checkpoint may have been written by any way of running the same stage (`scan`,
+    `stream`, other devices), and at another learning rate: the optimizer's moments go on with the new one.
+
+    Args:
+        progress: is told of epochs done. on_epoch: is given the record of each epoch that is run here.
+
     Raises:
-        TrainingDiverged: when a loss is not finite.
+        TrainingDiverged: when a loss or the state is not finite. The state before the epoch in which it happened, or a later
+            one of that epoch, is on disk.
         OSError: where the disk is full.
     """
     stage = dataclasses.replace(stage, constants=devices.replicate(stage.constants))
-    keeps = ("symmetric", "asymmetric") if stage.validate else ()
-    best = {search: state for search in keeps}
-    progress = {"epoch": 0, "finished": stage.epochs == 0, "best": {}, "misses": 0, "history": []}
-    restored = checkpoints.restore({"state": state, "best": best})
-    if restored is not None:
-        (state, best), progress = (restored[0]["state"], restored[0]["best"]), restored[1]
-    elif keeps:
-        best = jax.tree.map(np.asarray, best)
-    stopping = EarlyStopping(progress["best"], progress["misses"])
-    history, epoch = progress["history"], progress["epoch"]
-    begun = progress.pop("begun", NOT_BEGUN)
-    saved_at = time.monotonic()
-
-    def save(state: TrainState, progress: dict[str, Any], step: int = 0) -> None:
-        nonlocal saved_at
-        number = progress["epoch"] if stage.scanned else progress["epoch"] * stage.steps + step
-        checkpoints.save(number, {"state": state, "best": best}, progress)
-        saved_at = time.monotonic()
-
-    def due() -> bool:
-        return devices.agreed(time.monotonic() - saved_at >= stage.checkpoint_seconds)
-
-    def save_within(state: TrainState, begun: dict[str, Any]) -> None:
-        save(state, {**progress, "begun": begun}, begun["step"])
-
-    with tqdm(total=stage.epochs, initial=epoch, desc=stage.name, unit="epoch", dynamic_ncols=True,
-              disable=not devices.is_first()) as bar:
-        while not progress["finished"]:
-            state, record = _run_epoch(stage, state, epoch, checkpoints, begun, due, save_within)
-            epoch, begun = epoch + 1, NOT_BEGUN
-            finished = epoch >= stage.epochs
-            if stage.validate and (epoch % stage.validation_interval == 0 or finished):
-                scores = devices.agreed(stage.validate(devices.local(state)))
-                stopping, gains = stopping.update(scores)
-                best = {**best, **{search: jax.tree.map(np.asarray, state) for search in gains}}
-                record |= {f"{search}_map": score for search, score in scores.items()}
-                finished |= stopping.finished(epoch, patience=stage.patience, min_epochs=stage.min_epochs)
-            history.append(record)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if isinstance(value, float)})
-            bar.update()
-            progress = {"epoch": epoch, "finished": finished, "best": dict(stopping.best), "misses": stopping.misses,
-                        "history": history}
-            if finished or due():
-                save(state, progress)
-    return Fit(*devices.local((state, best)), history)
+    course = _Course(stage, state, checkpoints)
+    progress(stage.name, course.epoch, course.last_epoch)
+    while not course.finished:
+        record = _run_epoch(course)
+        course.end_epoch(record)
+        progress(stage.name, course.epoch, course.last_epoch)
+        if on_epoch:
+            on_epoch(record)
+    return Fit(*devices.local((course.state, course.best)), course.history)
 
 
-def _run_epoch(
-    stage: Stage, state: TrainState, epoch: int, checkpoints: Checkpoints, begun: dict[str, Any], due: Callable[[], bool],
-    save: Callable[[TrainState, dict[str, Any]], None],
-):
-    """Runs epoch number `epoch` (from 0), or what is left of it after the steps in `begun`; returns the state and its record.
+class _Course:
+    """Where a stage stands, and what of that is on disk."""
 
-    Where an epoch is not one program, what a checkpoint needs is given to `save` after any step that finds one `due`.
+    def __init__(self, stage: Stage, state: TrainState, checkpoints: Checkpoints):
+        self.stage, self.state, self.checkpoints = stage, state, checkpoints
+        best = {search: state for search in stage.searches}
+        self.epoch, self.begun = 0, NOT_BEGUN
+        self.stopping, self.history = EarlyStopping(), []
+        restored = checkpoints.restore({"state": state, "best": best})
+        if restored is not None:
+            arrays, told = restored
+            self.state, best = arrays["state"], arrays["best"]
+            self.epoch, self.begun = told["epoch"], told.get("begun", NOT_BEGUN)
+            self.stopping, self.history = EarlyStopping(told["best"], told["misses"]), told["history"]
+        self.best = on_host(best)
+        self.on_disk = restored is not None
+        self.unsaved: TrainState | None = None  # the state at the last epoch's end, on the host, where the disk lacks it
+        self.saved_at = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left. Early stopping is only looked at where an epoch ends in a validation of its turn."""
+        stage = self.stage
+        stops = self.epoch > 0 and self.epoch % stage.validation_interval == 0 and self.stopping.finished(
+            self.epoch, patience=stage.patience, min_epochs=stage.min_epochs)
+        return self.begun["step"] == 0 and (self.epoch >= stage.epochs or stops)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that will be the last, as far as is known."""
+        return self.epoch if self.finished else self.stage.epochs
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return devices.agreed(time.monotonic() - self.saved_at >= self.stage.checkpoint_seconds)
+
+    def save(self, state: TrainState, begun: dict[str, Any] = NOT_BEGUN) -> None:
+        """Commits `state` and what is known of the epochs behind it. `begun`: what is done of the epoch it stands in."""
+        told = {"epoch": self.epoch, "best": dict(self.stopping.best), "misses": self.stopping.misses, "history": self.history}
+        self.checkpoints.save({"state": state, "best": self.best}, told | ({"begun": begun} if begun["step"] else {}))
+        self.on_disk, self.unsaved, self.saved_at = True, None, time.monotonic()
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Counts the epoch that the state has just left, validates it in its turn, and saves it at the end or where it is due."""
+        stage = self.stage
+        self.epoch, self.begun = self.epoch + 1, NOT_BEGUN
+        self.history.append(record)
+        if stage.validate and (self.epoch % stage.validation_interval == 0 or self.epoch >= stage.epochs):
+            scores = devices.agreed(dict(stage.validate(devices.local(self.state))))
+            if set(scores) != set(stage.searches):
+                raise ValueError(f"stage {stage.name}: validated {sorted(scores)}, not its searches {sorted(stage.searches)}")
+            self.stopping, gains = self.stopping.update(scores)
+            self.best = self.best | {search: on_host(self.state) for search in gains}
+            record |= {f"{search}_map": score for search, score in scores.items()}
+        if self.finished or self.due():
+            self.save(self.state)
+
+    def check(self, losses: np.ndarray, state: TrainState) -> TrainState:
+        """The state that follows `losses`, on the host. `losses` are those of the epoch from its first step on.
+
+        Raises:
+            TrainingDiverged: where one of them or the state is not finite.
+        """
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            self._diverged(f"the loss is {losses[bad[0]]} at step {bad[0] + 1}")
+        kept = on_host(state)
+        if not is_finite(kept):
+            self._diverged(f"the weights are no longer finite after step {len(losses)}")
+        return kept
+
+    def _diverged(self, what: str) -> None:
+        if self.unsaved is not None:
+            self.save(self.unsaved)
+        where = self.checkpoints.directory
+        kept = (f"the last good checkpoint is kept in {where} (delete it to begin anew)" if self.on_disk
+                else f"it begins anew, as no checkpoint is kept in {where}")
+        raise TrainingDiverged(f"{self.stage.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher "
+                               f"temperature; {kept}")
+
+
+def on_host(tree: Tree) -> Tree:
+    """Copies of replicated arrays that stay as they are when a step takes over the buffers of `tree`."""
+    return jax.tree.map(np.array, tree)
+
+
+def is_finite(state: TrainState) -> bool:
+    """Whether training can go on from a state on the host: all moved by gradients is finite, and what is carried is a number."""
+    def holds(test, tree):
+        return all(test(leaf) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+    return (holds(lambda leaf: np.isfinite(leaf).all(), (state.parameters, state.optimizer))
+            and holds(lambda leaf: not np.isnan(leaf).any(), state.carry))
+
+
+def _run_epoch(course: _Course) -> dict[str, Any]:
+    """Runs the epoch that the course stands before, or what is left of it, and returns its record.
+
+    Where an epoch is not one program, a checkpoint is written after any step that finds one due.
     """
-    began = time.perf_counter()
-    batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
-    key = devices.replicate(jax.random.fold_in(jax.random.key(stage.seed), epoch))
-    batches = devices.spread(batches, axis=1) if stage.scanned else batches
-    arguments = (stage.loss, stage.optimizer, state, stage.constants, batches, key)
+    began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
+    batches = epoch_batches(stage.n_images, stage.batch_size, epoch=course.epoch, seed=stage.seed, views=stage.kept_views)
+    key = devices.replicate(jax.random.fold_in(jax.random.key(stage.seed), course.epoch))
+    before = course.begun["metrics"]
 
     def so_far(metrics: Metrics) -> dict[str, np.ndarray]:
         """Every metric's values from the epoch's first step on."""
         fetched = jax.device_get(metrics)
-        values = {name: np.append(np.array(begun["metrics"].get(name, ()), value.dtype), value)
-                  for name, value in fetched.items()}
-        _check_finite(stage, epoch, values["loss"], checkpoints)
-        return values
+        return {name: np.append(np.array(before.get(name, ()), value.dtype), value) for name, value in fetched.items()}
 
     def after_step(step: int, state: TrainState, history: list[Metrics]) -> None:
-        if step < stage.steps and due():
+        if step < stage.steps and course.due():
             values = so_far(jax.tree.map(lambda *values: jnp.stack(values), *history))
-            save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
+            course.check(values["loss"], state)
+            course.save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
 
-    if stage.scanned:
-        state, metrics = train_epoch(*arguments)
+    arguments = (stage.loss, stage.optimizer, course.state, stage.constants)
+    if stage.scanned and first:  # the rest of an epoch that another way of running it began
+        rest = devices.spread(Batches(*(part[first:] for part in batches)), axis=1)
+        state, metrics = train_epoch(*arguments, rest, key, np.int32(first))
+    elif stage.scanned:
+        state, metrics = train_epoch(*arguments, devices.spread(batches, axis=1), key)
     else:
-        state, metrics = stepped_epoch(*arguments, stream=stage.stream, first=begun["step"], after_step=after_step)
-    means = {name: float(np.mean(values)) for name, values in so_far(metrics).items()}
-    return state, {"stage": stage.name, "epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
-
-
-def _check_finite(stage: Stage, epoch: int, losses: np.ndarray, checkpoints: Checkpoints) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        raise TrainingDiverged(
-            f"{stage.name}: the loss is {losses[bad[0]]} at step {bad[0] + 1} of epoch {epoch + 1}; try a lower "
-            f"learning rate or a higher --temperature; the last good checkpoint is kept in {checkpoints.directory}")
+        state, metrics = stepped_epoch(*arguments, batches, key, stream=stage.stream, first=first, after_step=after_step)
+    values = so_far(metrics)
+    course.unsaved = course.check(values["loss"], state)
+    course.state = state
+    means = {name: float(np.mean(value)) for name, value in values.items()}
+    return {"stage": stage.name, "epoch": course.epoch + 1, **means, "seconds": time.perf_counter() - began}

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
 
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.augmentation import evaluation_views
 
 ENCODING_BATCH = 128
@@ -40,30 +40,31 @@ def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.nda
 
 
 def stream(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width)."""
-    parts, pending = [], None
+    parts, pending, done = [], None, 0
     size = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images))
-    with tqdm(total=len(images), desc=description, unit="image", dynamic_ncols=True, leave=False,
-              disable=not devices.is_first()) as bar:
-        for batch, count in padded_batches(images, size):
-            result = compute(batch), count
-            if pending is not None:
-                parts.append(_fetch(pending, bar))
-            pending = result
-        parts.append(_fetch(pending, bar))
+
+    def fetch(result: Array, count: int) -> None:
+        nonlocal done
+        parts.append(np.asarray(result)[:count])
+        done += count
+        progress(description, done, len(images))
+
+    for batch, count in padded_batches(images, size):
+        result = compute(batch), count
+        if pending is not None:
+            fetch(*pending)
+        pending = result
+    fetch(*pending)
     return np.concatenate(parts)
 
 
-def _fetch(pending: tuple[Array, int], bar: tqdm) -> np.ndarray:
-    result, count = pending
-    bar.update(count)
-    return np.asarray(result)[:count]
-
-
 def encode(
-    module: nnx.Module, images: np.ndarray, *, size: int, resize: int | None = None, description: str
+    module: nnx.Module, images: np.ndarray, *, size: int, resize: int | None = None, description: str,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Features (a backbone) or logits (a hash model) of un-augmented images, float32 (images, width).
 
@@ -73,6 +74,6 @@ def encode(
     """
     graph, state = devices.replicate(nnx.split(module))
     return stream(lambda batch: encode_batch(graph, state, devices.spread(batch), size=size, resize=resize), images,
-                  description=description)
+                  description=description, progress=progress)
 
 

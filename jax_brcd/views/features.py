@@ -6,8 +6,6 @@ view is a file of its own, written whole, so an interrupted encoding goes on at 
 
 import dataclasses
 import functools
-import hashlib
-import math
 import os
 import pathlib
 
@@ -19,41 +17,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.files import atomic_path
+from jax_brcd.runtime.digests import digest
+from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.precision import in_32_bits
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.views.encoding import encode, stream
 
 FORMAT = 1  # to be raised when the same settings come to mean other features
-PIECE_BYTES = 2**24
-
-
-def digest(*parts: object) -> str:
-    """A short digest of strings, numbers, dataclasses and arrays."""
-    sha = hashlib.sha256()
-    for part in (FORMAT, *parts):
-        if isinstance(part, np.memmap):
-            sha.update(_file_digest(str(part.filename), os.stat(part.filename).st_mtime_ns, part.offset, part.dtype, part.shape))
-        elif isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).view(np.uint8).data)
-        else:
-            sha.update(repr(part).encode())
-        sha.update(b"\0")
-    return sha.hexdigest()[:20]
-
-
-@functools.cache
-def _file_digest(path: str, changed: int, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """The digest of a memory-mapped array, which may be larger than memory: read once a run, a piece at a time."""
-    sha = hashlib.sha256(f"{dtype}{shape}".encode())
-    remaining = dtype.itemsize * math.prod(shape)
-    with open(path, "rb") as file:
-        file.seek(offset)
-        while remaining and (piece := file.read(min(remaining, PIECE_BYTES))):
-            sha.update(piece)
-            remaining -= len(piece)
-    return sha.digest()
 
 
 def weights_digest(module: nnx.Module) -> str:
@@ -66,26 +38,32 @@ def weights_digest(module: nnx.Module) -> str:
 class FeatureCache:
     """Features of one backbone under `directory`; `name` and `dtype` only label what is encoded."""
 
-    directory: pathlib.Path
+    directory: os.PathLike | str
     name: str
     backbone: nnx.Module
     dtype: str
+    progress: Progress = silent
 
     @functools.cached_property
     def _weights(self) -> str:
         return weights_digest(self.backbone)
 
+    def _folder(self, kind: str, *made_of: object) -> pathlib.Path:
+        return as_path(self.directory) / digest(FORMAT, kind, self.name, self._weights, self.dtype, *made_of)
+
+    @in_32_bits
     def evaluation(
         self, images: UInt8[np.ndarray, "images height width 3"], *, size: int, resize: int | None = None
     ) -> np.ndarray:
         """Features of un-augmented images: float32 (images, features), memory-mapped."""
         view = (size,) if resize is None else (size, resize)
-        folder = self.directory / digest("evaluation", self.name, self._weights, self.dtype, images, *view)
-        path = folder / "images.npy"
+        path = self._folder("evaluation", images, *view) / "images.npy"
         if self._lacks(path):
-            self._save(path, encode(self.backbone, images, size=size, resize=resize, description=f"{self.name} images"))
+            self._save(path, encode(self.backbone, images, size=size, resize=resize,
+                                    description=f"{self.name} images", progress=self.progress))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
+    @in_32_bits
     def views(
         self, images: UInt8[np.ndarray, "images height width 3"], count: int, *, key: Key[Array, ""], config: ViewConfig,
         derivation: Derivation = ITSELF, partners: Int[np.ndarray, "images neighbours"] | None = None,
@@ -99,7 +77,7 @@ class FeatureCache:
         """
         seed = np.asarray(jax.random.key_data(key))
         made = () if derivation == ITSELF else (derivation, partners)
-        folder = self.directory / digest("views", self.name, self._weights, self.dtype, images, seed, config, *made)
+        folder = self._folder("views", images, seed, config, *made)
         made_of = np.zeros((len(images), 0), np.int32) if partners is None else partners
         drawing = Drawing(key, config, derivation)
         return np.stack([self._view(folder, images, number, count, drawing, made_of) for number in range(count)])
@@ -118,7 +96,8 @@ class FeatureCache:
                                     drawing.config, drawing.derivation)
 
             what = "view" if drawing.derivation == ITSELF else f"{drawing.derivation.name} of view"
-            features = stream(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}")
+            features = stream(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}",
+                              progress=self.progress)
             self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 

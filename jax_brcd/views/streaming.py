@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +40,8 @@ class Stream:
 
     def steps(self, batches: Batches, first: int) -> Iterator[StepImages]:
         """The images of each step of an epoch from number `first` on. What a step gets depends on its batch alone."""
+
+        import grain
 
         def gather(step: int) -> tuple[np.ndarray, np.ndarray]:
             return self.images[batches.indices[step]], batches.indices[step]
