@@ -17,7 +17,6 @@ from jax_brcd.retrieval import (
     ranking,
     tie_aware_mean_average_precision,
 )
-from jax_brcd.retrieval.packing import pack_codes, unpack_codes
 from jax_brcd.runtime.errors import InputError
 
 
@@ -38,8 +37,10 @@ def searches(draw):
     values = draw(st.sampled_from([(-1.0, 1.0), (-1.0, 0.0, 1.0), (1.0,)]))
     bits, items, classes = draw(st.integers(8, 128)), draw(st.integers(1, 60)), draw(st.integers(1, 5))
     labels = [random.random((rows, classes)) < draw(st.sampled_from([0.1, 0.5])) for rows in (4, items)]
-    return (random.choice(values, (4, bits)), random.choice(values, (items, bits)), *(part.astype(int) for part in labels),
-            draw(st.integers(1, items)))
+    codes = [random.choice(values, (rows, bits)) for rows in (4, items)]
+    for part in codes:
+        part[0, 0] = values[0]  # a matrix with a 0 and no -1 is no code matrix
+    return (*codes, *(part.astype(int) for part in labels), draw(st.integers(1, items)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -165,31 +166,17 @@ def test_jax_arrays_are_searched_like_numpys():
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_a_k_that_the_database_cannot_serve_is_refused(k):
-    with pytest.raises(InputError, match=f"--k {k}: the database holds 4 images"):
+    with pytest.raises(InputError, match=f"k {k}: the database holds 4 images; give 1 to 4"):
         mean_average_precision(np.ones((1, 2)), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1)), k)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((np.ones((1, 3)), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), "3 bits against a database of 2 bits"),
-    ((np.full((1, 2), 0.5), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), r"a matrix \(n, bits\) of -1, 0 and \+1"),
-    ((np.full((1, 2), np.nan), np.ones((4, 2)), np.ones((1, 1)), np.ones((4, 1))), r"a matrix \(n, bits\) of -1, 0 and \+1"),
     ((np.ones((1, 2)), np.ones((4, 2)), np.ones((2, 1)), np.ones((4, 1))), "1 query codes, but 2 rows of labels"),
     ((np.ones((1, 2)), np.ones((4, 2)), np.ones((1, 2)), np.ones((4, 1))), "query labels of 2 classes"),
     ((np.ones((1, 2)), np.ones((4, 2)), np.ones((1, 1)), np.full((4, 1), 0.5)), "database labels must be a one-hot"),
     ((np.ones((0, 2)), np.ones((4, 2)), np.ones((0, 1)), np.ones((4, 1))), "at least one query"),
 ])
 def test_inputs_that_do_not_fit_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         mean_average_precision(*arguments, 1)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 130))
-def test_packing_keeps_the_codes(seed, rows, bits):
-    codes = np.random.default_rng(seed).choice([-1.0, 1.0], (rows, bits)).astype(np.float32)
-    packed = pack_codes(codes)
-    assert packed.shape == (rows, -(-bits // 8)) and packed.dtype == np.uint8
-    np.testing.assert_array_equal(unpack_codes(packed, bits), codes)
-
-
-def test_the_first_code_is_the_highest_bit():
-    np.testing.assert_array_equal(pack_codes(np.array([[1, -1, -1, -1, -1, -1, -1, 0, 1]])), [[128, 128]])

@@ -1,5 +1,6 @@
-"""Search by Hamming distance and its measures (method.md, "Search and its measure")."""
+"""Codes as bits, search by Hamming distance and its measures (method.md, "Search and its measure")."""
 
+from jax_brcd.retrieval.index import HammingIndex
 from jax_brcd.retrieval.metrics import (
     SearchScores,
     evaluate_search,
@@ -9,7 +10,9 @@ from jax_brcd.retrieval.metrics import (
     tie_aware_mean_average_precision,
 )
 from jax_brcd.retrieval.neighbours import nearest_neighbours
+from jax_brcd.retrieval.packing import PackedCodes, check_spaces, pack_codes, unpack_codes
 from jax_brcd.retrieval.ranking import hamming_top_k
 
-__all__ = ["SearchScores", "evaluate_search", "hamming_top_k", "mean_average_precision", "nearest_neighbours",
-           "precision_at_k", "precision_recall_curve", "tie_aware_mean_average_precision"]
+__all__ = ["HammingIndex", "PackedCodes", "SearchScores", "check_spaces", "evaluate_search", "hamming_top_k",
+           "mean_average_precision", "nearest_neighbours", "pack_codes", "precision_at_k", "precision_recall_curve",
+           "tie_aware_mean_average_precision", "unpack_codes"]

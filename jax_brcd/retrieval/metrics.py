@@ -2,26 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, Num, UInt32
+from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt32
 
-from jax_brcd.retrieval.packing import pack_codes
-from jax_brcd.retrieval.ranking import (
-    DatabaseCodes,
-    Distances,
-    QueryCodes,
-    as_words,
-    check_search,
-    map_queries,
-    nearest,
-    packed,
-)
+from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, is_real, pack_bits
+from jax_brcd.retrieval.ranking import Database, Distances, as_words, check_search, map_queries, nearest
 from jax_brcd.retrieval.ties import expected_average_precisions
+from jax_brcd.runtime.errors import InputError
 
-QueryLabels = Num[np.ndarray | Array, "query_rows query_classes"]
-DatabaseLabels = Num[np.ndarray | Array, "database_rows database_classes"]
+# Matrices (n, classes) of 0 and 1. Shape and values are checked here, which says more than a shape checker
+Labels = Shaped[np.ndarray | Array, "..."]
 Curve = tuple[Float[np.ndarray, "radii"], Float[np.ndarray, "radii"]]
 
 
@@ -45,11 +37,11 @@ class _Found:
 
 
 def evaluate_search(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
-    k: int,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
 ) -> SearchScores:
     """All measures in one pass over the distances. Arguments and errors as `mean_average_precision`."""
     published, expected, precision, precisions, recalls = _measure(
@@ -61,44 +53,45 @@ def evaluate_search(
 
 
 def mean_average_precision(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
-    k: int,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
 ) -> float:
     """mAP@k as published: precision averaged over the relevant items among the top k, ties by database index.
 
     A query without a relevant item among its top k scores 0 (method.md, "Search and its measure").
 
     Args:
-        query_codes, database_codes: {-1, 0, +1} (n, bits). query_labels, database_labels: one-hot or multi-hot
-            (n, classes); items that share a label are relevant to each other. k: ranks looked at.
+        query_codes, database_codes: packed codes, or matrices (n, bits) of -1, 0 and +1 or of bool. query_labels,
+            database_labels: one-hot or multi-hot (n, classes) of 0 and 1 or of bool; items that share a label are relevant
+            to each other. k: ranks looked at.
 
     Raises:
-        InputError: for k < 1 or beyond the database.
-        ValueError: where shapes do not fit, codes or labels hold other values, or there is no query.
+        InputError: for k < 1 or beyond the database, where shapes or code spaces do not fit, codes or labels hold other
+            values, or there is no query.
     """
     return _mean(_average_precisions, query_codes, database_codes, query_labels, database_labels, k)
 
 
 def precision_at_k(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
-    k: int,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
 ) -> float:
     """Share of relevant items among the top k, ties by database index. Arguments and errors as `mean_average_precision`."""
     return _mean(lambda found: found.ranked.mean(axis=1), query_codes, database_codes, query_labels, database_labels, k)
 
 
 def tie_aware_mean_average_precision(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
-    k: int,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
 ) -> float:
     """The exact expectation of mAP@k over all orders of items at the same distance (after McSherry and Najork, ECIR 2008).
 
@@ -108,10 +101,10 @@ def tie_aware_mean_average_precision(
 
 
 def precision_recall_curve(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
 ) -> Curve:
     """Precision and recall of the ball of each Hamming radius 0..bits, averaged over the queries.
 
@@ -125,18 +118,19 @@ def precision_recall_curve(
 
 
 def _measure(
-    query_codes: QueryCodes,
-    database_codes: DatabaseCodes,
-    query_labels: QueryLabels,
-    database_labels: DatabaseLabels,
-    k: int,
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
     measures: Callable[[_Found], tuple[np.ndarray, ...]],
     *,
     counted: bool,
 ) -> list[np.ndarray]:
     """`measures` of all queries, each an array with one row a query; the counts only where they are asked for."""
-    queries, database = packed(query_codes), packed(database_codes)
-    check_search(queries, database, k)
+    check_spaces(query_codes, database_codes)
+    queries, database = code_bits(query_codes), Database.of(database_codes)
+    k = check_search(queries, database, k)
     classes_of_queries, classes_of_database = _packed_labels(queries, query_labels, database, database_labels)
     n_distances = 2 * queries.bits + 1
 
@@ -162,17 +156,25 @@ def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search, co
     return float(values.mean())
 
 
-def _packed_labels(queries, query_labels, database, database_labels) -> tuple[UInt32[np.ndarray, "words n"], ...]:
+def _packed_labels(
+    queries: CodeBits, query_labels: Labels, database: Database, database_labels: Labels
+) -> tuple[UInt32[np.ndarray, "words n"], ...]:
     """Labels as words, checked against the codes they belong to."""
-    query_labels, database_labels = np.asarray(query_labels), np.asarray(database_labels)
-    for codes, labels, what in ((queries, query_labels, "query"), (database, database_labels, "database")):
-        if labels.ndim != 2 or not np.array_equal(labels, labels > 0):
-            raise ValueError(f"{what} labels must be a one-hot or multi-hot matrix (n, classes) of 0 and 1")
-        if len(labels) != len(codes):
-            raise ValueError(f"{len(codes)} {what} codes, but {len(labels)} rows of labels")
-    if query_labels.shape[1] != database_labels.shape[1]:
-        raise ValueError(f"query labels of {query_labels.shape[1]} classes, database labels of {database_labels.shape[1]}")
-    return tuple(as_words(pack_codes(labels)) for labels in (query_labels, database_labels))
+    words, classes = [], []
+    for count, labels, what in ((len(queries.positive), query_labels, "query"), (len(database), database_labels, "database")):
+        labels = np.asarray(labels)
+        if labels.ndim != 2 or not (labels.dtype == bool or is_real(labels)) or not np.array_equal(labels, labels > 0):
+            raise InputError(f"{what} labels must be a one-hot or multi-hot matrix (n, classes) of 0 and 1; of class numbers "
+                             "make one by np.eye(classes)[numbers]")
+        if labels.shape[1] == 0:
+            raise InputError(f"{what} labels of no classes tell nothing apart; give at least one class")
+        if len(labels) != count:
+            raise InputError(f"{count} {what} codes, but {len(labels)} rows of labels; give one row a code")
+        words.append(as_words(pack_bits(labels > 0)))
+        classes.append(labels.shape[1])
+    if classes[0] != classes[1]:
+        raise InputError(f"query labels of {classes[0]} classes, database labels of {classes[1]}; give both the same classes")
+    return tuple(words)
 
 
 def _average_precisions(found: _Found) -> Float[np.ndarray, "queries"]:

@@ -7,44 +7,56 @@ bits (it uses the processor's vector instructions for that, NumPy does not); Num
 import dataclasses
 import functools
 import math
+import operator
 import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, Num, UInt8, UInt32
+from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
 
+from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, whole_number
 from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
+FEW_QUERIES = (1, 8)  # searches of so few are not padded to a whole task
 CHUNK = 1 << 16  # database items that XLA compares at once; one size, so that no database compiles anew
 GROUP = 64  # consecutive items whose smallest distance is noted
 STRIDE = 16  # one item in so many makes the sample of a small database
 WORD = 32  # bits, the widest word JAX counts in without its 64-bit mode
-NOT_CODES = "codes must be a matrix (n, bits) of -1, 0 and +1"
-
-# Lengths are compared by check_search, which says more than a shape checker
-QueryCodes = Num[np.ndarray | Array, "queries query_bits"]
-DatabaseCodes = Num[np.ndarray | Array, "database database_bits"]
 
 Result = TypeVar("Result")
 
 
+class Words(NamedTuple):
+    """Bits of codes as 32-bit words, one row a word: `positive` for +1, `decided` for +1 and -1 (None where none is 0)."""
+
+    positive: UInt32[np.ndarray | Array, "words n"]
+    decided: UInt32[np.ndarray | Array, "words n"] | None
+
+
 @dataclasses.dataclass(frozen=True)
-class PackedCodes:
-    """Codes as 32-bit words, one row a word. A bit is `positive` for +1, and `decided` for +1 and -1."""
+class Database:
+    """Codes to be searched, laid out for the device once: CHUNK at a time, the last chunk padded."""
 
     bits: int
-    positive: UInt32[np.ndarray, "words n"]
-    decided: UInt32[np.ndarray, "words n"]
-    has_zeros: bool
+    size: int
+    chunks: tuple[Words, ...]
+
+    @classmethod
+    def of(cls, codes: Codes) -> "Database":
+        """Any codes, ready to be searched. Raises InputError for what is not codes."""
+        given = code_bits(codes)
+        size = len(given.positive)
+        return cls(given.bits, size, tuple(jax.tree.map(jnp.asarray, _words(given, begin, CHUNK))
+                                           for begin in range(0, size, CHUNK)))
 
     def __len__(self) -> int:
-        return self.positive.shape[1]
+        return self.size
 
 
 class Distances(NamedTuple):
@@ -54,57 +66,51 @@ class Distances(NamedTuple):
     smallest: Integer[np.ndarray, "groups"]  # of each GROUP of them
 
 
-def packed(codes: Num[np.ndarray | Array, "n bits"]) -> PackedCodes:
-    """Codes ready to be compared, packed in slabs so that little is needed beside them.
-
-    Raises:
-        ValueError: for anything but a matrix of -1, 0 and +1.
-    """
-    codes = np.asarray(codes)
-    if codes.ndim != 2:
-        raise ValueError(NOT_CODES)
-    positive, decided = (np.empty((-(-codes.shape[1] // WORD), len(codes)), np.uint32) for _ in range(2))
-    has_zeros = False
-    for begin in range(0, len(codes), CHUNK):
-        slab = slice(begin, begin + CHUNK)
-        if not np.array_equal(codes[slab], np.sign(codes[slab])):
-            raise ValueError(NOT_CODES)
-        positive[:, slab] = as_words(np.packbits(codes[slab] > 0, axis=1))
-        decided[:, slab] = as_words(np.packbits(codes[slab] != 0, axis=1))
-        has_zeros |= not codes[slab].all()
-    return PackedCodes(codes.shape[1], positive, decided, has_zeros)
-
-
 def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt32[np.ndarray, "words n"]:
     """Packed bits as words, the last one zero-padded."""
-    padded = np.pad(packed_bits, ((0, 0), (0, -packed_bits.shape[1] % (WORD // 8))))
+    padded = np.pad(np.ascontiguousarray(packed_bits), ((0, 0), (0, -packed_bits.shape[1] % (WORD // 8))))
     return np.ascontiguousarray(padded.view(np.uint32).T)
 
 
-def check_search(queries: PackedCodes, database: PackedCodes, k: int) -> None:
-    """Raises InputError for a k that the database cannot serve, ValueError for codes that cannot be compared."""
+def check_search(queries: CodeBits, database: Database, k: SupportsIndex) -> int:
+    """k as an int. Raises InputError for a k that the database cannot serve, for codes of other lengths and for no query."""
+    check_lengths(queries, database)
+    if len(queries.positive) == 0:
+        raise InputError("a search needs at least one query")
+    return check_k(k, database)
+
+
+def check_lengths(queries: CodeBits, database: Database) -> None:
+    """Raises InputError where queries and database have different lengths."""
     if queries.bits != database.bits:
-        raise ValueError(f"queries of {queries.bits} bits against a database of {database.bits} bits")
-    if len(queries) == 0:
-        raise ValueError("a search needs at least one query")
+        raise InputError(f"queries of {queries.bits} bits against a database of {database.bits} bits; encode both to one length")
+
+
+def check_k(k: SupportsIndex, database: Database) -> int:
+    """k as an int. Raises InputError for k < 1 and where there are not so many items."""
+    if len(database) == 0:
+        raise InputError("the database holds no images; there is nothing to find", field="k", value=k)
+    k = whole_number(k, "k")
     if not 1 <= k <= len(database):
-        raise InputError(f"--k {k}: the database holds {len(database)} images; give 1 to {len(database)}")
+        raise InputError(f"the database holds {len(database)} images; give 1 to {len(database)}", field="k", value=k)
+    return k
 
 
-@functools.partial(jax.jit, static_argnames=("bits", "has_zeros"))
+@functools.partial(jax.jit, static_argnames="bits")
 def _chunk_distances(
-    query: UInt32[Array, "sides words queries"], database: UInt32[Array, "sides words chunk"], count: Int[Array, ""], *,
-    bits: int, has_zeros: bool,
-):
-    """Doubled distances (queries, chunk) and each group's smallest; items from `count` on are padding."""
+    queries: Words, database: Words, count: Int[Array, ""], *, bits: int
+) -> tuple[Integer[Array, "queries chunk"], Integer[Array, "queries groups"]]:
+    """Doubled distances and each group's smallest; items from `count` on are padding."""
     dtype = _distance_type(bits)
 
     def ones(words):
-        return jnp.sum(jax.lax.population_count(words).astype(jnp.int32), axis=0)
+        return jnp.sum(jax.lax.population_count(words).astype(jnp.int32), axis=0, dtype=jnp.int32)
 
-    differ = query[0, :, :, None] ^ database[0, :, None, :]
-    if has_zeros:
-        both = query[1, :, :, None] & database[1, :, None, :]
+    differ = queries.positive[:, :, None] ^ database.positive[:, None, :]
+    masks = ([] if queries.decided is None else [queries.decided[:, :, None]]) + (
+        [] if database.decided is None else [database.decided[:, None, :]])
+    if masks:
+        both = functools.reduce(operator.and_, masks)
         doubled = bits - ones(both) + 2 * ones(differ & both)
     else:
         doubled = 2 * ones(differ)
@@ -117,10 +123,14 @@ def _distance_type(bits: int) -> np.dtype:
     return np.min_scalar_type(2 * bits + 1)
 
 
-def _sides(codes: PackedCodes, begin: int, size: int) -> UInt32[np.ndarray, "sides words size"]:
-    """Both kinds of words of the `size` codes from `begin` on, padded beyond the last."""
-    words = np.stack([part[:, begin : begin + size] for part in (codes.positive, codes.decided)])
-    return np.pad(words, ((0, 0), (0, 0), (0, size - words.shape[2])))
+def _words(codes: CodeBits, begin: int, size: int) -> Words:
+    """Words of the `size` codes from `begin` on, padded beyond the last."""
+
+    def part(packed):
+        words = as_words(packed[begin : begin + size])
+        return np.pad(words, ((0, 0), (0, size - words.shape[1])))
+
+    return Words(part(codes.positive), None if codes.decided is None else part(codes.decided))
 
 
 def nearest(distances: Distances, k: int) -> Integer[np.ndarray, "k"]:
@@ -151,25 +161,25 @@ def _kth_smallest(distances: Integer[np.ndarray, "some"], k: int) -> int:
 
 
 def map_queries(
-    function: Callable[[range, list[Distances]], Result], queries: PackedCodes, database: PackedCodes
+    function: Callable[[range, list[Distances]], Result], queries: CodeBits, database: Database
 ) -> list[Result]:
     """`function` of consecutive queries' numbers and distances, a few at a time, on all cores.
 
     Distances are only lent: their memory serves the next queries. So a search needs the same memory for any number of them.
     """
-    chunks = [(begin, jnp.asarray(_sides(database, begin, CHUNK))) for begin in range(0, len(database), CHUNK)]
-    zeros, dtype = queries.has_zeros or database.has_zeros, _distance_type(queries.bits)
+    count, dtype = len(queries.positive), _distance_type(queries.bits)
+    block = next((size for size in FEW_QUERIES if count <= size), QUERIES_A_TASK)
     groups, memory = -(-len(database) // GROUP), queue.SimpleQueue()
-    for _ in range(threads := os.cpu_count() or 1):
-        memory.put((np.empty((QUERIES_A_TASK, groups * GROUP), dtype), np.empty((QUERIES_A_TASK, groups), dtype)))
+    for _ in range(threads := min(os.cpu_count() or 1, -(-count // block))):
+        memory.put((np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)))
 
     def task(start: int) -> Result:
-        rows = range(start, min(start + QUERIES_A_TASK, len(queries)))
-        words = jnp.asarray(_sides(queries, start, QUERIES_A_TASK))
+        rows = range(start, min(start + block, count))
+        words = jax.tree.map(jnp.asarray, _words(queries, start, block))
         lent = memory.get()
         try:
-            for begin, chunk in chunks:
-                found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits, has_zeros=zeros)
+            for begin, chunk in zip(range(0, len(database), CHUNK), database.chunks, strict=True):
+                found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits)
                 for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
                     place = whole[:, first : first + part.shape[1]]
                     place[:] = np.asarray(part)[:, : place.shape[1]]
@@ -177,31 +187,45 @@ def map_queries(
         finally:
             memory.put(lent)
 
+    starts = range(0, count, block)
+    if len(starts) <= 1:
+        return [task(start) for start in starts]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(task, range(0, len(queries), QUERIES_A_TASK)))
+        return list(pool.map(task, starts))
+
+
+def rank(
+    queries: CodeBits, database: Database, k: int
+) -> tuple[Integer[np.ndarray, "queries k"], Integer[np.ndarray, "queries k"]]:
+    """Positions (int64) and doubled distances (int32) of the k nearest database items of each query, ties by position."""
+    positions, doubled = (np.empty((len(queries.positive), k), dtype) for dtype in (np.int64, np.int32))
+
+    def search(rows: range, found: list[Distances]) -> None:
+        for query, lent in zip(rows, found, strict=True):
+            positions[query] = nearest(lent, k)
+            doubled[query] = lent.doubled[positions[query]]
+
+    map_queries(search, queries, database)
+    return positions, doubled
 
 
 def hamming_top_k(
-    query_codes: QueryCodes, database_codes: DatabaseCodes, k: int
+    query_codes: Codes, database_codes: Codes, k: SupportsIndex
 ) -> tuple[Integer[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
-    """The k nearest database items of each query, ties by database index.
+    """The k nearest database items of each query, ties by database index. A `HammingIndex` serves many such searches.
+
+    Args:
+        query_codes, database_codes: packed codes, or matrices (n, bits) of -1, 0 and +1 or of bool; a 0 is half a bit away
+            from everything.
 
     Returns:
         Indices (queries, k) int64 and Hamming distances in bits (queries, k) float32, nearest first.
 
     Raises:
-        InputError: for k < 1 or beyond the database.
-        ValueError: for codes of different lengths or of other values than -1, 0, +1, and for no query.
+        InputError: for k < 1 or beyond the database, for what is not codes, for codes of different lengths or code spaces,
+            and for no query.
     """
-    queries, database = packed(query_codes), packed(database_codes)
-    check_search(queries, database, k)
-    indices = np.empty((len(queries), k), np.int64)
-    distances = np.empty((len(queries), k), np.float32)
-
-    def search(rows: range, found: list[Distances]) -> None:
-        for query, lent in zip(rows, found, strict=True):
-            indices[query] = nearest(lent, k)
-            distances[query] = lent.doubled[indices[query]] / 2
-
-    map_queries(search, queries, database)
-    return indices, distances
+    check_spaces(query_codes, database_codes)
+    queries, database = code_bits(query_codes), Database.of(database_codes)
+    positions, doubled = rank(queries, database, check_search(queries, database, k))
+    return positions, np.float32(0.5) * doubled.astype(np.float32)

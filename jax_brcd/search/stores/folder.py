@@ -1,0 +1,164 @@
+"""A path - a store that is a folder with one file, read into memory and written anew by every change.
+
+The file is replaced whole, so a reader sees the items before a change or after it, and one that is killed while it writes
+leaves them as they were. Writers take turns by a lock. Made for some hundred thousand codes, added many at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.retrieval.packing import Codes
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.search.stores.base import (
+    Attributes,
+    CodeKind,
+    Hit,
+    check_kind,
+    checked_batch,
+    checked_ids,
+    checked_query,
+    nothing_there,
+)
+from jax_brcd.search.stores.items import Items
+
+SCHEME = "folder:"
+ITEMS, LOCK = "items.safetensors", ".lock"
+FORMAT = "jax_brcd store 1"
+
+Stamp = tuple[int, int, int]
+
+
+class FolderStore:
+    """See Store. Raises InputError where the folder does not hold a store any more."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._stamp: Stamp | None = None
+        self._items = self._read()
+        self.bits, self.space = self._items.codes.bits, self._items.codes.space
+        self._closed = False
+
+    def add(self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None) -> None:
+        """See Store."""
+        batch = checked_batch(self, ids, codes, attributes)
+        self._change(lambda items: items.adding(batch))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See Store."""
+        gone = checked_ids(ids)
+        self._change(lambda items: items.without(gone))
+
+    def search(self, query_codes: Codes, k: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
+        """See Store."""
+        return self._current().search(*checked_query(self, query_codes, k, where))
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def close(self) -> None:
+        """See Store."""
+        self._closed = True
+        self._items = Items.none(self.bits, self.space)
+
+    def _change(self, change: Callable[[Items], Items]) -> None:
+        """Writes what `change` makes of the items that are there now, those of other writers included."""
+        self._current()
+        with _locked(self._folder):
+            changed = change(self._current())
+            if changed is not self._items:
+                _write(self._folder, changed)
+                self._items, self._stamp = changed, _stamp(self._folder / ITEMS)
+
+    def _current(self) -> Items:
+        """The items as they are on disk."""
+        if self._closed:
+            raise InputError("the store is closed; open it again")
+        if self._stamp != _stamp(self._folder / ITEMS):
+            items = self._read()
+            if (items.codes.bits, items.codes.space) != (self.bits, self.space):
+                raise InputError(f"{self._folder}: another store lies here than when it was opened; open it again")
+            self._items = items
+        return self._items
+
+    def _read(self) -> Items:
+        """The items of the file, noting which file it was: the stamp first, so that a change in between is seen later."""
+        stamp = _stamp(self._folder / ITEMS)
+        items = _read_items(self._folder / ITEMS)
+        self._stamp = stamp
+        return items
+
+
+def open_folder(url: str, create_for: CodeKind | None) -> FolderStore:
+    """The store in a folder, made where there is none; see open_store."""
+    folder = as_path(url.removeprefix(SCHEME))
+    if folder.exists() and not folder.is_dir():
+        raise InputError("this is a file, and a store is a folder; give another place", field="url", value=url)
+    if not (folder / ITEMS).exists():
+        if folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder)):
+            raise InputError("this folder holds something else than a store; give another place, or an empty folder",
+                             field="url", value=url)
+        if create_for is None:
+            raise nothing_there(url)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if not (folder / ITEMS).exists():  # another process may have been faster
+                _write(folder, Items.none(create_for.bits, create_for.space))
+    store = FolderStore(folder)
+    check_kind(url, store, create_for)
+    return store
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """One writer at a time; the lock ends with its process."""
+    with open(folder / LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _stamp(path: pathlib.Path) -> Stamp:
+    try:
+        about = path.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent}: the store is gone; open_store makes a new one") from error
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def _write(folder: pathlib.Path, items: Items) -> None:
+    """The file in place of the old one. What a killed writer left beside it goes; the lock must be held."""
+    import safetensors.numpy
+
+    for left in folder.glob(f".{ITEMS}.*"):
+        left.unlink()
+    described = json.dumps([items.ids, items.attributes], allow_nan=False).encode()
+    about = {"format": FORMAT, "bits": str(items.codes.bits)}
+    if items.codes.space is not None:
+        about["space"] = items.codes.space
+    with atomic_path(folder / ITEMS) as temporary:
+        safetensors.numpy.save_file({"codes": np.ascontiguousarray(items.codes.packed),
+                                     "items": np.frombuffer(described, np.uint8)}, temporary, metadata=about)
+
+
+def _read_items(path: pathlib.Path) -> Items:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            about, codes, described = file.metadata() or {}, file.get_tensor("codes"), file.get_tensor("items")
+        if about.get("format") != FORMAT:
+            raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+        ids, attributes = json.loads(described.tobytes())
+        if not len(ids) == len(attributes) == len(codes):
+            raise ValueError(f"{len(ids)} ids, {len(attributes)} attributes and {len(codes)} codes")
+        return Items(ids, PackedCodes(codes, int(about["bits"]), about.get("space")), attributes)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a store of this version ({' '.join(str(error).split())}); give another place") from error

@@ -1,0 +1,296 @@
+"""What every store must do: one test of all that are registered. A new store adds its line to URLS."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import types
+
+import numpy as np
+import pytest
+
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.search import STORES, Hit, Store, open_store
+
+# By name, the URL of a place where nothing is yet, in a folder that is the test's own
+URLS = {
+    "memory": lambda folder: "memory:",
+    "folder": lambda folder: str(folder / "photos"),
+}
+ENDS_WITH_ITS_PROCESS = {"memory"}
+LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
+BITS = 20
+ENCODER = types.SimpleNamespace(bits=BITS, space="teacher-1")
+
+
+def codes_of(*numbers, bits=BITS, space="teacher-1"):
+    """Codes whose last bits spell the numbers, so that distances are counts of differing binary digits."""
+    return PackedCodes.of(np.array([[number >> bit & 1 for bit in reversed(range(bits))] for number in numbers],
+                                   bool).reshape(-1, bits), space)
+
+
+@pytest.fixture(params=sorted(URLS))
+def url(request, tmp_path):
+    return URLS[request.param](tmp_path)
+
+
+@pytest.fixture
+def store(url):
+    with contextlib.closing(open_store(url, create_for=ENCODER)) as store:
+        yield store
+
+
+def ids_of(hits):
+    return [hit.id for hit in hits]
+
+
+def test_every_registered_store_is_tested():
+    assert set(URLS) == set(STORES)
+
+
+def test_a_new_store_is_empty_and_knows_its_codes(store):
+    assert isinstance(store, Store)
+    assert (len(store), store.bits, store.space) == (0, BITS, "teacher-1")
+    assert store.search(codes_of(0, 1), 5) == [[], []]
+
+
+def test_hits_are_the_nearest_with_exact_distances_and_ties_by_id(store):
+    store.add(["d", "b", "c", "a"], codes_of(0b11, 0b1, 0b10, 0b111))
+    near, other = store.search(codes_of(0, 0b110), 3)
+    assert near == [Hit("b", 1, {}), Hit("c", 1, {}), Hit("d", 2, {})]
+    assert other == [Hit("a", 1, {}), Hit("c", 1, {}), Hit("d", 2, {})]
+    assert store.search(codes_of(), 3) == []
+
+
+def test_what_is_added_or_deleted_is_seen_at_once(store):
+    store.add(["a", "b"], codes_of(0, 1))
+    store.add(["c"], codes_of(0b11))
+    assert ids_of(store.search(codes_of(0), 3)[0]) == ["a", "b", "c"] and len(store) == 3
+    store.delete(["a", "not there"])
+    assert ids_of(store.search(codes_of(0), 3)[0]) == ["b", "c"] and len(store) == 2
+    store.delete([])
+    store.delete(["b", "c"])
+    assert store.search(codes_of(0), 3) == [[]] and len(store) == 0
+
+
+def test_an_id_that_is_there_is_replaced(store):
+    store.add(["a", "b"], codes_of(0, 1), [{"folder": "old", "year": 1}, {}])
+    store.add(["c", "a"], codes_of(0b111, 0b1111), [{}, {"folder": "new"}])
+    assert store.search(codes_of(0), 9)[0] == [Hit("b", 1, {}), Hit("c", 3, {}), Hit("a", 4, {"folder": "new"})]
+    assert len(store) == 3
+
+
+def test_where_asks_for_just_these_values(store):
+    values = {"a": {"x": 1, "y": "1"}, "b": {"x": 1.0}, "c": {"x": True}, "d": {"x": None}, "e": {}, "f": {"x": "1", "y": "1"}}
+    store.add(list(values), codes_of(*range(6)), list(values.values()))
+    for where, expected in (({"x": 1}, "ab"), ({"x": True}, "c"), ({"x": None}, "d"), ({"x": "1"}, "f"), ({"y": "1"}, "af"),
+                            ({"x": 1, "y": "1"}, "a"), ({"z": 1}, ""), ({}, "abcdef"), (None, "abcdef")):
+        (hits,) = store.search(codes_of(0), 10, where)
+        assert sorted(ids_of(hits)) == list(expected), where
+        assert all(hit.attributes == values[hit.id] for hit in hits)
+    assert ids_of(store.search(codes_of(0b11), 1, where={"y": "1"})[0]) == ["a"]  # the nearest that matches
+
+
+def test_ids_and_attributes_are_kept_as_they_are(store):
+    ids = ["ä/б 图.jpg", "quote'\";--", "file\udcff.jpg", " ", "0", "a" * 1000]
+    attributes = [{"name ä": "line\nbreak"}, {"n": -0.1}, {"n": 2**53}, {"n": False}, {"n": None}, {"": ""}]
+    store.add(ids, codes_of(*range(6)), attributes)
+    assert {hit.id: hit.attributes for hit in store.search(codes_of(0), 9)[0]} == dict(zip(ids, attributes, strict=True))
+
+
+def test_a_caller_cannot_change_what_is_stored(store):
+    attributes = [{"folder": "2024"}]
+    store.add(["a"], codes_of(0), attributes)
+    attributes[0]["folder"] = "2025"
+    store.search(codes_of(0), 1)[0][0].attributes["folder"] = "2026"
+    assert store.search(codes_of(0), 1)[0][0].attributes == {"folder": "2024"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((["a", "a"], codes_of(0, 1)), "the id 'a' stands twice"),
+    ((["a"], codes_of(0, 1)), "1 ids, but 2 codes"),
+    ((["a", "b"], codes_of(0, 1), [{}]), "2 ids, but 1 attributes"),
+    ((["a", "b"], codes_of(0, 1, space="teacher-2")), "the space 'teacher-2' .* the space 'teacher-1'"),
+    ((["a", "b"], codes_of(0, 1, bits=24)), "codes of 24 bits for a store of 20 bits"),
+    ((["a", "b"], np.eye(2, BITS)), "0 and 1 where -1"),
+    (("ab", codes_of(0, 1)), "not one string"),
+    ((["a", ""], codes_of(0, 1)), "an id is text, not ''"),
+    ((["a", "b"], codes_of(0, 1), [{}, {"x": float("nan")}]), "the attribute 'x' of item 'b' is nan"),
+    ((["a", "b"], codes_of(0, 1), [{"x": ["y"]}, {}]), r"the attribute 'x' of item 'a' is \['y'\]"),
+])
+def test_what_cannot_be_added_is_refused_whole(store, arguments, message):
+    store.add(["b"], codes_of(7))
+    with pytest.raises(InputError, match=message):
+        store.add(*arguments)
+    assert store.search(codes_of(7), 9) == [[Hit("b", 0, {})]]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((codes_of(0), 0), "k 0: too small; give 1 or more"),
+    ((codes_of(0), True), "k True: not a whole number"),
+    ((codes_of(0, bits=24), 1), "codes of 24 bits for a store of 20 bits"),
+    ((codes_of(0, space="teacher-2"), 1), "the space 'teacher-2' .* the space 'teacher-1'"),
+    ((codes_of(0), 1, {"x": float("inf")}), "the attribute 'x' of where is inf"),
+])
+def test_what_cannot_be_searched_is_refused(store, arguments, message):
+    store.add(["b"], codes_of(7))
+    with pytest.raises(InputError, match=message):
+        store.search(*arguments)
+
+
+def test_codes_whose_space_is_not_known_may_be_searched_and_added(store):
+    store.add(["a"], codes_of(1, space=None))
+    store.add(["b"], np.where(codes_of(3).unpack() > 0, 1, -1))
+    assert ids_of(store.search(codes_of(0, space=None), 2)[0]) == ["a", "b"]
+    assert store.space == "teacher-1"
+
+
+def test_a_closed_store_says_so(store):
+    store.close()
+    store.close()
+    for use in (lambda: store.add(["a"], codes_of(0)), lambda: store.delete(["a"]), lambda: store.search(codes_of(0), 1),
+                lambda: len(store)):
+        with pytest.raises(InputError, match="the store is closed; open it again"):
+            use()
+
+
+def test_many_operations_are_those_of_a_plain_model(store):
+    """Adds, replacements, deletions and searches at random, against a dictionary."""
+    draw, model = random.Random(0), {}
+    names = [f"item {number}" for number in range(40)]
+    for _ in range(150):
+        kind = draw.choice(["add", "add", "delete", "search"])
+        some = draw.sample(names, draw.randint(0, 6))
+        if kind == "add":
+            added = {id: (draw.randrange(2**BITS), {"group": draw.randrange(3)}) for id in some}
+            store.add(some, codes_of(*(number for number, _ in added.values())), [about for _, about in added.values()])
+            model |= added
+        elif kind == "delete":
+            store.delete(some)
+            model = {id: value for id, value in model.items() if id not in some}
+        else:
+            query, where, k = draw.randrange(2**BITS), draw.choice([None, {"group": 1}]), draw.randint(1, 50)
+            expected = sorted(((query ^ number).bit_count(), id) for id, (number, about) in model.items()
+                              if where is None or about == where)[:k]
+            assert store.search(codes_of(query), k, where) == [[Hit(id, distance, model[id][1]) for distance, id in expected]]
+        assert len(store) == len(model)
+
+
+def test_nothing_is_opened_where_nothing_is(url):
+    with pytest.raises(InputError, match="there is no store here.*create_for") as error:
+        open_store(url)
+    assert error.value.field == "url"
+
+
+@pytest.fixture(params=LASTING)
+def lasting(request, tmp_path):
+    """The URL of a store of three items that was closed again."""
+    url = URLS[request.param](tmp_path)
+    with contextlib.closing(open_store(url, create_for=ENCODER)) as store:
+        store.add(["a", "b", "c"], codes_of(0, 1, 3), [{"folder": "2024"}, {}, {"n": 1}])
+    return url
+
+
+def test_a_store_that_is_opened_again_holds_what_it_held(lasting):
+    for create_for in (None, ENCODER, codes_of(0), types.SimpleNamespace(bits=BITS, space=None)):
+        with contextlib.closing(open_store(lasting, create_for=create_for)) as store:
+            assert (len(store), store.bits, store.space) == (3, BITS, "teacher-1")
+            assert store.search(codes_of(0), 9)[0] == [Hit("a", 0, {"folder": "2024"}), Hit("b", 1, {}), Hit("c", 2, {"n": 1})]
+
+
+def test_a_space_that_is_not_known_stays_so(tmp_path):
+    for name in LASTING:
+        url = URLS[name](tmp_path)
+        open_store(url, create_for=types.SimpleNamespace(bits=8, space=None)).close()
+        assert open_store(url).space is None
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    ({"bits": 64}, "the store holds codes of 20 bits, not 64"),
+    ({"space": "teacher-2"}, "the space 'teacher-2' cannot be compared with codes of the space 'teacher-1'"),
+])
+def test_a_store_is_not_opened_for_other_codes(lasting, other, message):
+    with pytest.raises(InputError, match=message) as error:
+        open_store(lasting, create_for=types.SimpleNamespace(**{"bits": BITS, "space": "teacher-1"} | other))
+    assert error.value.field == "url" and error.value.value == lasting
+
+
+def test_a_second_reader_and_a_second_writer_see_each_others_items(lasting):
+    with contextlib.closing(open_store(lasting)) as one, contextlib.closing(open_store(lasting)) as other:
+        assert len(one) == len(other) == 3
+        one.add(["d"], codes_of(7))
+        assert ids_of(other.search(codes_of(7), 1)[0]) == ["d"]
+        other.add(["e"], codes_of(15))
+        other.delete(["a"])
+        one.delete(["b"])
+        assert ids_of(one.search(codes_of(0), 9)[0]) == ids_of(other.search(codes_of(0), 9)[0]) == ["c", "d", "e"]
+
+
+def add_for_ever(url, pipe):
+    store = open_store(url)
+    for number in range(10**6):
+        store.add([f"new {number}"], codes_of(number), [{"filling": "x" * 10_000}])
+        pipe.send(number)
+
+
+def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(lasting):
+    receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    writer = multiprocessing.get_context("spawn").Process(target=add_for_ever, args=(lasting, sending))
+    writer.start()
+    sending.close()
+    for _ in range(20):
+        last = receiving.recv()
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    with contextlib.suppress(EOFError):
+        while True:
+            last = receiving.recv()
+    with contextlib.closing(open_store(lasting)) as store:
+        ids = {hit.id for hit in store.search(codes_of(0), 10**6)[0]}
+        assert {"a", "b", "c"} | {f"new {number}" for number in range(last + 1)} <= ids
+        assert len(store) == len(ids) <= last + 5
+        store.add(["after"], codes_of(9))
+        assert len(store) == len(ids) + 1
+
+
+def test_an_unknown_scheme_is_answered_with_the_known_ones():
+    with pytest.raises(KeyError) as error:
+        open_store("memry://host/name")
+    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory"
+    with pytest.raises(InputError, match="a store needs a place"):
+        open_store("")
+    with pytest.raises(InputError, match="url memory:photos: a store in memory has no name"):
+        open_store("memory:photos", create_for=ENCODER)
+
+
+def test_a_folder_is_named_by_text_a_path_a_url_or_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_store("~/photos.brcd", create_for=ENCODER).close()
+    for url in (tmp_path / "photos.brcd", str(tmp_path / "photos.brcd"), f"folder:{tmp_path / 'photos.brcd'}", "~/photos.brcd"):
+        open_store(url).close()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"pixels")
+    with pytest.raises(InputError, match="this folder holds something else than a store"):
+        open_store(tmp_path, create_for=ENCODER)
+    with pytest.raises(InputError, match="this is a file, and a store is a folder"):
+        open_store(tmp_path / "photo.jpg", create_for=ENCODER)
+    assert os.listdir(tmp_path) == ["photo.jpg"]
+
+
+def test_a_broken_or_vanished_folder_says_so(tmp_path):
+    store = open_store(tmp_path / "photos", create_for=ENCODER)
+    (file,) = [path for path in (tmp_path / "photos").iterdir() if path.suffix == ".safetensors"]
+    file.write_bytes(b"no tensors")
+    for use in (lambda: len(store), lambda: open_store(tmp_path / "photos")):
+        with pytest.raises(InputError, match="not a store of this version"):
+            use()
+    file.unlink()
+    with pytest.raises(InputError, match="the store is gone"):
+        store.add(["a"], codes_of(0))
+    open_store(tmp_path / "photos", create_for=types.SimpleNamespace(bits=8, space=None)).close()
+    with pytest.raises(InputError, match="another store lies here"):
+        len(store)
