@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.variants import Preprocessing
-from jax_brcd.models.weights import read_weights
+from jax_brcd.models.weights import read_weights, write_weights
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import digest
@@ -107,12 +107,9 @@ class HashEncoder:
         folder = as_path(folder)
         if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: holds something that is no encoder; name another folder")
-        import safetensors.numpy
-
         layout = self.model.backbone.layout
         with replacing_folder(folder) as temporary:
-            safetensors.numpy.save_file(LAYOUTS[layout].state(self.model), temporary / WEIGHTS,
-                                        metadata={"model": self.backbone, "bits": str(self.bits)})
+            write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits))
             write_json(temporary / CONFIG, {
                 "format": FORMAT, "backbone": self.backbone, "layout": layout, "dtype": self.dtype, "bits": self.bits,
                 "role": self.role, "space": self.space, "preprocessing": self.preprocessing.to_dict(),

@@ -1,6 +1,9 @@
 """What a method shows in the report, as plain data that the report draws without knowing the method."""
 
 import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -32,3 +35,17 @@ class Curve:
 
 
 Section = Heatmap | Curve
+ARRAYS = ("matrix", "x", "y")  # the fields that are arrays
+
+
+def section_to_dict(section: Section) -> dict[str, Any]:
+    """A section as JSON holds it."""
+    fields = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {"kind": type(section).__name__, **{name: np.asarray(value).tolist() for name, value in fields.items()}}
+
+
+def section_from_dict(fields: Mapping[str, Any]) -> Section:
+    """What `section_to_dict` gave."""
+    kind = next(kind for kind in typing.get_args(Section) if kind.__name__ == fields["kind"])
+    return kind(**{name: np.asarray(value) if name in ARRAYS else tuple(value) if isinstance(value, list) else value
+                   for name, value in fields.items() if name != "kind"})

@@ -13,7 +13,7 @@ import safetensors.numpy
 from jax_brcd.models.layouts.base import check_finite, torch_array
 from jax_brcd.models.variants import BACKBONES
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.files import as_path, atomic_path
 
 ENCODER_CONFIG, ENCODER_WEIGHTS = "config.json", "model.safetensors"
 NESTED = ("state_dict", "model_state_dict", "model", "state")  # where training scripts keep a state_dict among other things
@@ -137,3 +137,9 @@ def _read_torch(path: pathlib.Path) -> WeightFile:
 def _upcast(tensor: np.ndarray) -> np.ndarray:
     half = tensor.dtype in (np.float16, ml_dtypes.bfloat16)
     return tensor.astype(np.float32) if half else tensor
+
+
+def write_weights(path: str | os.PathLike, state: Mapping[str, np.ndarray], **about: str) -> None:
+    """Writes a state as safetensors, whole or not at all; the file's metadata says what it is about."""
+    with atomic_path(path) as temporary:
+        safetensors.numpy.save_file(dict(state), temporary, metadata=about or None)

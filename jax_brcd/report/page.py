@@ -5,16 +5,18 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 
 import jax_brcd
 from jax_brcd.methods.sections import Section
-from jax_brcd.report import plots, table
+from jax_brcd.report import table
+from jax_brcd.report.grid import RetrievalGrid
 from jax_brcd.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 PLOTS = "plots"
@@ -30,13 +32,15 @@ class Report:
     metrics: Mapping[str, Any]
     history: list[dict[str, Any]]
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]  # (precision, recall) of each search
-    grid: plots.RetrievalGrid | None = None
+    grid: RetrievalGrid | None = None
     sections: tuple[Section, ...] = ()  # what the distillation method shows of itself
     notes: tuple[str, ...] = ()
 
 
-def figures(report: Report) -> dict[str, Figure]:
+def figures(report: Report) -> dict[str, "Figure"]:
     """The plots that the report has something for, by file name."""
+    from jax_brcd.report import plots
+
     drawn = {}
     if report.grid is not None:
         drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
@@ -50,6 +54,8 @@ def figures(report: Report) -> dict[str, Figure]:
 
 def write_report(directory: pathlib.Path, report: Report) -> pathlib.Path:
     """Writes plots/*.png and report.html, each whole or not at all; returns the page's path."""
+    import jinja2
+
     images = {}
     for name, figure in figures(report).items():
         buffer = io.BytesIO()

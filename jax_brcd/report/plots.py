@@ -1,30 +1,19 @@
 """Plots of a run, each a function from plain arrays to a matplotlib figure."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from jax_brcd.methods.sections import Curve, Heatmap, Section
+from jax_brcd.report.grid import RetrievalGrid
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 SERIES = {"teacher": (GRAY, "-"), "student symmetric": (BLUE, "-"), "student asymmetric": (ORANGE, "--")}
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrievalGrid:
-    """Queries with their first results, nearest first."""
-
-    query_images: UInt8[np.ndarray, "queries height width 3"]
-    query_names: list[str]
-    result_images: UInt8[np.ndarray, "queries results height width 3"]
-    correct: Bool[np.ndarray, "queries results"]
-    result_names: list[list[str]]
 
 
 def loss_curves(history: list[dict[str, Any]]) -> Figure:

@@ -22,7 +22,7 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
 
     Raises OSError where the disk is full; `path` then holds what it held before.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -43,7 +43,7 @@ def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
 
     Raises OSError where the disk is full; `folder` is then as it was.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -66,12 +66,7 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(pathlib.Path(path).read_text())
-
-
-def as_path(path: os.PathLike | str) -> pathlib.Path:
-    """A path given by a user: text or a path, `~` for the home directory."""
-    return pathlib.Path(path).expanduser()
+    return json.loads(as_path(path).read_text())
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
         if not folder.finished:
             made = TeacherKnowledge.of(codes, needs, seed=context.seed(STUDENT), cluster_range=between, progress=context.progress)
             if devices.is_first():
-                arrays = {name: np.ascontiguousarray(array) for name, array in made.clustering.arrays().items()}
+                arrays = {name: np.array(array, order="C") for name, array in made.clustering.arrays().items()}
                 with atomic_path(folder.path / CLUSTERS) as temporary:
                     safetensors.numpy.save_file(arrays, temporary)
             folder.finish()

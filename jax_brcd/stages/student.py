@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from jax_brcd.losses import cibhash_terms
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import DistillationBatch, Method, TeacherKnowledge
 from jax_brcd.methods.base import Needs, view_name
 from jax_brcd.models import HashModel
@@ -53,6 +54,11 @@ def teacher_outputs(source: TeacherSource, batch: Batches, needs: Needs) -> dict
         ITSELF if isinstance(view, str) else view).only(needs.teacher) for view in needs.views}
 
 
+def with_codes(outputs: Outputs) -> Outputs:
+    """The outputs with the codes of their logits computed once more."""
+    return outputs._replace(codes=hash_codes(outputs.logits))
+
+
 def check_metrics(metrics: Mapping[str, Any]) -> None:
     """Raises ValueError where a method's metric bears the name of one of the stage's."""
     taken = sorted(set(metrics) & {*OWN_METRICS, "stage", "epoch", "seconds"})
@@ -92,21 +98,21 @@ def student_stage(
         # of a frozen backbone dropout would only make the features noisy, so it is for those that learn
         of_student = student_outputs(constants["student_views"], model, batch, needs, views,
                                      drop_key if train_backbone else None)
-        seen = DistillationBatch(
-            indices=batch.indices, valid=batch.valid, key=key, temperature=temperature,
-            negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
-            student={view_name(view): of_student[view_name(view)].only(needs.student) for view in needs.views},
-            teacher=teacher_outputs(constants["teacher"], batch, needs),
-            step=carry["step"], steps=stage.epochs * stage.steps)
-        distillation, memory, metrics = method.loss(parameters["method"], carry["memory"], seen)
-        check_metrics(metrics)
-        metrics = {"distillation": distillation, **metrics}
-        total = distillation
+        total, metrics = jnp.float32(0), {}
         if not method.replaces_objective:
             contrastive, kl = cibhash_terms(*(of_student[view].logits for view in own), temperature=temperature,
                                             valid=batch.valid)
-            metrics = {"contrastive": contrastive, "kl": kl, **metrics}
-            total = contrastive + kl_weight * kl + distillation
+            total, metrics = contrastive + kl_weight * kl, {"contrastive": contrastive, "kl": kl}
+        seen = DistillationBatch(
+            indices=batch.indices, valid=batch.valid, key=key, temperature=temperature,
+            negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
+            # Codes anew, so that the gradient adds the method's part to the objective's: earlier runs' numbers hang on the order
+            student={view_name(view): with_codes(of_student[view_name(view)]).only(needs.student) for view in needs.views},
+            teacher=teacher_outputs(constants["teacher"], batch, needs),
+            step=carry["step"], steps=stage.epochs * stage.steps)
+        distillation, memory, own_metrics = method.loss(parameters["method"], carry["memory"], seen)
+        check_metrics(own_metrics)
+        total, metrics = total + distillation, {**metrics, "distillation": distillation, **own_metrics}
         carry = {"statistics": nnx.state(model, nnx.BatchStat), "memory": memory, "step": carry["step"] + 1}
         return total, (carry, metrics)
 
