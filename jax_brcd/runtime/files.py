@@ -10,7 +10,7 @@ from typing import Any
 
 
 def as_path(path: os.PathLike | str) -> pathlib.Path:
-    """A path as users give it: text or a Path, `~` being their home."""
+    """A path as users write it, with `~` as their home."""
     return pathlib.Path(path).expanduser()
 
 
@@ -20,7 +20,7 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
 
     Raises OSError where the disk is full; `path` then holds what it held before.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -43,4 +43,4 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(pathlib.Path(path).read_text())
+    return json.loads(as_path(path).read_text())
