@@ -39,17 +39,17 @@ def search_of(bits=20, queries=6, database=50, classes=4):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_of_every_kind_are_searched_alike(kind):
-    queries, database, query_labels, labels = search_of()
+    search = queries, database, query_labels, labels = search_of()
     made = KINDS[kind]
     for other in (database, made(database)):
         for ours, expected in zip(hamming_top_k(made(queries), other, 7), hamming_top_k(queries, database, 7), strict=True):
             np.testing.assert_array_equal(ours, expected)
         for measure in MEASURES:
-            assert measure(made(queries), other, query_labels, labels, 7) == measure(queries, database, query_labels, labels, 7)
-        scores, expected = (evaluate_search(*codes, query_labels, labels, 7) for codes in ((made(queries), other), (queries, database)))
-        assert (scores.map, scores.tie_aware_map, scores.precision) == (expected.map, expected.tie_aware_map, expected.precision)
+            assert measure(made(queries), other, query_labels, labels, 7) == measure(*search, 7)
+        ours, expected = evaluate_search(made(queries), other, query_labels, labels, 7), evaluate_search(*search, 7)
+        assert (ours.map, ours.tie_aware_map, ours.precision) == (expected.map, expected.tie_aware_map, expected.precision)
         np.testing.assert_array_equal(precision_recall_curve(made(queries), other, query_labels, labels),
-                                      precision_recall_curve(queries, database, query_labels, labels))
+                                      precision_recall_curve(*search))
     np.testing.assert_array_equal(nearest_neighbours(made(database), 3), nearest_neighbours(database, 3))
 
 
@@ -101,8 +101,11 @@ def test_codes_of_different_spaces_or_lengths_are_never_compared(search):
         SEARCHES[search](queries[:, :19], database, *labels)
 
 
-@pytest.mark.parametrize("search", [hamming_top_k, lambda queries, database, k: HammingIndex(database).search(queries, k),
-                                    lambda queries, database, k: mean_average_precision(queries, database, *search_of()[2:], k)])
+@pytest.mark.parametrize("search", [
+    hamming_top_k,
+    lambda queries, database, k: HammingIndex(database).search(queries, k),
+    lambda queries, database, k: mean_average_precision(queries, database, *search_of()[2:], k),
+], ids=["hamming_top_k", "index", "mean_average_precision"])
 @pytest.mark.parametrize(("k", "message"), [
     (0, "k 0: the database holds 50 images; give 1 to 50"), (-1, "k -1: the database"), (51, "k 51: the database"),
     (True, "k True: not a whole number"),

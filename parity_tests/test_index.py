@@ -85,7 +85,7 @@ def test_an_empty_index_and_no_queries():
     assert index.search(np.ones((0, 8)), 2)[0].shape == (0, 2) and index.search_radius(np.ones((0, 8)), 2) == []
 
 
-@pytest.mark.parametrize(("radius", "message"), [(-1, "radius -1: too small; give 0 or more"), (True, "radius True: not a whole")])
+@pytest.mark.parametrize(("radius", "message"), [(-1, "radius -1: too small; give 0 or more"), (True, "radius True: not a")])
 def test_a_radius_that_is_none_is_refused(radius, message):
     with pytest.raises(InputError, match=message) as error:
         HammingIndex(np.ones((3, 8))).search_radius(np.ones((1, 8)), radius)
@@ -94,7 +94,7 @@ def test_a_radius_that_is_none_is_refused(radius, message):
 
 X64 = """
 import hashlib, jax, numpy as np
-from jax_brcd.retrieval import HammingIndex, PackedCodes, evaluate_search, hamming_top_k, nearest_neighbours, precision_recall_curve
+from jax_brcd.retrieval import HammingIndex, PackedCodes, evaluate_search, hamming_top_k, nearest_neighbours
 random = np.random.default_rng(0)
 for bits, values in ((8, (-1, 1)), (64, (-1, 0, 1)), (200, (-1, 0, 1))):
     queries, database = (random.choice(values, (rows, bits)) for rows in (40, 3000))

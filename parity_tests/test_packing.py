@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +160,7 @@ def test_packed_codes_are_put_together():
 
 @pytest.mark.parametrize(("parts", "message"), [
     ([], "no codes to put together"),
-    ([PackedCodes.of(random_codes(1, 8)), PackedCodes.of(random_codes(1, 9))], "codes of 8 bits cannot be put together with codes of 9"),
+    ([PackedCodes.of(random_codes(1, bits)) for bits in (8, 9)], "codes of 8 bits cannot be put together with codes of 9"),
     ([PackedCodes.of(random_codes(1, 8), space) for space in ("a", None, "b")], "the space 'a' .* the space 'b'"),
 ])
 def test_parts_that_do_not_belong_together_are_refused(parts, message):
@@ -207,14 +208,19 @@ def test_mapped_codes_stay_on_disk(tmp_path):
     np.testing.assert_array_equal(PackedCodes.load(tmp_path / "codes.safetensors").packed, mapped.packed)
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 64, b"\x04\0\0\0\0\0\0\0null1234", None, "cut"])
+@pytest.mark.parametrize("content", [
+    lambda whole: b"",
+    lambda whole: b"1234567",
+    lambda whole: b"\xff" * 64,
+    lambda whole: b"\x02\0\0\0\0\0\0\0{}",
+    lambda whole: b"\x04\0\0\0\0\0\0\0null1234",
+    lambda whole: whole[:-1],
+    lambda whole: whole + b"x",
+    lambda whole: safetensors.numpy.save({"codes": np.zeros((2, 2), np.uint8)}),
+], ids=["nothing", "too short", "noise", "empty header", "null header", "cut", "longer", "other tensors"])
 def test_a_file_that_holds_no_codes_is_refused(tmp_path, content):
     path = tmp_path / "codes.safetensors"
     PackedCodes.of(random_codes(9, 12)).save(path)
-    if content is None:
-        import safetensors.numpy
-        safetensors.numpy.save_file({"codes": np.zeros((2, 2), np.uint8)}, path)
-    else:
-        path.write_bytes(path.read_bytes()[:-1] if content == "cut" else content)
+    path.write_bytes(content(path.read_bytes()))
     with pytest.raises(InputError, match=f"{path}: not a whole file of packed codes"):
         PackedCodes.load(path)

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jax_brcd.retrieval import evaluate_search, hamming_top_k, mean_average_precision, ranking
+from jax_brcd.retrieval import HammingIndex, PackedCodes, evaluate_search, hamming_top_k, mean_average_precision, ranking
 
 
 def brute_force(queries, database, k):
@@ -54,6 +54,15 @@ def peak_bytes(run) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_an_index_of_mapped_codes_holds_one_layout_of_them(tmp_path):
+    """Beside the chunks it keeps, which take what the codes take, there is never more than one chunk in the making."""
+    packed = np.random.default_rng(4).integers(256, size=(2**20, 8), dtype=np.uint8)
+    PackedCodes(packed, 64).save(tmp_path / "codes.safetensors")
+    codes = PackedCodes.load(tmp_path / "codes.safetensors", mapped=True)
+    kept = []
+    assert peak_bytes(lambda: kept.append(HammingIndex(codes))) < packed.nbytes + 4 * ranking.CHUNK * 8 + 2**20
 
 
 @pytest.mark.parametrize("search", [

@@ -1,14 +1,28 @@
 """Hash models as safetensors in torchvision's layout, head included, so that a PyTorch user gets the same codes."""
 
+import dataclasses
+import os
 import pathlib
 
-import safetensors.numpy
-
+from jax_brcd.export.base import Exportable
 from jax_brcd.models import HashModel, torchvision_state
-from jax_brcd.runtime.files import atomic_path
+from jax_brcd.runtime.files import atomic_path, write_json
 
 
-def export_safetensors(model: HashModel, path: pathlib.Path, *, name: str, bits: int) -> None:
-    """Writes the model's state_dict to `path`; the file's metadata says which model it is of."""
+def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, bits: int) -> None:
+    """Writes the model's state_dict to `path`; the file's metadata says which model it is of.
+
+    Raises OSError where it cannot be written.
+    """
+    import safetensors.numpy
+
     with atomic_path(path) as temporary:
         safetensors.numpy.save_file(torchvision_state(model), temporary, metadata={"model": name, "bits": str(bits)})
+
+
+def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The state_dict as `<name>.safetensors`, and beside it `preprocessing.json`: size, resize, mean, std, interpolation."""
+    weights, preprocessing = folder / f"{encoder.name}.safetensors", folder / "preprocessing.json"
+    export_safetensors(encoder.model, weights, name=encoder.name, bits=encoder.bits)
+    write_json(preprocessing, dataclasses.asdict(encoder.preprocessing))
+    return [weights, preprocessing]

@@ -222,8 +222,8 @@ def check_spaces(a: Any, b: Any) -> None:
     """
     spaces = [getattr(each, "space", None) for each in (a, b)]
     if None not in spaces and spaces[0] != spaces[1]:
-        raise InputError(f"codes of the space '{spaces[0]}' cannot be compared with codes of the space '{spaces[1]}': their bits "
-                         "mean different things; encode both by encoders of one space")
+        raise InputError(f"codes of the space '{spaces[0]}' cannot be compared with codes of the space '{spaces[1]}': their "
+                         "bits mean different things; encode both by encoders of one space")
 
 
 def is_real(values: np.ndarray) -> bool:
@@ -264,7 +264,8 @@ def _read_header(path: os.PathLike) -> tuple[int, str | None, tuple[int, int], i
             header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
             about, tensor = header["__metadata__"], header[TENSOR]
             (rows, width), (begin, end) = tensor["shape"], tensor["data_offsets"]
-            if about["format"] != FORMAT or min(rows, width) < 0 or tensor["dtype"] != "U8" or end - begin != rows * width or start + end != size:
+            whole = min(rows, width) >= 0 and end - begin == rows * width and start + end == size
+            if about["format"] != FORMAT or tensor["dtype"] != "U8" or not whole:
                 raise ValueError
             return int(about["bits"]), about.get("space"), (rows, width), start + begin
         except (ValueError, KeyError, TypeError) as error:

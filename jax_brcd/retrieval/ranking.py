@@ -83,7 +83,7 @@ def check_search(queries: CodeBits, database: Database, k: SupportsIndex) -> int
 def check_lengths(queries: CodeBits, database: Database) -> None:
     """Raises InputError where queries and database have different lengths."""
     if queries.bits != database.bits:
-        raise InputError(f"queries of {queries.bits} bits against a database of {database.bits} bits; encode both to one length")
+        raise InputError(f"queries of {queries.bits} bits against a database of {database.bits} bits; encode both alike")
 
 
 def check_k(k: SupportsIndex, database: Database) -> int:

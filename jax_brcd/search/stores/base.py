@@ -149,6 +149,7 @@ def _checked_attributes(attributes: Attributes, *, of: str) -> dict[str, Any]:
     for name, value in attributes.items():
         if not isinstance(name, str):
             raise InputError(f"a name of the attributes of {of} is text, not {name!r}")
-        if not isinstance(value, (str, int, float, bool, type(None))) or (isinstance(value, float) and not math.isfinite(value)):
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not (isinstance(value, (str, int, float, bool, type(None))) and finite):
             raise InputError(f"the attribute '{name}' of {of} is {value!r}; give text, a finite number, a bool or None")
     return dict(attributes)

@@ -12,7 +12,7 @@ from jax_brcd.search.stores.base import Batch, Hit, matches
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A collection that is replaced, never changed. `ids` are sorted and distinct; codes and attributes stand in their order."""
+    """A collection that is replaced, never changed. `ids` are sorted and distinct; the others stand in their order."""
 
     ids: list[str]
     codes: PackedCodes
