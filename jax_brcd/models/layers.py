@@ -110,21 +110,25 @@ class BatchNorm(nnx.Module):
 
 
 def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Array:
-    """`jax.lax.conv_general_dilated`, but by simpler means for two kinds that XLA's CPU backend is slow at.
+    """`jax.lax.conv_general_dilated`, but on a CPU by simpler means for two kinds that XLA's backend is slow at there.
+
+    Which platform it is is known when the program is lowered and not before: a program traced here may be exported for another.
 
     Measured on two cores, forward: 3x3 convolutions to 2x2 outputs and smaller run at 3 GFLOP/s, as a matrix product at 80;
     a kernel for each channel (3x3, 5x5, 7x7; 112 to 7 pixels squared; batch 32) is 4 to 20 times faster as a sum of shifted
     images and 200 times at 2 pixels, its gradient 4 to 11 times.
     """
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
+    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **settings)
     size, channels, outputs = kernel.shape[0], *kernel.shape[2:]
     height, width = ((inputs.shape[axis] + sum(padding[axis - 1]) - size) // strides[0] + 1 for axis in (1, 2))
     if channels == 1 and inputs.shape[-1] == outputs:
-        return _sum_of_shifts(inputs, kernel, tuple(strides), tuple(padding), height, width)
-    if height * width <= FEW_PIXELS and channels == inputs.shape[-1]:
-        return jnp.concatenate(_taps(inputs, size, strides, padding, height, width), axis=-1) @ kernel.reshape(-1, outputs)
-    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
+        simpler = _sum_of_shifts
+    elif height * width <= FEW_PIXELS and channels == inputs.shape[-1]:
+        simpler = _product
+    else:
+        return plain(inputs, kernel)
+    simpler = functools.partial(simpler, strides=tuple(strides), padding=tuple(padding), height=height, width=width)
+    return jax.lax.platform_dependent(inputs, kernel, cpu=simpler, default=plain)
 
 
 def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
@@ -135,7 +139,12 @@ def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
             for row in range(size) for column in range(size)]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _product(inputs, kernel, strides, padding, height, width) -> Array:
+    taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "padding", "height", "width"))
 def _sum_of_shifts(inputs, kernel, strides, padding, height, width) -> Array:
     taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
     weights = kernel.astype(jnp.float32).reshape(len(taps), -1)  # half precision would lose more with every summand
