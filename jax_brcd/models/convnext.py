@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import Backbone, convolution, layer_norm, split_key, stochastic_depth
+from jax_brcd.models.layers import Backbone, Dropping, convolution, layer_norm, split_key, stochastic_depth
 from jax_brcd.models.variants import imagenet
 
 LAYER_SCALE = 1e-6
@@ -49,7 +49,7 @@ class Block(nnx.Module):
     """A 7x7 filter of each channel, a norm and an MLP over channels, scaled, on a residual path."""
 
     def __init__(self, width: int, drop_rate: float, *, dtype, rngs: nnx.Rngs):
-        self.layer_scale = nnx.Param(jnp.full((width, 1, 1), LAYER_SCALE))
+        self.layer_scale = nnx.Param(jnp.full((width, 1, 1), LAYER_SCALE, jnp.float32))
         self.filter = convolution(width, width, 7, groups=width, bias=True, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.linear_1 = nnx.Linear(width, 4 * width, kernel_init=normal, dtype=dtype, rngs=rngs)
@@ -65,7 +65,7 @@ class Block(nnx.Module):
         return x + stochastic_depth(y, self.drop_rate, key)
 
 
-class ConvNeXt(Backbone):
+class ConvNeXt(Dropping, Backbone):
     """A ConvNeXt without its classifier's linear layer: features are the global average pool after the classifier's norm.
 
     It is not among the published students; its hash head stands in place of the linear layer.
@@ -92,7 +92,7 @@ class ConvNeXt(Backbone):
     head = staticmethod(linear_head)
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], drop_rate: float, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.image_size, self.features, self.dtype = 224, widths[-1], dtype
+        self.image_size, self.features, self.dtype, self.deterministic = 224, widths[-1], dtype, True
         made = {"dtype": dtype, "rngs": rngs}
         layers, position, self.n_blocks = [], 0, sum(depths)
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -107,12 +107,12 @@ class ConvNeXt(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
-        """Features of normalised images; `key` as in Backbone. Nothing here looks across a batch, so `train` is without effect."""
-        keys = iter(split_key(key, self.n_blocks))
+        """Features of normalised images; `key` as in Backbone. Nothing here looks across a batch."""
+        keys = iter(split_key(self.dropping_key(train, key), self.n_blocks))
         x = images
         for resize, blocks in zip(self.stages[::2], self.stages[1::2], strict=True):
             x = resize(x)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, ResidualBlock, divisible, inverted_residual
-from jax_brcd.models.layers import Backbone, BatchNorm, dropout, split_key
+from jax_brcd.models.layers import Backbone, BatchNorm, Dropping, dropout, split_key
 from jax_brcd.models.variants import Variant, imagenet
 
 CLASSES = 1000  # of ImageNet
@@ -48,7 +48,7 @@ class Stage(NamedTuple):
     depth: int  # blocks
 
 
-class EfficientNet(Backbone):
+class EfficientNet(Dropping, Backbone):
     """An EfficientNet without its classifier: features are the global average pool, after the classifier's dropout.
 
     EfficientNetV2 is not among the published students; its hash head stands in place of the classifier's linear layer.
@@ -68,6 +68,7 @@ class EfficientNet(Backbone):
     def __init__(self, stages: Sequence[Stage], *, stem: int, last: int, image_size: int, dropout: float, norm=BatchNorm,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         self.image_size, self.features, self.dropout, self.dtype = image_size, last, dropout, dtype
+        self.deterministic = True
         made = {"norm": norm, "dtype": dtype, "rngs": rngs}
         layers = [ConvNormActivation(3, stem, 3, stride=2, activation=nnx.silu, **made)]
         channels, position, self.n_blocks = stem, 0, sum(stage.depth for stage in stages)
@@ -86,13 +87,13 @@ class EfficientNet(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
         """Features of normalised images; the arguments are as in Backbone."""
         stem, *stages, last = self.stages
-        *keys, dropout_key = split_key(key, self.n_blocks + 1)
+        *keys, dropout_key = split_key(self.dropping_key(train, key), self.n_blocks + 1)
         x = stem(images, train=train, valid=valid)
         for block, block_key in zip((block for stage in stages for block in stage), keys):
             x = block(x, train=train, valid=valid, key=block_key)
@@ -118,7 +119,7 @@ class EfficientNetClassifier(EfficientNet):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:

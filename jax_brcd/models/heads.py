@@ -37,7 +37,7 @@ class HashModel(nnx.Module):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch bits"]:

@@ -30,7 +30,7 @@ class ConvNormActivation(nnx.Module):
         self,
         x: Float[Array, "batch height width inputs"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, outputs)."""
@@ -50,7 +50,7 @@ class SqueezeExcitation(nnx.Module):
         self,
         x: Float[Array, "batch height width channels"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Each image for itself, so training mode is the same."""
@@ -74,7 +74,7 @@ class ResidualBlock(nnx.Module):
         self,
         x: Float[Array, "batch height width inputs"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch rows columns outputs"]:

@@ -18,9 +18,10 @@ torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class Backbone(nnx.Module):
     """Normalised images (batch, height, width, 3) to float32 features (batch, `features`).
 
-    Called with (images, train=False, valid=None, key=None). `train` normalises by the statistics of the batch's `valid`
-    rows. `key` is the randomness of dropout and stochastic depth, where a family has them; without one both are off. So a
-    frozen backbone, which batch norm may still move, drops nothing, and the same key drops the same.
+    Called with (images, train=None, valid=None, key=None). `train` normalises by the statistics of the batch's `valid` rows.
+    Without it each layer is in the mode that NNX's `model.train()` or `model.eval()` put it into; all begin in evaluation mode.
+    `key` is the randomness of dropout and stochastic depth, where a family has them, in training mode; without one both are off.
+    So a frozen backbone, which batch norm may still move, drops nothing, and the same key drops the same.
 
     Attribute names are torchvision's but for those in `renames`, so that state_dicts convert by name. A family declares:
 
@@ -43,6 +44,19 @@ class Backbone(nnx.Module):
     image_size: int
 
 
+class Dropping:
+    """For modules that drop: the mode that NNX's `train` and `eval` set, with an explicit argument before it.
+
+    Each sets `deterministic` to True when it is made, so that modules in one mode have one structure and compile once.
+    """
+
+    deterministic: bool
+
+    def dropping_key(self, train: bool | None, key: Key[Array, ""] | None) -> Key[Array, ""] | None:
+        """`key` in training mode, else None."""
+        return key if (not self.deterministic if train is None else train) else None
+
+
 def split_key(key: Key[Array, ""] | None, count: int) -> Sequence[Key[Array, ""] | None]:
     """`count` keys, or as many times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
@@ -63,7 +77,8 @@ def stochastic_depth(
 def _drop(x, rate, key, shape):
     if key is None or rate == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), x / (1 - rate), 0).astype(x.dtype)
+    kept = jax.random.bernoulli(key, jnp.float32(1 - rate), shape)  # which takes as many bits as its argument has
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -74,28 +89,30 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1, dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
+        self.use_running_average = True  # what NNX's `train` and `eval` set
 
     def __call__(
         self,
         x: Float[Array, "batch height width channels"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Normalised activations; in training mode by the batch's statistics, which also move the running ones."""
+        train = not self.use_running_average if train is None else train
         mean, var = self._batch_statistics(x, valid) if train else (self.mean[...], self.var[...])
         factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return (x * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
 
     def _batch_statistics(self, x, valid):
         x = x.astype(jnp.float32)
-        weight = jnp.ones(x.shape[0]) if valid is None else valid.astype(jnp.float32)
+        weight = jnp.ones(x.shape[0], jnp.float32) if valid is None else valid.astype(jnp.float32)
         count = jnp.maximum(jnp.sum(weight), 1) * x.shape[1] * x.shape[2]
         weight = weight[:, None, None, None]
         mean = jnp.sum(x * weight, axis=(0, 1, 2)) / count
@@ -110,21 +127,25 @@ class BatchNorm(nnx.Module):
 
 
 def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Array:
-    """`jax.lax.conv_general_dilated`, but by simpler means for two kinds that XLA's CPU backend is slow at.
+    """`jax.lax.conv_general_dilated`, but on a CPU by simpler means for two kinds that XLA's backend is slow at there.
+
+    Which platform it is is known when the program is lowered and not before: a program traced here may be exported for another.
 
     Measured on two cores, forward: 3x3 convolutions to 2x2 outputs and smaller run at 3 GFLOP/s, as a matrix product at 80;
     a kernel for each channel (3x3, 5x5, 7x7; 112 to 7 pixels squared; batch 32) is 4 to 20 times faster as a sum of shifted
     images and 200 times at 2 pixels, its gradient 4 to 11 times.
     """
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
+    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **settings)
     size, channels, outputs = kernel.shape[0], *kernel.shape[2:]
     height, width = ((inputs.shape[axis] + sum(padding[axis - 1]) - size) // strides[0] + 1 for axis in (1, 2))
     if channels == 1 and inputs.shape[-1] == outputs:
-        return _sum_of_shifts(inputs, kernel, tuple(strides), tuple(padding), height, width)
-    if height * width <= FEW_PIXELS and channels == inputs.shape[-1]:
-        return jnp.concatenate(_taps(inputs, size, strides, padding, height, width), axis=-1) @ kernel.reshape(-1, outputs)
-    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
+        simpler = _sum_of_shifts
+    elif height * width <= FEW_PIXELS and channels == inputs.shape[-1]:
+        simpler = _product
+    else:
+        return plain(inputs, kernel)
+    simpler = functools.partial(simpler, strides=tuple(strides), padding=tuple(padding), height=height, width=width)
+    return jax.lax.platform_dependent(inputs, kernel, cpu=simpler, default=plain)
 
 
 def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
@@ -135,7 +156,12 @@ def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
             for row in range(size) for column in range(size)]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _product(inputs, kernel, strides, padding, height, width) -> Array:
+    taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "padding", "height", "width"))
 def _sum_of_shifts(inputs, kernel, strides, padding, height, width) -> Array:
     taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
     weights = kernel.astype(jnp.float32).reshape(len(taps), -1)  # half precision would lose more with every summand

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, divisible, inverted_residual
-from jax_brcd.models.layers import Backbone, BatchNorm, convolution, dropout
+from jax_brcd.models.layers import Backbone, BatchNorm, Dropping, convolution, dropout
 from jax_brcd.models.variants import imagenet
 
 CLASSES = 1000  # of ImageNet
@@ -37,7 +37,7 @@ class InvertedResidual(nnx.Module):
         self,
         x: Float[Array, "batch height width inputs"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, outputs)."""
@@ -49,7 +49,7 @@ class InvertedResidual(nnx.Module):
         return x + y if self.shortcut else y
 
 
-class MobileNetV2(Backbone):
+class MobileNetV2(Dropping, Backbone):
     """MobileNetV2 with its classifier: features are the 1000 ImageNet logits, as the published students' hash head has them
     (method.md, "Run settings")."""
 
@@ -65,6 +65,7 @@ class MobileNetV2(Backbone):
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.image_size, self.features, self.dropout, self.dtype = 224, CLASSES, DROPOUT, dtype
+        self.deterministic = True
         made = {"dtype": dtype, "rngs": rngs}
         layers = [ConvNormActivation(3, 32, 3, stride=2, activation=jax.nn.relu6, **made)]
         channels = 32
@@ -80,7 +81,7 @@ class MobileNetV2(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
@@ -88,11 +89,11 @@ class MobileNetV2(Backbone):
         x = images
         for stage in self.stages:
             x = stage(x, train=train, valid=valid)
-        pooled = dropout(jnp.mean(x.astype(jnp.float32), axis=(1, 2)), self.dropout, key)
+        pooled = dropout(jnp.mean(x.astype(jnp.float32), axis=(1, 2)), self.dropout, self.dropping_key(train, key))
         return self.classifier(pooled).astype(jnp.float32)
 
 
-class MobileNetV3(Backbone):
+class MobileNetV3(Dropping, Backbone):
     """MobileNetV3-Large without its classifier's last layer: features are the 1280 activations before it, after dropout.
 
     It is not among the published students; its hash head stands in place of the classifier's last linear layer.
@@ -125,6 +126,7 @@ class MobileNetV3(Backbone):
 
     def __init__(self, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.image_size, self.features, self.dropout, self.dtype = 224, 1280, DROPOUT, dtype
+        self.deterministic = True
         made = {"norm": functools.partial(BatchNorm, epsilon=1e-3, momentum=0.01), "dtype": dtype, "rngs": rngs}
         layers = [ConvNormActivation(3, 16, 3, stride=2, activation=nnx.hard_swish, **made)]
         channels = 16
@@ -141,7 +143,7 @@ class MobileNetV3(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
@@ -151,7 +153,7 @@ class MobileNetV3(Backbone):
             x = stage(x, train=train, valid=valid)
         pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         hidden = nnx.hard_swish(self.classifier(pooled).astype(jnp.float32))
-        return dropout(hidden, self.dropout, key)
+        return dropout(hidden, self.dropout, self.dropping_key(train, key))
 
 
 VARIANTS = {

@@ -29,7 +29,7 @@ class BasicBlock(nnx.Module):
         self,
         x: Float[Array, "batch height width inputs"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, width)."""
@@ -57,7 +57,7 @@ class Bottleneck(nnx.Module):
         self,
         x: Float[Array, "batch height width inputs"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
     ) -> Float[Array, "batch rows columns outputs"]:
         """Activations (batch, height / stride, width / stride, 4 width)."""
@@ -75,7 +75,7 @@ def shortcut(inputs: int, outputs: int, stride: int, *, dtype, rngs: nnx.Rngs) -
                      BatchNorm(outputs, dtype=dtype)])
 
 
-def apply_shortcut(layers: Sequence[nnx.Module], x, train: bool, valid):
+def apply_shortcut(layers: Sequence[nnx.Module], x, train: bool | None, valid):
     """`x` through the projection, or `x` itself."""
     if not layers:
         return x
@@ -115,7 +115,7 @@ class ResNet(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, layer_norm
 from jax_brcd.models.variants import Preprocessing, Variant, imagenet
+from jax_brcd.runtime.errors import InputError
 
 linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
 
@@ -65,7 +66,7 @@ class Encoder(nnx.Module):
     """Position embedding, the layers, a last norm."""
 
     def __init__(self, tokens: int, layers: int, width: int, heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.pos_embedding = nnx.Param(0.02 * rngs.params.normal((1, tokens, width)))
+        self.pos_embedding = nnx.Param(0.02 * rngs.params.normal((1, tokens, width), jnp.float32))
         self.layers = nnx.List([EncoderBlock(width, heads, hidden, dtype=dtype, rngs=rngs) for _ in range(layers)])
         self.ln = layer_norm(width, dtype=dtype, rngs=rngs)
 
@@ -98,7 +99,7 @@ class VisionTransformer(Backbone):
 
     def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.image_size, self.features, self.dtype = image_size, width, dtype
-        self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
+        self.class_token = nnx.Param(jnp.zeros((1, 1, width), jnp.float32))
         self.conv_proj = nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", dtype=dtype,
                                   rngs=rngs)
         tokens = (image_size // patch_size) ** 2 + 1
@@ -108,17 +109,18 @@ class VisionTransformer(Backbone):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        train: bool = False,
+        train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch features"]:
         """Features of normalised images; training mode is the same: nothing looks across a batch, and nothing is dropped.
 
         Raises:
-            ValueError: for images of another size than `image_size`, which the position embedding does not cover.
+            InputError: for images of another size than `image_size`, which the position embedding does not cover.
         """
         if images.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}")
+            raise InputError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}; resize them, "
+                             "or name a model that takes any size")
         patches = self.conv_proj(images)
         patches = patches.reshape(patches.shape[0], -1, self.features)
         class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))

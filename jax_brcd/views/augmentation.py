@@ -1,7 +1,8 @@
 """The published views of an image, computed in batches on the device (method.md, "Data as published").
 
 Every parameter of a view is drawn from one key an image, so a view is the same whatever batch it stands in. The
-operations follow torchvision's on float tensors; inside, one image is three planes of values in [0, 1].
+operations follow torchvision's on float tensors; inside, one image is three planes of values in [0, 1]. All numbers are of 32
+bits, also where JAX is told to take 64.
 """
 
 import dataclasses
@@ -11,10 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.views.images import check_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,18 +79,18 @@ def draw_view_parameters(
 
 def _draw_one(key: Key[Array, ""], height: int, width: int, config: ViewConfig) -> ViewParameters:
     # One call for all numbers: on a CPU the generator costs more by the call than by the number.
-    uniform = jax.random.uniform(key, (4 * CROP_ATTEMPTS + 13,))
+    uniform = jax.random.uniform(key, (4 * CROP_ATTEMPTS + 13,), jnp.float32)
     crop, rest = uniform[: 4 * CROP_ATTEMPTS].reshape(4, CROP_ATTEMPTS), uniform[4 * CROP_ATTEMPTS :]
     top, left, crop_height, crop_width = _draw_crop(crop, height, width, config)
-    spread = jnp.array([config.brightness, config.contrast, config.saturation])
-    low = jnp.append(jnp.maximum(1.0 - spread, 0.0), -config.hue)
-    high = jnp.append(1.0 + spread, config.hue)
+    spread = jnp.array([config.brightness, config.contrast, config.saturation], jnp.float32)
+    low = jnp.append(jnp.maximum(1.0 - spread, 0.0), jnp.float32(-config.hue))
+    high = jnp.append(1.0 + spread, jnp.float32(config.hue))
     return ViewParameters(
         top=top, left=left, height=crop_height, width=crop_width,
         flip=rest[0] < config.flip,
         jitter=rest[1] < config.jitter,
         factors=_between(low, high, rest[2:6]),
-        order=jnp.argsort(rest[6:10]),
+        order=jnp.argsort(rest[6:10]).astype(jnp.int32),
         grayscale=rest[10] < config.grayscale,
         blur=rest[11] < config.blur,
         sigma=_between(*config.sigma, rest[12]),
@@ -122,16 +126,17 @@ def resize_taps(
     `flip` mirrors the output. `source` is the length of the whole axis, which bounds how many pixels are averaged.
     """
     taps = -(-2 * max(source, target) // target)
-    place = jnp.arange(target)
+    start, length = jnp.asarray(start, jnp.int32), jnp.asarray(length, jnp.int32)
+    place = jnp.arange(target, dtype=jnp.int32)
     place = jnp.where(flip, target - 1 - place, place)
     # Places are counted in integers, in units of 1 / (2 * target) of a source pixel: in float32 the weights in an image
     # of 256 pixels would be off by 1e-5.
     centre = length * (2 * place + 1)
     support = 2 * jnp.maximum(length, target)
     first = jnp.maximum((centre - support + target) // (2 * target), 0)
-    position = first[:, None] + jnp.arange(taps)
-    distance = jnp.abs((2 * position + 1) * target - centre[:, None])
-    weights = jnp.where(position < length, jnp.maximum(1.0 - distance / support, 0.0), 0.0)
+    position = first[:, None] + jnp.arange(taps, dtype=jnp.int32)
+    distance = jnp.abs((2 * position + 1) * target - centre[:, None]).astype(jnp.float32)
+    weights = jnp.where(position < length, jnp.maximum(1.0 - distance / support.astype(jnp.float32), 0.0), 0.0)
     return Taps(start + jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
 
 
@@ -198,7 +203,7 @@ def adjust_hue(planes: Float[Array, "3 height width"], turns: Float[Array, ""]) 
         value == red, (green - blue) / divisor,
         jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
-    position = jnp.array([5.0, 3.0, 1.0])[:, None, None] + sixth + 6.0 * turns
+    position = jnp.array([5.0, 3.0, 1.0], jnp.float32)[:, None, None] + sixth + 6.0 * turns
     position = position - 6.0 * jnp.floor(position / 6.0)  # jnp.mod is a call for every pixel on a CPU
     return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
@@ -233,7 +238,7 @@ def normalise(
     planes: Float[Array, "3 height width"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Array, "height width 3"]:
     """Values over the data's mean and standard deviation; channels come last afterwards."""
-    mean, std = (jnp.array(value)[:, None, None] for value in (mean, std))
+    mean, std = (jnp.array(value, jnp.float32)[:, None, None] for value in (mean, std))
     return jnp.moveaxis((planes - mean) / std, 0, -1)
 
 
@@ -255,32 +260,51 @@ def _when(condition: Bool[Array, ""], operation: Callable, planes: Array, *setti
 
 
 def apply_views(
-    images: UInt8[Array, "batch height width 3"], parameters: ViewParameters, config: ViewConfig
+    images: Shaped[Array | np.ndarray, "..."], parameters: ViewParameters, config: ViewConfig
 ) -> Float[Array, "batch size size 3"]:
-    """Views of a batch with the given parameters, normalised."""
+    """Views of a batch with the given parameters, normalised.
+
+    Args:
+        images: uint8 (batch, height, width, 3).
+
+    Raises:
+        InputError: for images that are something else, with how to convert them.
+    """
+    check_images(images)
     return each_image(lambda image, parameters: apply_view(image, parameters, config), images, parameters)
 
 
 def random_views(
-    keys: Key[Array, "batch"], images: UInt8[Array, "batch height width 3"], config: ViewConfig
+    keys: Key[Array, "batch"], images: Shaped[Array | np.ndarray, "..."], config: ViewConfig
 ) -> Float[Array, "batch size size 3"]:
-    """One random view of each image, from its own key."""
+    """One random view of each image, from its own key.
+
+    Args:
+        images: uint8 (batch, height, width, 3).
+
+    Raises:
+        InputError: for images that are something else, with how to convert them.
+    """
+    check_images(images)
     return apply_views(images, draw_view_parameters(keys, images.shape[1], images.shape[2], config), config)
 
 
 def evaluation_views(
-    images: UInt8[Array, "batch height width 3"], size: int, *, resize: int | None = None,
+    images: Shaped[Array | np.ndarray, "..."], size: int, *, resize: int | None = None,
     mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Float[Array, "batch size size 3"]:
     """Images as they are evaluated, normalised: the whole image resized to a `size` square.
 
-    With `resize`, its shorter side is resized to that many pixels and a central `size` square is cut out instead.
+    Args:
+        images: uint8 (batch, height, width, 3). resize: pixels to which the shorter side is resized, whereupon a central `size`
+            square is cut out, instead.
 
     Raises:
-        ValueError: `resize` is less than `size`.
+        InputError: for images that are something else, with how to convert them; for a `resize` below `size`.
     """
+    check_images(images)
     if resize is not None and resize < size:
-        raise ValueError(f"a {size} pixel square cannot be cut from images resized to {resize} pixels")
+        raise InputError(f"a {size} pixel square cannot be cut from images resized to {resize} pixels; give {size} or more")
     height, width = images.shape[1:3]
     target_height, target_width = (size, size) if resize is None else _shorter_side(height, width, resize)
     rows, columns = _central_taps(height, target_height, size), _central_taps(width, target_width, size)
@@ -295,7 +319,7 @@ def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
 
 def _central_taps(source: int, target: int, size: int) -> Taps:
     """Resizes the whole axis to `target` pixels and keeps the middle `size` of them."""
-    taps = resize_taps(jnp.array(0), jnp.array(source), jnp.array(False), source=source, target=target)
+    taps = resize_taps(jnp.int32(0), jnp.int32(source), jnp.array(False), source=source, target=target)
     begin = round((target - size) / 2)
     return Taps(*(part[begin : begin + size] for part in taps))
 

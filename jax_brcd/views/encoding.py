@@ -2,25 +2,30 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.views.augmentation import evaluation_views
+from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
+from jax_brcd.views.images import check_images
 
 ENCODING_BATCH = 128
+Colour = tuple[float, float, float]
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize"))
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize", "mean", "std"))
 def encode_batch(
-    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int, resize: int | None = None
+    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int, resize: int | None = None,
+    mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD,
 ) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
-    return devices.gathered(nnx.merge(graph, state)(evaluation_views(images, size, resize=resize)))
+    views = evaluation_views(images, size, resize=resize, mean=mean, std=std)
+    return devices.gathered(nnx.merge(graph, state)(views, train=False))
 
 
 def encoding_batch(count: int) -> int:
@@ -28,12 +33,12 @@ def encoding_batch(count: int) -> int:
 
     Raised to what the devices divide.
     """
-    return devices.whole_size(min(ENCODING_BATCH, 1 << (count - 1).bit_length()))
+    return devices.whole_size(min(ENCODING_BATCH, 1 << max(count - 1, 0).bit_length()))
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Consecutive batches of one size and how many of their rows count."""
-    for begin in range(0, len(images), batch_size):
+    """Consecutive batches of one size and how many of their rows count; of no images one batch that does not count."""
+    for begin in range(0, max(len(images), 1), batch_size):
         batch = images[np.arange(begin, min(begin + batch_size, len(images)))]
         count = len(batch)
         yield np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)]), count
@@ -43,7 +48,10 @@ def stream(
     compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width)."""
+    """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width).
+
+    `progress` is told after each batch how many of them are done.
+    """
     parts, pending, done = [], None, 0
     size = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images))
 
@@ -63,17 +71,19 @@ def stream(
 
 
 def encode(
-    module: nnx.Module, images: np.ndarray, *, size: int, resize: int | None = None, description: str,
-    progress: Progress = silent,
+    module: nnx.Module, images: Shaped[np.ndarray | Array, "..."], *, description: str, progress: Progress = silent, **view: Any
 ) -> np.ndarray:
-    """Features (a backbone) or logits (a hash model) of un-augmented images, float32 (images, width).
+    """Features (a backbone) or logits (a hash model) of un-augmented images, float32 (images, width); none give (0, width).
 
     Args:
-        images: uint8 (images, height, width, 3). size: pixels of the square the model sees.
-        resize: pixels of the shorter side before that square is cut out; None to resize the whole image to it.
+        images: uint8 (images, height, width, 3). description: what `progress` is told they are.
+        view: how they are prepared: `size`, and where they differ from the defaults `resize`, `mean` and `std` of
+            `evaluation_views`.
+
+    Raises:
+        InputError: for images that are something else, with how to convert them.
     """
+    check_images(images)
     graph, state = devices.replicate(nnx.split(module))
-    return stream(lambda batch: encode_batch(graph, state, devices.spread(batch), size=size, resize=resize), images,
-                  description=description, progress=progress)
-
-
+    return stream(lambda batch: encode_batch(graph, state, devices.spread(batch), **view), images, description=description,
+                  progress=progress)

@@ -140,4 +140,4 @@ def encode_views(
     numbers = jnp.broadcast_to(number, indices.shape)
     drawn = tuple(random_views(view_keys(key, source, numbers), pixels, config)
                   for source, pixels in zip(sources, images, strict=True))
-    return devices.gathered(nnx.merge(graph, state)(derivation.combine(drawn, key, indices, numbers)))
+    return devices.gathered(nnx.merge(graph, state)(derivation.combine(drawn, key, indices, numbers), train=False))
