@@ -7,6 +7,7 @@ from typing import Any
 
 from jax_brcd.data import DATASETS
 from jax_brcd.methods import METHODS, create_method
+from jax_brcd.methods.sums import part_settings
 from jax_brcd.models import BACKBONES
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings import options
@@ -78,7 +79,8 @@ class StudentConfig:
 class RunConfig:
     """How the run is carried out."""
 
-    method: str = option("brcd", f"what the student learns from the teacher: {', '.join(METHODS)}")
+    method: str = option("brcd", f"what the student learns from the teacher: {', '.join(METHODS)}; or a sum of them, brcd+rkd")
+    method_weights: str | None = option(None, "weight of each part of a sum of methods, as in 1,0.5")
     batch_size: int = option(64, "images a training step", low=1)
     dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
                         choices=("float32", "bfloat16"))
@@ -177,7 +179,7 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         registry[name]
     data = dataclasses.replace(data, cache_dir=data.cache_dir.expanduser())
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
-                  create_method(run.method, **for_method))
+                  create_method(run.method, method_weights=run.method_weights, **for_method))
 
 
 def parse_command_line(program: str, description: str, argv: list[str] | None = None) -> Config:
@@ -189,6 +191,7 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
         options.add_options(parser, title, [stage])
     options.add_options(parser, "teacher objective", OBJECTIVES)
     options.add_options(parser, "method", METHODS)
+    options.add_options(parser, "method as part of a sum", part_settings(METHODS))
     given = vars(parser.parse_args(argv))
     return create_config(given.pop("preset"), **given)
 
