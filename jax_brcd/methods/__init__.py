@@ -42,7 +42,7 @@ METHODS.register("bits")(Bits)
 __all__ = ["METHODS", "BaseMethod", "DistillationBatch", "Method", "Needs", "TeacherKnowledge", "create_method"]
 
 
-def create_method(name: str, *, method_weights: str | Iterable[float] | None = None, **settings: Any) -> Method:
+def create_method(name: str, *, method_weights: str | Iterable[float | int] | None = None, **settings: Any) -> Method:
     """The method `name` with `settings` in place of its defaults, or the sum of methods of a name like "brcd+rkd".
 
     Args:

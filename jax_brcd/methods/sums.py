@@ -132,7 +132,7 @@ def sum_kind(parts: tuple[tuple[str, type], ...]) -> type[Sum]:
 
 
 def create_sum(
-    name: str, kinds: Mapping[str, type], settings: Mapping[str, Any], weights: str | Iterable[float] | None,
+    name: str, kinds: Mapping[str, type], settings: Mapping[str, Any], weights: str | Iterable[float | int] | None,
     create: Callable[[str, Mapping[str, Any]], Method],
 ) -> Sum:
     """The sum that `name` spells, `brcd+rkd`.
@@ -183,7 +183,7 @@ def divided(name: str, kinds: Mapping[str, type], settings: Mapping[str, Any]) -
     return found
 
 
-def weights_of(name: str, weights: str | Iterable[float] | None) -> tuple[float, ...]:
+def weights_of(name: str, weights: str | Iterable[float | int] | None) -> tuple[float, ...]:
     """The weight of each part of the sum `name`; of text, its numbers stand between commas.
 
     Raises:
