@@ -13,14 +13,13 @@ from sklearn.metrics import silhouette_score
 
 from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, published_range, silhouettes
 from jax_brcd.clusters.kmeans import k_means
-from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.methods import DistillationBatch, TeacherKnowledge, create_method
 from jax_brcd.report import Report, write_report
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.configuration import Config, create_config, parse_command_line
+from jax_brcd.settings.configuration import create_config, parse_command_line
 from jax_brcd.settings.options import check, option
 from jax_brcd.views.outputs import Outputs
-from torch_ref import distill as torch_distill
+from torch_ref import methods as torch_methods
 
 GROUPS, IMAGES, BITS = 5, 240, 32
 
@@ -179,19 +178,10 @@ def test_a_word_that_a_setting_does_not_know_is_refused_from_python_too():
         check(Settings("aut"))
 
 
-def test_torch_ref_takes_the_same_choice(tmp_path):
+def test_torch_ref_takes_the_same_choice():
     """Its distillation term under auto is the one with the chosen number told."""
-    codes, _ = mixture()
-    digits = dataclasses.replace(load_dataset("digits", cache_dir=tmp_path), cluster_range=(2, 9))
-
-    @dataclasses.dataclass
-    class Scene:
-        """What the reference's distillation asks an experiment for."""
-
-        config: Config
-        dataset: ImageDataset = digits
-
-    rows = torch.from_numpy(codes[:8])
-    values = [torch_distill.distillation_loss(Scene(create_config(clusters=clusters, cluster_restarts=8)), codes)(
-        torch.arange(8), rows, rows, rows) for clusters in ("auto", GROUPS, 2)]
+    codes = torch.from_numpy(mixture()[0])
+    rows = dict.fromkeys("ij", Outputs(codes=codes[:8]))
+    values = [torch_methods.create_method("brcd", brcd(clusters=clusters), torch_methods.Known(codes, 2, cluster_range=(2, 9)))(
+        torch.arange(8), rows, rows) for clusters in ("auto", GROUPS, 2)]
     assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-5) != pytest.approx(float(values[2]), rel=1e-2)

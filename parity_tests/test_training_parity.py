@@ -21,6 +21,7 @@ from jax_brcd.views.sources import KeptFeatures, KeptTeacher
 from torch_ref import losses, retrieval
 from torch_ref.clusters import bit_masks
 from torch_ref.models import create_hash_model as create_torch_model
+from torch_ref.outputs import Outputs, outputs_of
 from torch_ref.training import Schedule, train_student, train_teacher
 
 VIEWS, IMAGES, CLASSES, BITS, BATCH = 4, 300, 5, 16, 32
@@ -98,14 +99,15 @@ def student_in_both(scene, heads, epochs, validate=None):
     mask = bit_masks(torch.tensor(scene["teacher_codes"]), clusters, CLASSES, method.margin)
     features, codes = torch.tensor(scene["student_views"]), torch.tensor(scene["teacher_code_views"])
 
-    def distillation(indices, student, teacher_i, teacher_j):
-        return losses.brcd_distillation_loss(student, teacher_i, teacher_j, clusters[indices].long(), centers, mask,
-                                             temperature=TEMPERATURE)
+    def distillation(indices, student, teacher):
+        return losses.brcd_distillation_loss(student["i"].codes, teacher["i"].codes, teacher["j"].codes,
+                                             clusters[indices].long(), centers, mask, temperature=TEMPERATURE)
 
     def train_reference(validate_reference):
         return train_student(
             reference, list(reference.fc.parameters()),
-            lambda indices, views: (reference.fc(features[views, indices]), codes[views, indices]), distillation,
+            lambda indices, views: (outputs_of(reference.fc, features[views, indices]), Outputs(codes=codes[views, indices])),
+            distillation,
             Schedule(**stage_settings(epochs, validation_interval=5, patience=100)), validate_reference,
             learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT)
 

@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jax_brcd.clusters.choice import choose_clusters, published_range
+from jax_brcd.clusters.choice import published_range
 from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.report import SKIPPED
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, write_json
+from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.configuration import Config, parse_command_line
 from jax_brcd.settings.options import run_command
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
-from torch_ref.clusters import bit_masks
-from torch_ref.methods import METHODS
+from torch_ref.methods import Known, create_method, parts_of
+from torch_ref.outputs import Outputs, outputs_of
 from torch_ref.retrieval import mean_average_precision, search_scores
 from torch_ref.training import Schedule, pretrain, train_student, train_teacher
 
@@ -115,7 +115,7 @@ def build(name: str, weights: str, config: Config) -> nn.Module:
 
 
 def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
-    """The trained teacher, and its codes of the kept views."""
+    """The trained teacher, and its features of the kept views."""
     config = experiment.config
     held_out = config.teacher.teacher_weights == "held-out"
     model = build(config.teacher.teacher, "random" if held_out else config.teacher.teacher_weights, config)
@@ -144,7 +144,7 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
                       learning_rate=config.teacher.teacher_lr,
                       loss=lambda both, logits: loss(both, logits, config))
     head.requires_grad_(False)
-    return model, None if features is None else losses.hash_codes(head(features))
+    return model, features
 
 
 def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
@@ -152,68 +152,65 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     held_out = experiment.dataset.pretraining
     images, labels = channels_first(held_out.images), torch.from_numpy(held_out.labels.argmax(axis=1))
     head = models.get_head(model)
-    features = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
-    models.set_head(model, models.new_head(experiment.config.teacher.teacher, features, held_out.labels.shape[1]))
+    models.set_head(model, models.new_head(experiment.config.teacher.teacher, width(model), held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
     pretrain(model, lambda indices, _: augment.random_views(images[indices], experiment.view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
     models.set_head(model, head)
 
 
-def distillation_loss(experiment: Experiment, codes: np.ndarray):
-    """What the method adds to the student's own objective, from the teacher's codes of the training images."""
-    config, method = experiment.config, experiment.config.method
-    if config.run.method == "none":
-        return lambda indices, student, teacher_i, teacher_j: student.new_zeros(())
-    if config.run.method in METHODS:
-        return METHODS[config.run.method](method, torch.from_numpy(codes), config.run.seed * 3 + 2)
-    chosen = choose_clusters(codes, method.clusters, choice=method.cluster_choice,
-                             cluster_range=published_range(experiment.dataset.name), seed=config.run.seed * 3 + 2,
-                             restarts=method.cluster_restarts).clustering
-    clusters, centers = torch.from_numpy(chosen.clusters).long(), torch.from_numpy(chosen.centers)
-    mask = bit_masks(torch.from_numpy(codes), clusters, len(centers), method.margin, method.variant)
-
-    def loss(indices: Tensor, student: Tensor, teacher_i: Tensor, teacher_j: Tensor) -> Tensor:
-        return losses.brcd_distillation_loss(
-            student, teacher_i, teacher_j, clusters[indices], centers, mask, alpha=method.alpha,
-            temperature=config.objective.temperature, robust=method.robust, mask_bits=method.mask_bits,
-            remove_false_negatives=method.remove_false_negatives, variant=method.variant)
-
-    return loss
+def known(experiment: Experiment, codes: Tensor, features: tuple[int, int]) -> Known:
+    """What a method may learn of before the training; `features` are the widths of student and teacher."""
+    config = experiment.config
+    between = published_range(experiment.dataset.name)
+    return Known(codes, config.run.seed * 3 + 2, config.objective.temperature, between, *features)
 
 
-def student_logits(
-    experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_codes: Tensor | None, codes: np.ndarray
-):
-    """The function that gives the student's and the teacher's logits of a view, or of what is derived of it."""
-    head = models.get_head(model)
+def encode(model: nn.Module, pixels: Tensor) -> Outputs:
+    """All outputs of a hash model."""
+    return outputs_of(models.get_head(model), models.features_of(model, pixels))
+
+
+def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_features: Tensor | None, codes: Tensor):
+    """The function that gives the student's and the teacher's outputs of a view, or of what is derived of it.
+
+    Args:
+        teacher_features: of the kept views; None for new views. codes: the teacher's, of the training images.
+    """
     whole, needs = experiment.config.student.train_backbone, experiment.config.method.needs
-    partners = augment.nearest_others(torch.from_numpy(codes), needs.neighbours) if needs.neighbours else None
+    partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
     if experiment.kept_views is None:
-        def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Tensor, Tensor]:
+        def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
             pixels = experiment.fresh_pixels(indices, numbers, derivation, partners)
             with torch.no_grad():
-                teacher_logits = teacher(pixels)
-            return model(pixels), teacher_logits
+                of_teacher = encode(teacher, pixels)
+            return encode(model, pixels), of_teacher
 
         return fresh
 
-    def student_input(pixels: Tensor) -> Tensor:
-        return pixels if whole else in_batches(lambda batch: models.features_of(model, batch), model, pixels)
+    def features(encoder: nn.Module):
+        return lambda pixels: in_batches(lambda batch: models.features_of(encoder, batch), encoder, pixels)
 
-    def of_teacher(pixels: Tensor) -> Tensor:
-        return losses.hash_codes(in_batches(teacher, teacher, pixels))
+    inputs, targets = {}, {}
+    for derivation in (None, *needs.derivations):
+        inputs[derivation] = experiment.kept((lambda pixels: pixels) if whole else features(model), derivation, partners)
+        of_teacher = (teacher_features if derivation is None else experiment.kept(features(teacher), derivation, partners))
+        targets[derivation] = outputs_of(models.get_head(teacher), of_teacher)
 
-    inputs, targets = {None: experiment.kept(student_input)}, {None: teacher_codes}
-    for derivation in needs.derivations:
-        inputs[derivation] = experiment.kept(student_input, derivation, partners)
-        targets[derivation] = experiment.kept(of_teacher, derivation, partners)
-    learner = model if whole else head
-    return lambda indices, numbers, derivation=None: (learner(inputs[derivation][numbers, indices]),
-                                                      targets[derivation][numbers, indices])
+    def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
+        seen = inputs[derivation][numbers, indices]
+        return (encode(model, seen) if whole else outputs_of(models.get_head(model), seen),
+                Outputs(*(part[numbers, indices] for part in targets[derivation])))
+
+    return kept
 
 
-def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tensor | None):
+def width(model: nn.Module) -> int:
+    """Features that the hash head is applied to."""
+    return next(layer.in_features for layer in models.get_head(model).modules() if isinstance(layer, nn.Linear))
+
+
+def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
     """The trained student's model and its state_dict at the best validation of each search."""
     config = experiment.config
     model = build(config.student.student, config.student.student_weights, config)
@@ -232,27 +229,73 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_codes: Tenso
         return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
                 for search, codes in databases.items()}
 
-    codes = experiment.codes(teacher, "train")
-    distillation = distillation_loss(experiment, codes)
-    own = list(distillation.parameters()) if isinstance(distillation, nn.Module) else []
+    codes, method = torch.from_numpy(experiment.codes(teacher, "train")), config.method
+    distillation = create_method(config.run.method, method, known(experiment, codes, (width(model), width(teacher))))
+    own = () if method.replaces_objective else ("i", "j")
     best, _ = train_student(
-        model, [*(model if whole else head).parameters(), *own],
-        student_logits(experiment, model, teacher, teacher_codes, codes), distillation,
+        model, [*(model if whole else head).parameters(), *distillation.parameters()],
+        view_outputs(experiment, model, teacher, teacher_features, codes), distillation,
         experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
                             patience=config.student.patience, min_epochs=config.min_epochs),
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
-        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight, derivations=config.method.needs.derivations)
+        temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
+        views=[view for view in ("i", "j") if view in own or view in method.needs.views],
+        derivations=method.needs.derivations, replaces_objective=method.replaces_objective)
     return model, best
 
 
+# The settings of the stages that mean here what they mean in jax_brcd; all of a method and of a teacher objective are honoured
+HONOURED = {
+    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "max_bad_images", "decode_workers", "cache_dir",
+    "bits", "temperature", "kl_weight",
+    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
+    "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
+    "method", "method_weights", "batch_size", "seed", "out",
+}
+
+
+def refuse_unhonoured(config: Config) -> None:
+    """Raises InputError for a setting that is not the default and that makes no difference here."""
+    for stage in (config.data, config.objective, config.teacher, config.student, config.run):
+        for field in dataclasses.fields(stage):
+            value = getattr(stage, field.name)
+            if field.metadata and field.name not in HONOURED and value != field.default:
+                raise InputError("torch_ref does not honour it; leave it out", field=field.name, value=value)
+
+
+def claim(out: pathlib.Path, config: Config) -> None:
+    """Makes `out` the directory of this run.
+
+    Raises:
+        InputError: where it holds another run, or one of jax_brcd's.
+    """
+    path = out / "config.json"
+    ours = {"framework": "torch", **config.compared()}
+    if path.exists():
+        theirs = read_json(path)
+        changed = [f"`{name}` {theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
+        if theirs.get("framework") != "torch":
+            changed = ["jax_brcd"]
+        if changed:
+            raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another `out`, or delete it")
+    write_json(path, ours)
+
+
 def run(config: Config) -> dict:
-    """Runs the experiment, prints and returns its metrics."""
+    """Runs the experiment, prints and returns its metrics.
+
+    Raises:
+        InputError: for bad input, settings that are not honoured here, and a directory that holds another run.
+    """
+    refuse_unhonoured(config)
+    parts_of(config.run.method, config.method)
+    out = pathlib.Path(config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}").expanduser()
     torch.manual_seed(config.run.seed)
     experiment = load_experiment(config)
-    teacher, teacher_codes = run_teacher(experiment)
-    student, best = run_student(experiment, teacher, teacher_codes)
+    claim(out, config)
+    teacher, teacher_features = run_teacher(experiment)
+    student, best = run_student(experiment, teacher, teacher_features)
     teacher_database = experiment.codes(teacher, "database")
-    out = config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}"
     found = {}
     for search, state in best.items():
         student.load_state_dict(state)

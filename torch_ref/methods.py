@@ -1,163 +1,125 @@
-"""The distillation methods that BRCD is compared with, as their papers and published code write them down."""
+"""The distillation methods as modules: (indices, student's outputs by view, teacher's outputs by view) -> loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPSILON = 1e-7  # of the published logarithms
+from jax_brcd.clusters.choice import choose_clusters
+from jax_brcd.runtime.errors import UnknownName
+from jax_brcd.runtime.registry import unknown_name
+from torch_ref import losses, method_losses
+from torch_ref.clusters import bit_masks
+from torch_ref.outputs import Outputs
+
+Views = Mapping[str, Outputs]  # by name: "i", "j", and what is derived of i
 
 
-def kl_distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """Hinton et al. (2015) on codes (B, K)."""
-    log_q, p = F.log_softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
-    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known before the student's training."""
+
+    codes: Tensor  # (n, K), the teacher's, of the training images
+    seed: int
+    temperature: float = 0.3
+    cluster_range: tuple[int, int] = (2, 30)
+    student_features: int = 0  # widths
+    teacher_features: int = 0
 
 
-def _relative_distances(codes: Tensor) -> Tensor:
-    squares = (codes**2).sum(dim=1)
-    distances = (squares[:, None] + squares[None, :] - 2 * codes @ codes.T).clamp(min=1e-12).sqrt()
-    others = ~torch.eye(len(codes), dtype=torch.bool)
-    distances = distances * others
-    return distances / distances[others].mean() if len(codes) > 1 else distances
-
-
-def _angles(codes: Tensor) -> Tensor:
-    difference = codes[None] - codes[:, None]
-    equal = (difference == 0).all(dim=2, keepdim=True)  # no direction, and an infinite gradient in the limit
-    direction = F.normalize(difference + equal.to(codes.dtype), dim=2) * ~equal
-    return direction @ direction.transpose(1, 2)
-
-
-def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
-    """Park et al. (2019)."""
-    distance = F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
-    return distance_weight * distance + angle_weight * F.smooth_l1_loss(_angles(student), _angles(teacher))
-
-
-def _neighbour_probabilities(codes: Tensor) -> Tensor:
-    unit = codes / ((codes**2).sum(dim=1, keepdim=True).sqrt() + EPSILON)
-    similarity = (unit @ unit.T + 1) / 2
-    return similarity / similarity.sum(dim=1, keepdim=True)
-
-
-def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Passalis and Tefas (2018)."""
-    p, q = _neighbour_probabilities(teacher), _neighbour_probabilities(student)
-    return (p * torch.log((p + EPSILON) / (q + EPSILON))).mean()
-
-
-def sp_loss(student: Tensor, teacher: Tensor, variant: str = "batch") -> Tensor:
-    """Tung and Mori (2019); as released, each code is taken for a batch of one-bit rows and the images are summed over."""
-    if variant == "released":
-        return sum(sp_loss(row[:, None], code[:, None]) for row, code in zip(student, teacher, strict=True))
-    return ((F.normalize(teacher @ teacher.T) - F.normalize(student @ student.T)) ** 2).mean()
-
-
-def sskd_loss(student: Tensor, teacher: Tensor, temperature: float = 0.5) -> Tensor:
-    """Xu et al. (2020): four rows a sample, the upright image first."""
-    def similarities(codes: Tensor) -> Tensor:
-        upright = torch.arange(len(codes)) % 4 == 0
-        return F.cosine_similarity(codes[~upright][:, None], codes[upright][None], dim=2) / temperature
-
-    log_q, p = F.log_softmax(similarities(student), dim=1), F.softmax(similarities(teacher), dim=1)
-    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
-
-
-def update_bank(bank: Tensor, rows: Tensor, indices: Tensor, momentum: Tensor | float) -> Tensor:
-    """The bank with the rows of the images at `indices` moved to the new ones and made unit again."""
-    bank = bank.clone()
-    bank[indices] = F.normalize(momentum * bank[indices] + (1 - momentum) * rows.detach())
-    return bank
-
-
-def _noise_contrastive_loss(scores: Tensor, n_images: int) -> Tensor:
-    noise = (scores.shape[1] - 1) / n_images
-    true = torch.log(scores[:, 0] / (scores[:, 0] + noise + EPSILON))
-    return -(true + torch.log(noise / (scores[:, 1:] + noise + EPSILON)).sum(dim=1)).mean()
-
-
-def row_scores(rows: Tensor, bank: Tensor, indices: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """CRD: rows (B, D) against the bank's rows of their own image and of the negatives (B, N). (B, 1 + N)."""
-    choices = bank[torch.cat([indices[:, None], negatives], dim=1)]
-    return torch.exp((choices * rows[:, None]).sum(dim=2) / temperature)
-
-
-def relation_scores(rows: Tensor, bank: Tensor, indices: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """CRCD: relations of rows to every image of the batch against those of the bank's rows. (B * B, 1 + N)."""
-    choices, anchors = bank[torch.cat([indices[:, None], negatives], dim=1)], bank[indices]
-    relations = F.normalize(rows[:, None] - anchors[None] + 1e-6, dim=2)
-    of_choices = F.normalize(choices[:, None] - anchors[None, :, None] + 1e-6, dim=3)
-    return torch.exp((of_choices * relations[:, :, None]).sum(dim=3) / temperature).flatten(0, 1)
-
-
-def memory_loss(
-    scores_of, student: Tensor, teacher: Tensor, memory: dict[str, Tensor], indices: Tensor, negatives: Tensor, *,
-    temperature: float = 0.05, momentum: float = 0.5,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Tian et al. (2020) with `row_scores`, Zhu et al. (2021) with `relation_scores`: the loss and the memory afterwards."""
-    n_images, loss, normalisers = len(memory["student"]), 0.0, []
-    pairs = ((student, memory["teacher"]), (teacher, memory["student"]))
-    for (rows, bank), held in zip(pairs, memory["normalisers"], strict=True):
-        scores = scores_of(rows, bank, indices, negatives, temperature)
-        normalisers.append(held if held > 0 else (scores.mean() * n_images).detach())
-        loss = loss + _noise_contrastive_loss(scores / normalisers[-1], n_images)
-    return loss, {"student": update_bank(memory["student"], student, indices, momentum),
-                  "teacher": update_bank(memory["teacher"], teacher, indices, momentum),
-                  "normalisers": torch.stack(normalisers)}
-
-
-def transport_plan(cost: Tensor, regularisation: float) -> Tensor:
-    """Sinkhorn's plan between uniform weights for each cost matrix (B, M, N)."""
-    kernel = torch.exp(-cost / regularisation)
-    v = torch.ones_like(cost[:, 0])
-    for _ in range(100):
-        u = 1 / cost.shape[1] / (kernel @ v[:, :, None])[:, :, 0]
-        v = 1 / cost.shape[2] / (u[:, None] @ kernel)[:, 0]
-    return u[:, :, None] * kernel * v[:, None, :]
-
-
-def packd_loss(
-    student: Tensor, teacher: Tensor, memory: dict[str, Tensor], indices: Tensor, negatives: Tensor, *,
-    temperature: float = 0.07, momentum: float = 0.5, regularisation: float = 0.1,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """PACKD (2022) on the embeddings of images and their mixtures (M, B, D): the loss and the memory afterwards."""
-    seen = memory["seen"].clone()
-    bank = update_bank(memory["bank"], teacher[0], indices, momentum * seen[indices][:, None].to(teacher.dtype))
-    seen[indices] = True
-    similarities = torch.einsum("sbd,tbd->bst", student, teacher)
-    plan = transport_plan(2 - 2 * similarities.detach(), regularisation)
-    positive = (plan * similarities).sum(dim=(1, 2)) / temperature
-    negative = torch.einsum("bnd,sbd->bsn", bank[negatives], student).flatten(1) / temperature
-    logits = torch.cat([positive[:, None], negative], dim=1)
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)), {"bank": bank, "seen": seen}
-
-
-class Distillation(nn.Module):
-    """A method without a memory: (indices, codes of student i, teacher i, teacher j, derived pairs of codes) -> loss."""
+class Plain(nn.Module):
+    """A method that compares the codes of view i."""
 
     def __init__(self, loss, settings, *names: str):
         super().__init__()
         self.loss, self.weight = loss, settings.distillation_weight
         self.options = [getattr(settings, name) for name in names]
 
-    def forward(self, indices: Tensor, student: Tensor, teacher: Tensor, _: Tensor, *derived) -> Tensor:
-        """The loss of view i, and of what is derived of it, grouped by image."""
-        if derived:
-            turned = zip(*derived, strict=True)
-            student, teacher = (torch.stack([upright, *part], dim=1).flatten(0, 1)
-                                for upright, part in zip((student, teacher), turned, strict=True))
-        return self.weight * self.loss(student, teacher, *self.options)
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The weighted loss."""
+        return self.weight * self.loss(student["i"].codes, teacher["i"].codes, *self.options)
+
+
+class SSKD(Plain):
+    """Turned views beside the upright one, grouped by image."""
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The weighted loss of the four views that SSKD names."""
+        names = ["i", *(f"rotation{turns}" for turns in (1, 2, 3))]
+        rows = (torch.stack([side[name].codes for name in names], dim=1).flatten(0, 1) for side in (student, teacher))
+        return self.weight * self.loss(*rows, *self.options)
+
+
+class Nothing(nn.Module):
+    """The student alone."""
+
+    def __init__(self, settings, known: Known):
+        super().__init__()
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """Zero."""
+        return torch.zeros(())
+
+
+class BRCD(nn.Module):
+    """Clusters, masks and the robust contrast; the clusters are jax_brcd's, so that both compare under the same ones."""
+
+    def __init__(self, settings, known: Known):
+        super().__init__()
+        self.settings, self.temperature = settings, known.temperature
+        chosen = choose_clusters(known.codes.numpy(), settings.clusters, choice=settings.cluster_choice,
+                                 cluster_range=known.cluster_range, seed=known.seed,
+                                 restarts=settings.cluster_restarts).clustering
+        self.clusters, self.centers = torch.from_numpy(chosen.clusters).long(), torch.from_numpy(chosen.centers)
+        self.mask = bit_masks(known.codes, self.clusters, len(self.centers), settings.margin, settings.variant)
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The contrast of the student's view i with the teacher's view j."""
+        settings = self.settings
+        return losses.brcd_distillation_loss(
+            student["i"].codes, teacher["i"].codes, teacher["j"].codes, self.clusters[indices], self.centers, self.mask,
+            alpha=settings.alpha, temperature=self.temperature, robust=settings.robust, mask_bits=settings.mask_bits,
+            remove_false_negatives=settings.remove_false_negatives, variant=settings.variant)
+
+
+class MSE(nn.Module):
+    """Mean squared error of logits, or of features through a linear map (FitNets)."""
+
+    def __init__(self, settings, known: Known):
+        super().__init__()
+        self.settings = settings
+        self.map = nn.Linear(known.student_features, known.teacher_features) if settings.mse_on == "features" else None
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The weighted error of view i."""
+        if self.map is None:
+            return self.settings.distillation_weight * F.mse_loss(student["i"].logits, teacher["i"].logits)
+        return self.settings.distillation_weight * F.mse_loss(self.map(student["i"].features), teacher["i"].features)
+
+
+class Bits(nn.Module):
+    """Binary cross-entropy against the teacher's bits."""
+
+    def __init__(self, settings, known: Known):
+        super().__init__()
+        self.weight = settings.distillation_weight
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The weighted loss of view i."""
+        return self.weight * method_losses.bits_loss(student["i"].logits, teacher["i"].codes)
 
 
 class MemoryDistillation(nn.Module):
     """A method with embeddings that learn and a memory that moves with every step; `settings` are jax_brcd's."""
 
-    def __init__(self, settings, codes: Tensor, seed: int, *, width: int, roles: tuple[str, ...], banks: tuple[str, ...]):
+    def __init__(self, settings, known: Known, *, width: int, roles: tuple[str, ...], banks: tuple[str, ...]):
         super().__init__()
-        self.settings, self.n_images = settings, len(codes)
-        self.random = torch.Generator().manual_seed(seed)
-        self.embeddings = nn.ModuleDict({role: nn.Linear(codes.shape[1], width) for role in roles})
-        self.memory = {name: F.normalize(2 * torch.rand(len(codes), width, generator=self.random) - 1) for name in banks}
+        self.settings, self.n_images = settings, len(known.codes)
+        self.random = torch.Generator().manual_seed(known.seed)
+        self.embeddings = nn.ModuleDict({role: nn.Linear(known.codes.shape[1], width) for role in roles})
+        self.memory = {name: F.normalize(2 * torch.rand(self.n_images, width, generator=self.random) - 1) for name in banks}
 
     def embed(self, role: str, codes: Tensor) -> Tensor:
         """Unit rows of codes, mapped linearly where the role has an embedding."""
@@ -172,54 +134,100 @@ class MemoryDistillation(nn.Module):
         """The loss of embeddings (M, B, D) of view i and its mixtures, and the memory afterwards."""
         raise NotImplementedError
 
-    def forward(self, indices: Tensor, student: Tensor, teacher: Tensor, _: Tensor, *derived) -> Tensor:
+    def codes(self, outputs: Views) -> Tensor:
+        """The codes that are compared. (M, B, K)."""
+        return outputs["i"].codes[None]
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
         """The weighted loss; moves the memory."""
-        student = self.embed("student", torch.stack([student, *(pair[0] for pair in derived)]))
-        teacher = self.embed("teacher", torch.stack([teacher, *(pair[1] for pair in derived)]))
-        loss, self.memory = self.loss(student, teacher, indices)
+        of_student, of_teacher = self.embed("student", self.codes(student)), self.embed("teacher", self.codes(teacher))
+        loss, self.memory = self.loss(of_student, of_teacher, indices)
         return self.settings.distillation_weight * loss
 
 
 class TwoMemories(MemoryDistillation):
     """CRD, and CRCD by other scores."""
 
-    def __init__(self, scores_of, settings, codes: Tensor, seed: int):
+    def __init__(self, scores_of, settings, known: Known):
         roles = ("student", "teacher")
-        super().__init__(settings, codes, seed, width=settings.embedding, roles=roles, banks=roles)
+        super().__init__(settings, known, width=settings.embedding, roles=roles, banks=roles)
         self.scores_of = scores_of
         self.memory["normalisers"] = torch.full((2,), -1.0)
 
     def loss(self, student: Tensor, teacher: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See MemoryDistillation."""
-        return memory_loss(self.scores_of, student[0], teacher[0], self.memory, indices, self.negatives(indices),
-                           temperature=self.settings.distillation_temperature, momentum=self.settings.momentum)
+        return method_losses.memory_loss(
+            self.scores_of, student[0], teacher[0], self.memory, indices, self.negatives(indices),
+            temperature=self.settings.distillation_temperature, momentum=self.settings.momentum)
 
 
 class PACKD(MemoryDistillation):
     """The teacher's codes are embedded only where they are longer than the embedding."""
 
-    def __init__(self, settings, codes: Tensor, seed: int):
-        width = min(settings.embedding, codes.shape[1])
-        roles = ("student", "teacher")[: 1 + (width < codes.shape[1])]
-        super().__init__(settings, codes, seed, width=width, roles=roles, banks=("bank",))
-        self.memory["seen"] = torch.zeros(len(codes), dtype=torch.bool)
+    def __init__(self, settings, known: Known):
+        bits = known.codes.shape[1]
+        width = min(settings.embedding, bits)
+        roles = ("student", "teacher")[: 1 + (width < bits)]
+        super().__init__(settings, known, width=width, roles=roles, banks=("bank",))
+        self.memory["seen"] = torch.zeros(len(known.codes), dtype=torch.bool)
+
+    def codes(self, outputs: Views) -> Tensor:
+        """Those of view i and of its mixtures."""
+        return torch.stack([outputs[name].codes for name in ("i", *map("mixture{}".format, range(self.settings.mixtures)))])
 
     def loss(self, student: Tensor, teacher: Tensor, indices: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See MemoryDistillation."""
         settings = self.settings
-        return packd_loss(student, teacher, self.memory, indices, self.negatives(indices),
-                          temperature=settings.distillation_temperature, momentum=settings.momentum,
-                          regularisation=settings.regularisation)
+        return method_losses.packd_loss(
+            student, teacher, self.memory, indices, self.negatives(indices), temperature=settings.distillation_temperature,
+            momentum=settings.momentum, regularisation=settings.regularisation)
 
 
-# By name: (settings of jax_brcd's method, teacher's codes of the training images, seed) -> module
-METHODS = {
-    "kl": lambda settings, codes, seed: Distillation(kl_distillation_loss, settings, "distillation_temperature"),
-    "rkd": lambda settings, codes, seed: Distillation(rkd_loss, settings, "distance_weight", "angle_weight"),
-    "pkt": lambda settings, codes, seed: Distillation(pkt_loss, settings),
-    "sp": lambda settings, codes, seed: Distillation(sp_loss, settings, "variant"),
-    "sskd": lambda settings, codes, seed: Distillation(sskd_loss, settings, "distillation_temperature"),
-    "crd": lambda settings, codes, seed: TwoMemories(row_scores, settings, codes, seed),
-    "crcd": lambda settings, codes, seed: TwoMemories(relation_scores, settings, codes, seed),
-    "packd": PACKD,
+class Sum(nn.Module):
+    """The weighted sum of several methods."""
+
+    def __init__(self, parts: Sequence[nn.Module], weights: Sequence[float]):
+        super().__init__()
+        self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The sum."""
+        return sum(weight * part(indices, student, teacher) for weight, part in zip(self.weights, self.parts, strict=True))
+
+
+# By name: (settings of jax_brcd's method, what is known) -> module
+METHODS: dict[str, Callable[..., nn.Module]] = {
+    "none": Nothing, "brcd": BRCD, "mse": MSE, "bits": Bits, "packd": PACKD,
+    "kl": lambda settings, known: Plain(method_losses.kl_distillation_loss, settings, "distillation_temperature"),
+    "rkd": lambda settings, known: Plain(method_losses.rkd_loss, settings, "distance_weight", "angle_weight"),
+    "pkt": lambda settings, known: Plain(method_losses.pkt_loss, settings),
+    "sp": lambda settings, known: Plain(method_losses.sp_loss, settings, "variant"),
+    "sskd": lambda settings, known: SSKD(method_losses.sskd_loss, settings, "distillation_temperature"),
+    "crd": lambda settings, known: TwoMemories(method_losses.row_scores, settings, known),
+    "crcd": lambda settings, known: TwoMemories(method_losses.relation_scores, settings, known),
 }
+
+
+def parts_of(name: str, method) -> tuple[dict[str, object], tuple[float, ...]]:
+    """The settings of each part of jax_brcd's method, itself where it is no sum, and the parts' weights.
+
+    Raises:
+        UnknownName: for a method that there is none of here.
+    """
+    parts, weights = getattr(method, "parts", {name: method}), getattr(method, "weights", (1.0,))
+    for part in parts:
+        if part not in METHODS:
+            raise UnknownName(f"torch_ref has no such method; {unknown_name('method', part, METHODS)}")
+    return parts, weights
+
+
+def create_method(name: str, method, known: Known) -> nn.Module:
+    """The method of that name with the settings of jax_brcd's `method`.
+
+    Raises:
+        UnknownName: for a method that there is none of here.
+        InputError: for clusters that there are not.
+    """
+    parts, weights = parts_of(name, method)
+    modules = [METHODS[part](settings, known) for part, settings in parts.items()]
+    return modules[0] if tuple(weights) == (1.0,) else Sum(modules, weights)

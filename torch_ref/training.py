@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
-from torch_ref.losses import cibhash_loss, hash_codes
+from torch_ref.losses import cibhash_loss
+from torch_ref.outputs import Outputs
 
 # (positions in the training set, view numbers) -> what a network gives for these views
-Logits = Callable[[Tensor, Tensor], Tensor]
+Features = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], la
 
 
 def train_teacher(
-    head: nn.Module, features: Logits, schedule: Schedule, *, learning_rate: float, loss: Callable[[Tensor, Tensor], Tensor]
+    head: nn.Module, features: Features, schedule: Schedule, *, learning_rate: float, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> list[float]:
     """The teacher's hash layer. Returns the loss of every step.
 
@@ -88,23 +89,26 @@ def train_teacher(
 def train_student(
     model: nn.Module,
     parameters: list[nn.Parameter],
-    logits: Callable[..., tuple[Tensor, Tensor]],
-    distillation: Callable[..., Tensor],
+    outputs: Callable[..., tuple[Outputs, Outputs]],
+    distillation: Callable[[Tensor, Mapping[str, Outputs], Mapping[str, Outputs]], Tensor],
     schedule: Schedule,
     validate: Callable[[], Mapping[str, float]] | None,
     *,
     learning_rate: float,
     temperature: float,
     kl_weight: float,
+    views: Sequence[str] = ("i", "j"),
     derivations: Sequence[Derivation] = (),
+    replaces_objective: bool = False,
 ) -> tuple[dict[str, dict[str, Tensor]], list[float]]:
     """The student under CIBHash plus `distillation`, with early stopping as published.
 
     Args:
-        parameters: what learns. logits: gives the student's and the teacher's logits of (indices, views), or of what a third
+        parameters: what learns. outputs: gives the student's and the teacher's outputs of (indices, views), or of what a third
             argument derives of them.
-        distillation: of (indices, student codes i, teacher codes i, teacher codes j, and for each of `derivations` the
-            student's and the teacher's codes of what is derived of view i).
+        distillation: of (indices, the student's outputs and the teacher's by the name of the view: of `views`, and of each of
+            `derivations` of view i).
+        replaces_objective: the distillation alone, without CIBHash.
 
     Returns:
         The state_dict at the best validation of each search, or at the end where there is none, and the loss of every step.
@@ -114,11 +118,15 @@ def train_student(
     best = {search: copy.deepcopy(model.state_dict()) for search in ("symmetric", "asymmetric")}
     for epoch in range(1, schedule.epochs + 1):
         for indices, views_i, views_j in schedule.steps(epoch - 1):
-            (student_i, teacher_i), (student_j, teacher_j) = logits(indices, views_i), logits(indices, views_j)
-            loss = cibhash_loss(student_i, student_j, temperature=temperature, kl_weight=kl_weight)
-            codes = (hash_codes(part) for part in (student_i, teacher_i, teacher_j))
-            derived = (tuple(map(hash_codes, logits(indices, views_i, derivation))) for derivation in derivations)
-            losses.append(minimise(loss + distillation(indices, *codes, *derived), optimizer))
+            numbers = {"i": views_i, "j": views_j}
+            seen = {view: outputs(indices, numbers[view]) for view in views}
+            seen |= {derivation.name: outputs(indices, views_i, derivation) for derivation in derivations}
+            student, teacher = ({view: pair[side] for view, pair in seen.items()} for side in (0, 1))
+            loss = distillation(indices, student, teacher)
+            if not replaces_objective:
+                loss = loss + cibhash_loss(student["i"].logits, student["j"].logits, temperature=temperature,
+                                           kl_weight=kl_weight)
+            losses.append(minimise(loss, optimizer))
         if validate and (epoch % schedule.validation_interval == 0 or epoch == schedule.epochs):
             stopping, gains = stopping.update(validate())
             best |= {search: copy.deepcopy(model.state_dict()) for search in gains}

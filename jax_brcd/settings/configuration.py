@@ -7,6 +7,7 @@ from typing import Any
 
 from jax_brcd.data import DATASETS
 from jax_brcd.methods import METHODS, create_method
+from jax_brcd.methods.sums import part_settings
 from jax_brcd.models import BACKBONES
 from jax_brcd.runtime.files import as_path
 from jax_brcd.settings import options
@@ -112,7 +113,7 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         registry[name]
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
-                  create_method(run.method, **for_method), frozenset(settings))
+                  create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))
 
 
 def create_parser(
@@ -129,6 +130,7 @@ def create_parser(
         add_options(parser, title, [stage], wanted)
     add_options(parser, "teacher objective", OBJECTIVES, wanted)
     add_options(parser, "method", METHODS, wanted)
+    add_options(parser, "method as part of a sum", part_settings(METHODS), wanted)
     return parser
 
 
@@ -146,7 +148,7 @@ def names_of(*kinds: Any) -> frozenset[str]:
 def defaults() -> dict[str, Any]:
     """The default of every setting of the stages, and of a method's or an objective's where all that have it agree."""
     values: dict[str, set] = {}
-    for kind in (*STAGES, *OBJECTIVES.values(), *METHODS.values()):
+    for kind in (*STAGES, *OBJECTIVES.values(), *METHODS.values(), *part_settings(METHODS).values()):
         for field in options.settings_of(kind):
             default = str(field.default) if isinstance(field.default, pathlib.PurePath) else field.default
             values.setdefault(field.name, set()).add(default)

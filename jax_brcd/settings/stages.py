@@ -74,6 +74,7 @@ class RunConfig:
     """How the run is carried out."""
 
     method: str = option("brcd", "what the student learns from the teacher; a sum of methods is written brcd+rkd")
+    method_weights: str | None = option(None, "weight of each part of a sum of methods, as in 1,0.5")
     batch_size: int = option(64, "images a training step", low=1)
     dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
                         choices=("float32", "bfloat16"))

@@ -1,0 +1,208 @@
+"""Sums of methods, `brcd+rkd`: every part learns as it would alone, and the student minimises their weighted sum.
+
+The settings of a sum are those of its parts, each behind its part's name: `rkd_angle_weight`. A name without its part is
+taken where one part alone has it, and refused where several have, so that no setting is another one silently.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_brcd.methods.base import BaseMethod, DistillationBatch, Method, Metrics, Needs, TeacherKnowledge, Tree
+from jax_brcd.methods.sections import Section
+from jax_brcd.runtime.errors import InputError
+
+PLUS = "+"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(BaseMethod):
+    """Several methods at once. `sum_kind` adds the settings of its parts as fields.
+
+    What the parts need is merged: views are encoded once, each part has negatives of its own. A part that replaces the
+    student's own objective makes the sum replace it.
+    """
+
+    weights: tuple[float, ...]
+    kinds: ClassVar[Mapping[str, type]] = {}
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Method]:
+        """The methods by their names."""
+        return {part: kind(**{name: getattr(self, in_sum(part, name)) for name in settings_of(kind)})
+                for part, kind in self.kinds.items()}
+
+    @functools.cached_property
+    def needs(self) -> Needs:
+        """What all parts need together.
+
+        Raises:
+            InputError: for parts that need different clusters or numbers of neighbours.
+        """
+        every = [part.needs for part in self.parts.values()]
+        return Needs(
+            views=tuple(dict.fromkeys(view for needs in every for view in needs.views)),
+            student=tuple(dict.fromkeys(name for needs in every for name in needs.student)),
+            teacher=tuple(dict.fromkeys(name for needs in every for name in needs.teacher)),
+            negatives=sum(needs.negatives for needs in every),
+            neighbours=agreed("neighbours", (needs.neighbours for needs in every)) or 0,
+            clusters=agreed("clusters", (needs.clusters for needs in every)))
+
+    @property
+    def replaces_objective(self) -> bool:
+        """See Method."""
+        return any(part.replaces_objective for part in self.parts.values())
+
+    @property
+    def meets_teacher(self) -> bool:
+        """See Method."""
+        return any(part.meets_teacher for part in self.parts.values())
+
+    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+        """See Method."""
+        for part in self.parts.values():
+            part.check(images=images, bits=bits, streamed=streamed)
+
+    def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
+        """Parameters and memory of each part under its name, the same as if it were alone."""
+        first = {name: part.init(knowledge, seed=seed) for name, part in self.parts.items()}
+        return {name: parameters for name, (parameters, _) in first.items()}, {
+            name: memory for name, (_, memory) in first.items()}
+
+    def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
+        """The weighted sum; the history has each part's loss before the weight, and its metrics, under its name."""
+        total, after, metrics, taken = 0.0, {}, {}, 0
+        for number, ((name, part), weight) in enumerate(zip(self.parts.items(), self.weights, strict=True)):
+            count = part.needs.negatives
+            own = batch._replace(negatives=batch.negatives[:, taken : taken + count] if count else None,
+                                 key=jax.random.fold_in(batch.key, number))
+            taken += count
+            loss, after[name], found = part.loss(parameters[name], memory[name], own)
+            total = total + weight * loss
+            metrics |= {in_sum(name, metric): value for metric, value in {"distillation": loss, **found}.items()}
+        return total, after, metrics
+
+    def report(self, memory: Tree) -> list[Section]:
+        """The sections of all parts, each under its part's name."""
+        return [dataclasses.replace(section, name=in_sum(name, section.name))
+                for name, part in self.parts.items() for section in part.report(memory[name])]
+
+
+def in_sum(part: str, name: str) -> str:
+    """What a part's setting, metric or section is called in a sum."""
+    return f"{part}_{name}"
+
+
+def settings_of(kind: type) -> tuple[str, ...]:
+    """The names of a method's settings."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def agreed(field: str, needs: Iterable[Any]) -> Any:
+    """The one value that is needed; None where nothing is.
+
+    Raises:
+        InputError: where the parts of a sum need different ones.
+    """
+    different = [each for each in dict.fromkeys(needs) if each]
+    if len(different) > 1:
+        raise InputError("the parts of a sum of methods share theirs, and need different ones; give them the same", field=field)
+    return different[0] if different else None
+
+
+def prefixed(part: str, kind: type) -> list[tuple[str, Any, dataclasses.Field]]:
+    """A method's settings as the fields of a sum."""
+    return [(in_sum(part, field.name), field.type, dataclasses.field(default=field.default, metadata=field.metadata))
+            for field in dataclasses.fields(kind)]
+
+
+def part_settings(kinds: Mapping[str, type]) -> dict[str, type]:
+    """For each method by its name a dataclass of the settings that it has as part of a sum: what a command line offers."""
+    return {part: dataclasses.make_dataclass(f"{kind.__name__}InSum", prefixed(part, kind), frozen=True)
+            for part, kind in kinds.items()}
+
+
+@functools.cache
+def sum_kind(parts: tuple[tuple[str, type], ...]) -> type[Sum]:
+    """The dataclass of a sum of these methods."""
+    fields = [field for part, kind in parts for field in prefixed(part, kind)]
+    return dataclasses.make_dataclass(PLUS.join(part for part, _ in parts), fields, bases=(Sum,), frozen=True,
+                                      namespace={"kinds": dict(parts)})
+
+
+def create_sum(
+    name: str, kinds: Mapping[str, type], settings: Mapping[str, Any], weights: str | Iterable[float | int] | None,
+    create: Callable[[str, Mapping[str, Any]], Method],
+) -> Sum:
+    """The sum that `name` spells, `brcd+rkd`.
+
+    Args:
+        kinds: all methods by their names. settings: as the module says. weights: of the parts in their order; None for 1 each.
+        create: makes a part of its name and its own settings.
+
+    Raises:
+        InputError: for a part that is named twice, settings that are no part's or several parts', and wrong weights.
+        UnknownName: for an unknown part.
+    """
+    names = name.split(PLUS)
+    twice = [part for part in names if names.count(part) > 1]
+    if twice:
+        raise InputError(f"'{twice[0]}' is named twice; name each method once and give it a weight by `method_weights`",
+                         field="method", value=name)
+    chosen = {part: kinds[part] for part in names}
+    own = divided(name, chosen, settings)
+    parts = {part: create(part, own[part]) for part in names}
+    values = {in_sum(part, setting): getattr(method, setting)
+              for part, method in parts.items() for setting in settings_of(chosen[part])}
+    made = sum_kind(tuple(chosen.items()))(weights=weights_of(name, weights), **values)
+    made.needs  # parts that cannot be together are refused now
+    return made
+
+
+def divided(name: str, kinds: Mapping[str, type], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each part, of names with or without their part's."""
+    owners: dict[str, list[tuple[str, str]]] = {}
+    for part, kind in kinds.items():
+        for setting in settings_of(kind):
+            owners.setdefault(in_sum(part, setting), []).append((part, setting))
+            owners.setdefault(setting, []).append((part, setting))
+    found: dict[str, dict[str, Any]] = {part: {} for part in kinds}
+    for given, value in settings.items():
+        meant = owners.get(given, [])
+        if not meant:
+            known = ", ".join(f"`{in_sum(part, setting)}`" for part, kind in kinds.items() for setting in settings_of(kind))
+            raise InputError(f"not a setting of method '{name}'; its own are: {known or 'none'}", field=given)
+        if len(meant) > 1:
+            spelled = " or ".join(f"`{in_sum(part, setting)}`" for part, setting in meant)
+            raise InputError(f"several parts of method '{name}' have it; say whose: {spelled}", field=given, value=value)
+        (part, setting), = meant
+        if setting in found[part]:
+            raise InputError(f"given twice, as `{setting}` and as `{in_sum(part, setting)}`; give one", field=given)
+        found[part][setting] = value
+    return found
+
+
+def weights_of(name: str, weights: str | Iterable[float | int] | None) -> tuple[float, ...]:
+    """The weight of each part of the sum `name`; of text, its numbers stand between commas.
+
+    Raises:
+        InputError: for another count than the parts', and for what is no number from 0 on.
+    """
+    count = len(name.split(PLUS))
+    if weights is None:
+        return (1.0,) * count
+    words = weights.split(",") if isinstance(weights, str) else list(np.atleast_1d(weights))
+    try:
+        numbers = tuple(float(word) for word in words)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not all(math.isfinite(number) and number >= 0 for number in numbers):
+        raise InputError(f"method '{name}' has {count} parts; give a number from 0 on for each, as in "
+                         f"{','.join(['1'] * (count - 1))},0.5", field="method_weights", value=weights)
+    return numbers
