@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def as_path(path: os.PathLike | str) -> pathlib.Path:
+    """A path as users give it: text or a Path, `~` being their home."""
+    return pathlib.Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of `path` that takes its name only if the block succeeds.
