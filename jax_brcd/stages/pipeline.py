@@ -165,7 +165,7 @@ def load_context(config: Config, out: pathlib.Path) -> Context:
     data = config.data
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers)
+                           decode_workers=data.decode_workers, label_format=data.label_format)
     k = data.k or dataset.default_k
     if k > len(dataset.database):
         raise InputError(f"--k {k}: the database of {data.dataset} holds {len(dataset.database)} images; give that or less")
