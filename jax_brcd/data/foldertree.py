@@ -75,7 +75,7 @@ def split_folders(walk: Walk) -> dict[str, str]:
     if TRAIN not in roles and DATABASE not in roles:
         raise InputError(f"{walk.root}: {', '.join(parts)} alone, and no images that train; put them into {walk.root / TRAIN}, or name "
                          f"{walk.root / parts[0]} with `data_dir` to draw all parts from it")
-    return roles
+    return {role: roles[role] for role in dict.fromkeys(ROLES.values()) if role in roles}
 
 
 def _check_depth(walk: Walk, folder: str, tree: Tree) -> None:

@@ -91,7 +91,9 @@ def _known(module: str, name: str) -> _Name:
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
-    start = len(stack) - 1 - next(depth for depth, value in enumerate(reversed(stack)) if value is _MARK)
+    start = max((position for position, value in enumerate(stack) if value is _MARK), default=None)
+    if start is None:
+        raise ValueError("it ends what it did not begin")
     values = stack[start + 1 :]
     del stack[start:]
     return values
@@ -152,7 +154,8 @@ def _byte_type(code: str | bytes, *_: Any) -> _ByteType:
 
 
 def _array(content: bytes, kind: _ByteType, shape: tuple, order: str) -> _Array:
-    if not isinstance(content, bytes) or not isinstance(kind, _ByteType) or math.prod(shape) != len(content):
+    sizes = isinstance(shape, tuple) and all(type(each) is int and each >= 0 for each in shape)
+    if not (isinstance(content, bytes) and isinstance(kind, _ByteType) and sizes and math.prod(shape) == len(content)):
         raise ValueError("it has an array of another size than its content")
     array = _Array()
     array.values = np.frombuffer(content, np.uint8).reshape(shape, order=order)
