@@ -29,3 +29,10 @@ def write_lists(folder: pathlib.Path, train: int, database: int, test: int, **si
     for name, numbers in parts.items():
         (folder / f"{name}.txt").write_text("".join(f"images/{number:03d}.jpg {labels(number)}\n" for number in numbers))
     return folder
+
+
+def write_images(folder: pathlib.Path, *names: str, start: int = 0) -> None:
+    """Small images at the given paths below a folder, each of the colour of its place among them."""
+    for number, name in enumerate(names, start=start):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 12, 10).save(folder / name)

@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from jax_brcd.data import cifar10, digits, load_dataset
 from jax_brcd.data.download import download
@@ -105,7 +106,7 @@ def test_a_split_that_a_data_set_does_not_know_is_answered_with_its_own(tree, tm
         load(tree, split="cifar10-IV")
     with pytest.raises(InputError, match="unknown split of digits 'cifar10-I': known: published"):
         load_dataset("digits", cache_dir=tmp_path, split="cifar10-I")
-    with pytest.raises(InputError, match="--train-images all: the split cifar10-I names its training images"):
+    with pytest.raises(InputError, match="train_images all: the split cifar10-I names its training images"):
         load(tree, split="cifar10-I", train_images="all")
 
 
@@ -186,12 +187,12 @@ def test_digits_parts_are_disjoint_and_cover_all(tmp_path):
     assert [len(part) for part in parts] == [600, 200, 200, 797]
     everything = np.concatenate([part.images.reshape(len(part), -1) for part in parts])
     assert everything.shape == (1797, 32 * 32 * 3) and everything.dtype == np.uint8
-    assert len(np.unique(everything, axis=0)) == len(np.unique(digits.enlarge(digits.load_digits().images).reshape(1797, -1), axis=0))
+    assert len(np.unique(everything, axis=0)) == len(np.unique(digits.enlarge(load_digits().images).reshape(1797, -1), axis=0))
     assert data.train is data.database and not data.flip
 
 
 def test_digits_span_the_gray_levels_and_keep_their_shape():
-    raw = digits.load_digits().images[:5]
+    raw = load_digits().images[:5]
     images = digits.enlarge(raw)
     assert images.min() == 0 and images.max() == 255
     np.testing.assert_array_equal(images[..., 0], images[..., 2])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import grain
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from image_trees import picture
 from PIL import Image
 from torchvision.transforms import v2
 
-from jax_brcd.data import decoding
 from jax_brcd.data.decoding import decode, decode_all, square
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
 
@@ -66,8 +66,8 @@ def test_a_palette_with_transparency_and_cmyk_keep_their_colours(tmp_path):
 @pytest.mark.parametrize(("damage", "reason"), [
     (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated or corrupt (image file is truncated"),
     (lambda path: path.write_bytes(path.read_bytes()[:300]), "truncated or corrupt ("),
-    (lambda path: path.write_text("not an image"), "no JPEG, PNG, WebP, BMP or GIF image"),
-    (lambda path: path.write_bytes(b""), "no JPEG, PNG, WebP, BMP or GIF image"),
+    (lambda path: path.write_text("not an image"), "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"),
+    (lambda path: path.write_bytes(b""), "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"),
     (lambda path: path.unlink(), "no such file"),
     (lambda path: (path.unlink(), path.mkdir()), "truncated or corrupt ("),
 ])
@@ -123,5 +123,5 @@ def _runs(process: str) -> bool:
 
 
 def test_few_images_do_not_start_processes(monkeypatch):
-    monkeypatch.setattr(decoding.grain, "MultiprocessingOptions", None)
+    monkeypatch.setattr(grain, "MultiprocessingOptions", None)
     assert list(decode_all(["absent.jpg"] * 3, workers=None)) == ["no such file"] * 3

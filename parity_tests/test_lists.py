@@ -87,7 +87,7 @@ def test_labels_may_be_multi_hot_and_the_whole_database_may_train(tree):
     ("database.txt", lambda lines: [line + " 0" for line in lines], "database.txt: 4 labels an image, but train.txt has 3"),
     ("database.txt", lambda lines: ["", " "], "database.txt: names no image; a part of a data set cannot be empty"),
     ("test.txt", lambda lines: lines[:1], "test.txt: one image; at least two are needed"),
-    ("train.txt", lambda lines: ["\udcff\udcfe 1 0 0"], "train.txt: no text"),
+    ("train.txt", lambda lines: ["\udcff\udcfe 1 0 0"], "train.txt: UTF-16 text; save it as UTF-8"),
     ("test.txt", None, "test.txt: no such list file; name the folder"),
 ])
 def test_a_list_that_is_wrong_is_named_with_its_line(tree, file, change, message):
@@ -117,7 +117,7 @@ def test_one_bad_image_too_many_stops_with_its_path(tree, limit):
     line, path, reason = ((2, "001", "truncated or corrupt (image file is truncated"), (3, "002", "no JPEG, PNG"),
                           (5, "004", "no such file"))[limit]
     assert str(error.value).startswith(f"{tree / 'train.txt'}:{line}: images/{path}.jpg: {reason}")
-    assert "--max-bad-images" in str(error.value) and "\n" not in str(error.value)
+    assert "max_bad_images" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bad_images_are_skipped_named_and_counted_once(tree):
@@ -178,7 +178,7 @@ def test_decoded_images_that_someone_deleted_are_decoded_again(tree):
 
 def test_a_disk_without_room_is_known_before_decoding(tree, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 2**19))
-    with pytest.raises(InputError, match=r"0\.0 GiB are needed for 6 decoded images and 0\.0 GiB are free; name another --cache-dir"):
+    with pytest.raises(InputError, match=r"0\.0 GiB are needed for 6 decoded images and 0\.0 GiB are free; name another cache_dir"):
         load(tree)
 
 

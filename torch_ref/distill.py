@@ -100,7 +100,7 @@ def load_experiment(config: Config) -> Experiment:
     data = config.data
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers)
+                           decode_workers=data.decode_workers, label_format=data.label_format)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
     size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)

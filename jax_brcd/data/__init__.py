@@ -1,12 +1,15 @@
 """Data sets by name; each is one file and one line here."""
 
-import pathlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import ImageDataset, Images, Request
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.data.listfile import LABEL_FORMATS
+from jax_brcd.runtime.errors import UnknownName
+from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry, unknown_name
 
 
@@ -24,12 +27,13 @@ for name in (*lists.PUBLISHED, "list"):
     DATASETS.register(name)(Source(lists.loader(name)))
 DATASETS.register("folder")(Source(folders.load))
 
-__all__ = ["DATASETS", "ImageDataset", "Images", "load_dataset"]
+__all__ = ["DATASETS", "LABEL_FORMATS", "ImageDataset", "Images", "load_dataset"]
 
 
 def load_dataset(
-    name: str, *, data_dir: pathlib.Path | None = None, cache_dir: pathlib.Path, split: str = "published",
+    name: str, *, data_dir: os.PathLike | str | None = None, cache_dir: os.PathLike | str, split: str = "published",
     train_images: str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
+    label_format: str | None = None, progress: Progress | None = None,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
@@ -37,12 +41,18 @@ def load_dataset(
         data_dir: its folder; None for a place below `cache_dir`. split: name of the protocol.
         train_images: "published" or "all". max_bad_images: image files that may be missing or corrupt and are skipped.
         decode_workers: processes that decode image files; None for as many as pay, 0 for this one.
+        label_format: how list files give labels: "multi-hot" for a 0 or 1 a class, "class-numbers" for the number of the one
+            class; None for multi-hot labels of several classes, as published.
+        progress: called with what is being done, how much of it is done and how much there is, while images are decoded and
+            files downloaded.
 
     Raises:
         InputError: for an unknown name or split, or files that are absent, truncated or of another data set.
     """
     source = DATASETS[name]
     if split not in source.splits:
-        raise InputError(unknown_name(f"split of {name}", split, source.splits))
-    folder = data_dir.expanduser() if data_dir is not None else cache_dir / "data"
-    return source.load(Request(folder, cache_dir, split, train_images, seed, max_bad_images, decode_workers))
+        raise UnknownName(unknown_name(f"split of {name}", split, source.splits))
+    cache_dir = as_path(cache_dir)
+    return source.load(Request(
+        as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split, train_images, seed, max_bad_images,
+        decode_workers, label_format, silent if progress is None else progress))

@@ -1,4 +1,5 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its binary layout, split as published (method.md, "Data as published") or as others do."""
+"""CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md) or
+as others do. Both versions hold the same images in the same order."""
 
 import pathlib
 import shutil
@@ -11,7 +12,9 @@ import numpy as np
 
 from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 from jax_brcd.data.download import download
+from jax_brcd.data.plainpickle import read_plain_pickle
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -25,6 +28,27 @@ RECORD_BYTES = 1 + 3 * SIDE * SIDE
 RECORDS_PER_FILE = 10_000
 TRAIN_PER_CLASS, QUERIES_PER_CLASS, VALIDATION_PER_CLASS = 500, 100, 100
 CLUSTER_RANGE = (2, 14)  # He et al. (WWW 2024)
+
+
+class Version(NamedTuple):
+    """A form in which CIFAR-10's files are shared."""
+
+    name: str
+    folder: str  # as its archive calls it
+    train_files: tuple[str, ...]
+    test_file: str
+    names_file: str
+    read: Callable[[pathlib.Path], tuple[np.ndarray, np.ndarray]]
+    class_names: Callable[[pathlib.Path], tuple[str, ...]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of it."""
+        return (*self.train_files, self.test_file, self.names_file)
+
+    def missing(self, place: pathlib.Path) -> list[str]:
+        """The files of it that a folder lacks."""
+        return [name for name in self.files if not (place / name).is_file()]
 
 
 class Split(NamedTuple):
@@ -44,22 +68,24 @@ SPLITS: Registry[Callable[[Images, Images, bool, np.random.Generator], Split]] =
 def load(request: Request) -> ImageDataset:
     """CIFAR-10 under the split that is asked for; downloaded where `request.folder` holds nothing of it.
 
-    The folder holds `cifar-10-batches-bin`, or is that folder.
+    The folder holds `cifar-10-batches-bin` or `cifar-10-batches-py` (what torchvision leaves), itself or one level deeper, or
+    is such a folder.
 
     Raises:
         InputError: offline and absent, truncated, of another data set, or a split that has no choice of training images.
     """
     everything = request.train_images == "all"
     if everything and request.split != "published":
-        raise InputError(f"--train-images all: the split {request.split} names its training images; leave one of the two out")
-    place = find(request.folder)
-    names = tuple((place / NAMES_FILE).read_text().split())
+        raise InputError(f"the split {request.split} names its training images; leave one of the two out", field="train_images",
+                         value="all")
+    place, version = find(request.folder, request.progress)
+    names = version.class_names(place / version.names_file)
     if len(names) != CLASSES:
-        raise InputError(f"{place / NAMES_FILE}: {len(names)} class names instead of {CLASSES}; "
-                         "unpack the binary version of CIFAR-10 again")
-    parts = [read_file(place / name) for name in TRAIN_FILES]
+        raise InputError(f"{place / version.names_file}: {len(names)} class names instead of {CLASSES}; "
+                         f"unpack the {version.name} version of CIFAR-10 again")
+    parts = [version.read(place / name) for name in version.train_files]
     training = Images(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    test = Images(*read_file(place / TEST_FILE))
+    test = Images(*version.read(place / version.test_file))
     split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
     return ImageDataset(
         name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
@@ -127,41 +153,97 @@ def draw_per_class(labels: np.ndarray, count: int, draw: np.random.Generator) ->
 
 
 def read_file(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 32, 32, 3) and one-hot labels (n, 10) of one binary file.
+    """Images (n, 32, 32, 3) and one-hot labels (n, 10) of one file of the binary version.
 
     Raises:
         InputError: for a file that does not hold 10,000 records of 1 + 3072 bytes with labels 0 to 9.
     """
-    mend = "put the file of CIFAR-10's binary version there"
     size = path.stat().st_size
     if size != RECORDS_PER_FILE * RECORD_BYTES:
         raise InputError(f"{path}: {size} bytes instead of {RECORDS_PER_FILE * RECORD_BYTES}, so it is truncated "
-                         f"or of another data set; {mend}")
+                         "or of another data set; put the file of CIFAR-10's binary version there")
     records = np.fromfile(path, np.uint8).reshape(-1, RECORD_BYTES)
-    labels = records[:, 0]
+    return _checked(path, records[:, 1:], records[:, 0], "binary")
+
+
+def read_python_file(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) and one-hot labels (n, 10) of one file of the Python version, of which nothing is executed.
+
+    Raises:
+        InputError: for a file that holds more than plain values, or not 10,000 images with labels 0 to 9.
+    """
+    content = _plain(path)
+    pixels, labels = content.get("data"), content.get("labels")
+    shape = (RECORDS_PER_FILE, RECORD_BYTES - 1)
+    numbers = isinstance(labels, list) and all(type(label) is int and 0 <= label < CLASSES for label in labels)
+    if not isinstance(pixels, np.ndarray) or pixels.shape != shape or not numbers or len(labels) != len(pixels):
+        raise InputError(f"{path}: not {shape[0]} images of {shape[1]} bytes with a label of 0 to 9 each, so it is damaged or of "
+                         "another data set; put the file of CIFAR-10's Python version there")
+    return _checked(path, pixels, np.array(labels), "Python")
+
+
+def _checked(path: pathlib.Path, pixels: np.ndarray, labels: np.ndarray, version: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and one-hot labels of rows of three 32 x 32 planes, where all ten classes are there."""
     if labels.max() >= CLASSES or len(np.unique(labels)) < CLASSES:
-        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; {mend}")
-    images = records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), one_hot(labels, CLASSES)
+        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; put the file of CIFAR-10's {version} version there")
+    return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), one_hot(labels, CLASSES)
 
 
-def find(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the binary files, which is downloaded where nothing of it is there."""
-    for place in (folder / FOLDER, folder):
-        missing = [name for name in FILES if not (place / name).is_file()]
-        if not missing:
-            return place
-        if len(missing) < len(FILES):
+def _plain(path: pathlib.Path) -> dict:
+    """A file of the Python version, with its keys as text."""
+    return {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in read_plain_pickle(path).items()}
+
+
+def _binary_names(path: pathlib.Path) -> tuple[str, ...]:
+    return tuple(path.read_text(encoding="utf-8", errors="replace").split())
+
+
+def _python_names(path: pathlib.Path) -> tuple[str, ...]:
+    names = _plain(path).get("label_names")
+    return tuple(name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in names or ())
+
+
+BINARY = Version("binary", FOLDER, TRAIN_FILES, TEST_FILE, NAMES_FILE, read_file, _binary_names)
+PYTHON = Version("Python", "cifar-10-batches-py", tuple(f"data_batch_{number}" for number in range(1, 6)), "test_batch",
+                 "batches.meta", read_python_file, _python_names)
+VERSIONS = (BINARY, PYTHON)
+# What else lies in people's folders: a file or folder of it, and what it is
+OTHERS = {"fine_label_names.txt": "CIFAR-100's binary version", "cifar-100-binary": "CIFAR-100's binary version",
+          "cifar-100-python": "CIFAR-100's Python version", "cifar-10-batches-mat": "CIFAR-10's Matlab version",
+          "batches.meta.mat": "CIFAR-10's Matlab version", "cifar-10-python.tar.gz": "the archive of CIFAR-10's Python version"}
+
+
+def find(folder: pathlib.Path, progress: Progress = silent) -> tuple[pathlib.Path, Version]:
+    """The folder of the files and the version they are of; downloaded where nothing of it is there.
+
+    The files lie in the folder itself, in the sub-folder of their archive's name, or in that of another sub-folder.
+    """
+    deeper = sorted(path for version in VERSIONS for path in folder.glob(f"*/{version.folder}"))
+    places = [(place, version) for version in VERSIONS for place in (folder / version.folder, folder)]
+    places += [(place, version) for place in deeper for version in VERSIONS if place.name == version.folder]
+    for place, version in places:
+        if not version.missing(place):
+            return place, version
+    for place, version in places:
+        missing = version.missing(place)
+        if len(missing) < len(version.files):
             raise InputError(f"{place}: {', '.join(missing)} missing; unpack {URL} into {folder}")
-    fetch(folder)
-    return folder / FOLDER
+    if {"train", "test", "meta"} <= {path.name for path in folder.glob("*")}:
+        raise InputError(f"{folder}: holds CIFAR-100's Python version; name CIFAR-10's folder with `data_dir`")
+    others = [name for name in OTHERS if (folder / name).exists()]
+    try:
+        fetch(folder, progress)
+    except InputError as error:
+        found = "; ".join(f"{name} is {OTHERS[name]}" for name in others)
+        raise InputError(f"{error.problem}; of what lies in {folder}, {found}" if found else error.problem) from None
+    return folder / FOLDER, BINARY
 
 
-def fetch(folder: pathlib.Path) -> None:
+def fetch(folder: pathlib.Path, progress: Progress = silent) -> None:
     """Downloads and unpacks the archive; the folder appears only when all its files are there."""
     archive = folder / URL.rsplit("/", 1)[-1]
     if not archive.exists():
-        download(URL, archive, algorithm="md5", checksum=MD5)
+        download(URL, archive, algorithm="md5", checksum=MD5, progress=progress)
     with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as temporary:
         unpacked = pathlib.Path(temporary) / FOLDER
         unpacked.mkdir()

@@ -2,11 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import UInt8
 
+from jax_brcd.runtime.progress import Progress, silent
+
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
+PARTS = ("train", "database", "validation", "test", "pretraining")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Images:
 
     images: UInt8[np.ndarray, "n height width 3"]
     labels: UInt8[np.ndarray, "n classes"]
+    content: str = ""  # digest of `images` where whoever made them knows it, so that they need not be read again
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +52,7 @@ class ImageDataset:
     central_crop: bool = False  # evaluate the middle of an image (Resize(256), CenterCrop(224)) and not all of it
     cluster_range: tuple[int, int] = CLUSTER_RANGE  # numbers of clusters of its codes that are worth trying, both included
     notes: tuple[str, ...] = ()  # what a reader of the results must know
+    lists: tuple[tuple[str, str], ...] = ()  # name and digest of each list file that the parts were read from
 
     @property
     def labelled(self) -> bool:
@@ -62,6 +68,25 @@ class ImageDataset:
         is resized to the square. The published 256 for 224, in proportion for other sizes."""
         return round(size * RESIZED / CROPPED) if self.central_crop else None
 
+    def digests(self) -> dict[str, str]:
+        """A short digest of everything in the files that results depend on, by what it is: "images of train", "labels of
+        database", and so on for each part, and "train.txt" for a list file.
+
+        They tell of content and not of places, so a data set that was moved is still the same. Images that were decoded are
+        as they were when their files were last written; a file replaced by one of the same size and time of change is not
+        seen. Images held in memory are read once, which takes a second a GB.
+        """
+        from jax_brcd.runtime.digests import digest  # not above: it imports JAX
+
+        parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+        content: dict[int, str] = {}  # by identity: images that serve two parts are read once
+        found = {}
+        for name, part in parts.items():
+            if id(part.images) not in content:
+                content[id(part.images)] = part.content or digest(part.images)
+            found[f"images of {name}"], found[f"labels of {name}"] = content[id(part.images)], digest(part.labels)
+        return found | dict(self.lists)
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -74,8 +99,26 @@ class Request:
     seed: int = 0  # of every drawing and shuffle
     max_bad_images: int = 0  # image files that may be missing or corrupt
     decode_workers: int | None = None  # processes that decode image files; None for as many as pay
+    label_format: str | None = None  # how list files give labels; None where that is plain to see
+    progress: Progress = silent  # told how far decoding and downloads are
 
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:
     """One-hot rows of class numbers."""
     return np.eye(n_classes, dtype=np.uint8)[labels]
+
+
+def label_notes(parts: dict[str, Images]) -> Iterable[str]:
+    """What a reader must know of the labels: images that have none, and queries that nothing in the database answers."""
+    unlabelled = {name: int((part.labels.sum(axis=1) == 0).sum()) for name, part in parts.items() if part.labels.shape[1]}
+    counts = ", ".join(f"{count:,} of {len(parts[name]):,} in {name}" for name, count in unlabelled.items() if count)
+    if counts:
+        yield f"Images without any label, which are relevant to nothing: {counts}."
+    if not parts["database"].labels.shape[1]:
+        return
+    searched = parts["database"].labels.any(axis=0)
+    for name in ("validation", "test"):
+        labels = parts[name].labels
+        alone = int((labels.any(axis=1) & ~(labels.astype(bool) & searched).any(axis=1)).sum())
+        if alone:
+            yield f"Queries of {name} that share no label with any image of the database, and so score 0: {alone:,}."

@@ -5,38 +5,59 @@ shorter side resized to 256 pixels, the middle of the longer one kept. `CenterCr
 published evaluation view exactly. Training views are drawn from the square too, so a crop of 0.5 to 1 is a share of the
 square's area, where the published `RandomResizedCrop` sees the whole image: the outer parts of an elongated image (an
 eighth on either side at 4:3) never train. In exchange an image is decoded once and not once a view.
+
+Every format that Pillow reads and that holds photographs is read, whatever the file is called. Of an animation or a file of
+several pages the first picture counts.
 """
 
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
-import pathlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:  # Pillow and Grain are imported where files are decoded: together they take more than a second
+    import PIL.Image
 
 SIDE = 256
 SQUARE_BYTES = SIDE * SIDE * 3
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # Pillow's others run outside programs or are no photographs
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+# Pillow's formats that run outside programs, are films, documents, drawings or other data, or have no known range of values
+NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
+DEEPEST = 2**16  # values of a pixel of 16 bits
 # Beyond this, resizing a whole image to cut out its middle could take gigabytes
 ELONGATED = 16
 IMAGES_A_WORKER = 256  # what pays for starting a process
 BUFFERED = 16  # decoded images that wait, for each worker
 
 
-def square(image: Image.Image) -> UInt8[np.ndarray, "256 256 3"]:
-    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB.
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    from PIL import Image
 
-    Gray and palette images become RGB, alpha is dropped, CMYK is converted without a profile, of 16 bits the upper 8 are
-    kept. Orientation tags are ignored, as by torchvision's image folders.
-    """
-    image = _to_rgb(image)
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - NO_PHOTOGRAPHS))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """How files of these formats are called, in lower case with the dot."""
+    from PIL import Image
+
+    read = {*formats(), "MPO"}  # several JPEG images in a file, which Pillow's JPEG reader opens
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in read)
+
+
+def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
+    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB as `to_rgb` gives it."""
+    from PIL import Image
+
+    image = to_rgb(image)
     width, height = image.size
     target_width, target_height = ((SIDE, int(SIDE * height / width)) if width <= height
                                    else (int(SIDE * width / height), SIDE))
@@ -49,28 +70,57 @@ def square(image: Image.Image) -> UInt8[np.ndarray, "256 256 3"]:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """An image in RGB. Gray and palette images are spread over three channels, alpha is dropped and what lay under it shows, CMYK
+    is converted without a profile, of 16 bits the upper 8 are kept. Orientation tags are ignored, as by torchvision's folders.
+
+    Raises:
+        ValueError: for pixels whose range is not known (floats, or whole numbers beyond 16 bits) and colours that Pillow cannot
+            convert.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("float pixels, whose range is not known; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= DEEPEST:
+            raise ValueError(f"pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits a channel")
+        return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:  # else Pillow warns that it is about to be lost
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
-def decode(path: str | pathlib.Path) -> UInt8[np.ndarray, "256 256 3"] | str:
+def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
     """The square of an image file, or why there is none.
 
     A reason and not an exception: it comes back from another process, and the caller counts it.
     """
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return square(image)
+        with Image.open(path, formats=formats()) as image:
+            image.load()
+            return _square_or_reason(image)
     except FileNotFoundError:
         return "no such file"
+    except PermissionError:
+        return "no permission to read it"
     except UnidentifiedImageError:
-        return "no JPEG, PNG, WebP, BMP or GIF image"
+        return "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"
+    except Image.DecompressionBombError as error:
+        return f"too large ({error})"
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
-        return f"truncated or corrupt ({error})" if str(error) else f"truncated or corrupt ({type(error).__name__})"
+        return f"truncated or corrupt ({str(error) or type(error).__name__})"
+
+
+def _square_or_reason(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"] | str:
+    """The square of an image whose pixels are there, so that what fails is no damage."""
+    try:
+        return square(image)
+    except ValueError as error:
+        return str(error)
 
 
 def _decode_to_bytes(path: str) -> bytes | str:
@@ -85,6 +135,9 @@ def decode_all(paths: Sequence[str], *, workers: int | None) -> Iterator[UInt8[n
     Args:
         workers: processes; 0 for threads of this one; None for the cores, or fewer where there are few images.
     """
+    import grain
+    from absl import flags
+
     if workers is None:
         workers = min(os.cpu_count() or 1, len(paths) // IMAGES_A_WORKER)
     source = grain.MapDataset.source(paths).map(_decode_to_bytes)

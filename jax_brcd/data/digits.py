@@ -2,8 +2,6 @@
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.ndimage import zoom
-from sklearn.datasets import load_digits
 
 from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 
@@ -17,6 +15,10 @@ def load(request: Request) -> ImageDataset:
 
     Only the seed is looked at: the data ships with scikit-learn and all of it trains.
     """
+    from sklearn.datasets import (
+        load_digits,  # a second of imports, which only this data set needs
+    )
+
     raw = load_digits()
     images, labels = enlarge(raw.images), one_hot(raw.target, 10)
     order = np.random.default_rng(request.seed).permutation(len(images))
@@ -31,6 +33,8 @@ def load(request: Request) -> ImageDataset:
 
 def enlarge(images: Float[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Gray 8x8 digits of 0 to 16 as RGB at the small ViT's size, linearly interpolated."""
+    from scipy.ndimage import zoom
+
     factor = SIZE // images.shape[1]
     smooth = zoom(images, (1, factor, factor), order=1, mode="nearest", grid_mode=True)
     gray = np.round(smooth * (255.0 / BRIGHTEST)).clip(0, 255).astype(np.uint8)

@@ -2,29 +2,35 @@
 
 import hashlib
 import http.client
+import os
 import pathlib
 import urllib.error
 import urllib.request
 
-from tqdm import tqdm
-
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path
+from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.progress import Progress, silent
 
 CHUNK_BYTES = 2**20
 TIMEOUT_SECONDS = 30
 
 
-def download(url: str, path: pathlib.Path, *, algorithm: str, checksum: str) -> pathlib.Path:
+def download(
+    url: str, path: os.PathLike | str, *, algorithm: str, checksum: str, progress: Progress = silent,
+) -> pathlib.Path:
     """Fetches `url` to `path`, which appears only when its `algorithm` digest starts with `checksum`.
+
+    Args:
+        progress: told of the bytes that came, where the server says how many there will be.
 
     Raises:
         InputError: offline, or when what came is not the file; the line says which file to put where.
     """
+    path = as_path(path)
     by_hand = f"put the file from {url} at {path} by hand"
     with atomic_path(path) as temporary:
         try:
-            found = _fetch(url, temporary, hashlib.new(algorithm))
+            found = _fetch(url, temporary, hashlib.new(algorithm), progress)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise InputError(f"cannot download {url} ({getattr(error, 'reason', error)}); {by_hand}") from None
         if not found.startswith(checksum):
@@ -32,12 +38,13 @@ def download(url: str, path: pathlib.Path, *, algorithm: str, checksum: str) -> 
     return path
 
 
-def _fetch(url: str, path: pathlib.Path, digest) -> str:
+def _fetch(url: str, path: pathlib.Path, digest, progress: Progress) -> str:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=size, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-            while chunk := response.read(CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
-                bar.update(len(chunk))
+        size, done = int(response.headers.get("Content-Length") or 0), 0
+        while chunk := response.read(CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+            done += len(chunk)
+            if size:
+                progress(f"download {url.rsplit('/', 1)[-1]}", min(done, size), size)
     return digest.hexdigest()

@@ -1,23 +1,29 @@
 """Data sets as the hashing community shares them: three list files, one image a line, `path l1 ... lC` with labels of 0 or 1.
 
-`train.txt`, `database.txt` and `test.txt` lie in the data set's folder and their paths are relative to it (method.md, "Data as
-published"; the lists of HashNet, Cao et al., ICCV 2017).
+`train.txt`, `database.txt` and `test.txt` lie in the data set's folder and their paths are relative to it ("Data as published"
+in docs/method.md; the lists of HashNet, Cao et al., ICCV 2017). How a line is read stands in listfile.py.
 """
 
 import functools
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
-from jax_brcd.data.dataset import CLUSTER_RANGE, ImageDataset, Images, Request
-from jax_brcd.data.store import BadImages, Listed, decoded
+from jax_brcd.data.dataset import (
+    CLUSTER_RANGE,
+    ImageDataset,
+    Images,
+    Request,
+    label_notes,
+)
+from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
+from jax_brcd.data.store import BadImages, decoded
 from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
 USUAL_K = 1000
+EXAMPLES = 3  # paths that a note names
 
 
 class Protocol(NamedTuple):
@@ -27,20 +33,8 @@ class Protocol(NamedTuple):
     cluster_range: tuple[int, int] = CLUSTER_RANGE
 
 
-# method.md, "Search and its measure" and "What the student sees before training"; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
-PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000, (2, 49)), "mirflickr": Protocol(5000),
-             "imagenet100": Protocol(1000, (10, 59))}
-
-
-class ListFile(NamedTuple):
-    """The lines of a list file."""
-
-    images: list[Listed]
-    labels: UInt8[np.ndarray, "images classes"]
-
-    def take(self, positions: np.ndarray) -> "ListFile":
-        """The lines at the given positions, in that order."""
-        return ListFile([self.images[position] for position in positions], self.labels[positions])
+# "Search and its measure" in docs/method.md; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
+PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000, (2, 49)), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000, (10, 59))}
 
 
 def loader(name: str) -> Callable[[Request], ImageDataset]:
@@ -52,80 +46,73 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     """The images that the three lists name; the test list is shuffled and halved into validation and test queries.
 
     Raises:
-        InputError: for a list that is absent, empty or wrong, with its line; for images that cannot be read, if more than
-            `request.max_bad_images`.
+        InputError: for a list that is absent, empty or wrong, with its line; for labels that may be meant in two ways; for
+            images that cannot be read, if more than `request.max_bad_images`.
     """
-    train, database, test = (read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST))
-    for file, part in ((DATABASE, database), (TEST, test)):
-        if part.labels.shape[1] != train.labels.shape[1]:
-            raise InputError(f"{request.folder / file}: {part.labels.shape[1]} labels an image, but {TRAIN} has "
-                             f"{train.labels.shape[1]}; all three lists need the same classes")
+    files = {file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}
+    lists, class_names = with_labels(files, request)
+    train, database, test = lists.values()
     if len(test.images) < 2:
         raise InputError(f"{request.folder / TEST}: one image; at least two are needed, one to choose checkpoints by and one "
                          "to report on")
+    everything = request.train_images == "all"
     shuffled = np.random.default_rng(request.seed).permutation(len(test.images))
     half = len(shuffled) // 2
-    lists = {"train": database if request.train_images == "all" else train, "database": database,
-             "validation": test.take(shuffled[:half]), "test": test.take(shuffled[half:])}
-    parts, bad = decode_parts(lists, request)
+    parts, bad = decode_parts(
+        {"train": database if everything else train, "database": database, "validation": test.take(shuffled[:half]),
+         "test": test.take(shuffled[half:])}, request)
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
-        class_names=tuple(f"label {number + 1}" for number in range(train.labels.shape[1])), flip=True,
-        default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
-        cluster_range=protocol.cluster_range, notes=bad.notes())
+        class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
+        cluster_range=protocol.cluster_range,
+        notes=(*bad.notes(), *label_notes(parts), *_repeats(lists)),
+        lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
+
+
+def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str, ListFile], tuple[str, ...]]:
+    """The lists with the labels that their words mean, and the names of the classes.
+
+    Raises:
+        InputError: where lists differ in their number of classes, and where one label an image may be meant in two ways.
+    """
+    if request.label_format is None and files[TRAIN].columns == 1:
+        raise InputError(
+            f"{request.folder / TRAIN}: one label an image, which may be the number of its class or a 0 or 1 for the only class; "
+            "say `label_format` class-numbers or multi-hot, or write a 0 or 1 for each class: a.jpg 1 0")
+    lists, class_names = LABEL_FORMATS[request.label_format or "multi-hot"](files)
+    for file, part in lists.items():
+        if part.columns != lists[TRAIN].columns:
+            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; all "
+                             "three lists need the same classes")
+    return lists, class_names
 
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], BadImages]:
     """The images of every part, decoded and memory-mapped, without the bad ones; a part that stands twice is decoded once."""
     bad, parts = BadImages(request.max_bad_images), {}
     for name, part in lists.items():
-        squares, kept = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad,
-                                workers=request.decode_workers, description=name)
-        parts[name] = Images(squares, part.labels[kept])
+        squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
+                          description=name, progress=request.progress)
+        parts[name] = Images(squares.images, part.labels[squares.kept], squares.content)
     return parts, bad
 
 
-def read_list(path: pathlib.Path) -> ListFile:
-    """The images and labels that a list file names. Empty lines are passed over.
-
-    Raises:
-        InputError: with the line, for a wrong number of labels, a label that is neither 0 nor 1, a path that leaves the
-            folder; for a file that is absent, no text, or empty.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such list file; name the folder that holds {TRAIN}, {DATABASE} and {TEST} with "
-                         "--data-dir") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: no text; a list has lines of a path and labels of 0 or 1") from None
-    images, labels = [], []
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        where = f"{path}:{number}"
-        images.append(Listed(_inside(words[0], where), where))
-        labels.append(_labels(words[1:], len(labels[0]) if labels else None, where))
-    if not images:
-        raise InputError(f"{path}: names no image; a part of a data set cannot be empty")
-    return ListFile(images, np.stack(labels))
+def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:
+    """Images that a list names more than once, and queries that are searched for among themselves."""
+    for file, part in lists.items():
+        numbers: dict[str, list[int]] = {}
+        for number, image in enumerate(part.images):
+            numbers.setdefault(image.path, []).append(number)
+        again = {path: found for path, found in numbers.items() if len(found) > 1}
+        if again:
+            other = sum(bool((part.labels[found] != part.labels[found[0]]).any()) for found in again.values())
+            labels = f", {other:,} of them with other labels each time" if other else ""
+            yield f"{file} names {len(again):,} images more than once{labels}: {_examples(again)}."
+    shared = {image.path for image in lists[DATABASE].images} & {image.path for image in lists[TEST].images}
+    if shared:
+        yield f"{len(shared):,} queries of {TEST} are in {DATABASE} too, so that each finds itself: {_examples(sorted(shared))}."
 
 
-def _inside(path: str, where: str) -> str:
-    """The path itself, if it stays below the data set's folder."""
-    parts = pathlib.PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in path:
-        raise InputError(f"{where}: path '{path}' leads out of the data set's folder; write it relative to the folder of the list")
-    return path
-
-
-def _labels(words: list[str], expected: int | None, where: str) -> UInt8[np.ndarray, "classes"]:
-    wrong = next((word for word in words if word not in ("0", "1")), None)
-    if wrong is not None:
-        raise InputError(f"{where}: label '{wrong}' is neither 0 nor 1 (a line is a path without spaces, then a label a class)")
-    if not words:
-        raise InputError(f"{where}: no labels; a line is a path, then 0 or 1 for each class")
-    if expected is not None and len(words) != expected:
-        raise InputError(f"{where}: {len(words)} labels instead of the {expected} of the lines before")
-    return np.array(words, dtype=np.uint8)
+def _examples(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    return ", ".join(paths[:EXAMPLES]) + (", ..." if len(paths) > EXAMPLES else "")

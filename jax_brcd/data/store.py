@@ -16,16 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
 CHUNK = 256  # images between two entries in the index
 IMAGES, INDEX, LOCK = "images.u8", "index.json", "lock"
-EMPTY = {"done": 0, "bad": []}  # images looked at, and those that could not be read as [position, reason]
+# Images looked at; those that could not be read, as [position, reason]; a digest of the squares of the others
+EMPTY = {"done": 0, "bad": [], "content": ""}
 
 
 class Listed(NamedTuple):
@@ -33,6 +34,14 @@ class Listed(NamedTuple):
 
     path: str
     where: str = ""
+
+
+class Squares(NamedTuple):
+    """The decoded images of a part, memory-mapped."""
+
+    images: UInt8[np.ndarray, "kept 256 256 3"]
+    kept: Int[np.ndarray, " kept"]  # positions, among the images asked for, of those that could be read
+    content: str  # digest of `images`, which a pass over them would otherwise have to find
 
 
 @dataclasses.dataclass
@@ -54,7 +63,7 @@ class BadImages:
         self.found[image.path] = f"{place}: {reason}"
         if len(self.found) > self.limit:
             others = f" (after {self.limit} other bad images)" if self.limit else ""
-            raise InputError(f"{place}: {reason}{others}; mend it, take it out, or skip bad images with a higher --max-bad-images")
+            raise InputError(f"{place}: {reason}{others}; mend it, take it out, or skip bad images with a higher `max_bad_images`")
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the results must know."""
@@ -78,13 +87,13 @@ def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
 
 def decoded(
     folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None,
-    description: str,
-) -> tuple[UInt8[np.ndarray, "kept 256 256 3"], Int[np.ndarray, "kept"]]:
-    """The squares of images, memory-mapped, and the positions in `images` of those that could be read.
+    description: str, progress: Progress = silent,
+) -> Squares:
+    """The squares of those images that can be read.
 
     Args:
         folder: what the paths are relative to. store: where decoded images lie. bad: counts what cannot be read.
-        workers: see decoding.decode_all. description: of the progress bar.
+        workers: see decoding.decode_all. description: which images these are. progress: told how many are decoded.
 
     Raises:
         InputError: for too many bad images, or where the disk has no room for the squares.
@@ -94,22 +103,18 @@ def decoded(
     place.mkdir(parents=True, exist_ok=True)
     with open(place / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
-        index = _complete(place, folder, images, bad=bad, workers=workers, description=description)
+        index = _complete(place, folder, images, bad=bad, workers=workers, description=description, progress=progress)
     skipped = [position for position, _ in index["bad"]]
     kept = np.delete(np.arange(len(images)), skipped)
     if not len(kept):
         raise InputError(f"{folder}: none of the {len(images)} images of {description} could be read")
-    return np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), SIDE, SIDE, 3)), kept
+    squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), SIDE, SIDE, 3))
+    return Squares(squares, kept, index["content"])
 
 
-def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, workers, description: str) -> dict:
+def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, workers, description: str, progress: Progress) -> dict:
     """Decodes what the store does not hold yet; returns its index."""
-    path, index_path = place / IMAGES, place / INDEX
-    path.touch()
-    index = read_json(index_path) if index_path.exists() else EMPTY
-    if path.stat().st_size < _good(index) * SQUARE_BYTES:  # deleted or cut by hand
-        index = EMPTY
-    index = {"done": index["done"], "bad": list(index["bad"])}
+    path, index = place / IMAGES, _index(place)
     for position, reason in index["bad"]:
         bad.add(images[position], reason)
     remaining = images[index["done"] :]
@@ -117,8 +122,9 @@ def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, worker
         return index
     _check_room(place, len(remaining))
     paths = [str(folder / image.path) for image in remaining]
-    with open(path, "ab") as file, tqdm(total=len(images), initial=index["done"], desc=f"decode {description}", unit="image",
-                                        dynamic_ncols=True, leave=False) as bar:
+    doing = f"decode {description}"
+    progress(doing, index["done"], len(images))
+    with open(path, "ab") as file:
         file.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
         for chunk in _chunks(decode_all(paths, workers=workers)):
             for offset, square in enumerate(chunk):
@@ -128,12 +134,33 @@ def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, worker
                     index["bad"].append([position, square])
                 else:
                     file.write(square.tobytes())
+                    index["content"] = _chained(index["content"], square.data)
             file.flush()
             os.fsync(file.fileno())
             index["done"] += len(chunk)
-            write_json(index_path, index)
-            bar.update(len(chunk))
+            write_json(place / INDEX, index)
+            progress(doing, index["done"], len(images))
     return index
+
+
+def _index(place: pathlib.Path) -> dict:
+    """What a folder of the store holds, nothing where its squares were deleted or cut by hand."""
+    path, index_path = place / IMAGES, place / INDEX
+    path.touch()
+    index = read_json(index_path) if index_path.exists() else EMPTY
+    if path.stat().st_size < _good(index) * SQUARE_BYTES:
+        index = EMPTY
+    index = {**EMPTY, **index, "bad": list(index["bad"])}
+    if _good(index) and not index["content"]:  # written before content was digested: read once
+        for square in np.memmap(path, np.uint8, mode="r", shape=(_good(index), SQUARE_BYTES)):
+            index["content"] = _chained(index["content"], square.data)
+        write_json(index_path, index)
+    return index
+
+
+def _chained(content: str, square: memoryview) -> str:
+    """The digest of some squares and one more, so that decoding which goes on later gives the digest of one pass."""
+    return hashlib.sha256(content.encode() + hashlib.sha256(square).digest()).hexdigest()[:20]
 
 
 def _good(index: dict) -> int:
@@ -155,4 +182,4 @@ def _check_room(place: pathlib.Path, count: int) -> None:
     free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
     if needed > free:
         raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB are "
-                         "free; name another --cache-dir, or make room")
+                         "free; name another `cache_dir`, or make room")

@@ -23,9 +23,9 @@ from jax_brcd.methods.sskd import SSKD
 from jax_brcd.methods.sums import PLUS, create_sum
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry
-from jax_brcd.settings import options
+from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", check=options.claiming("a method"))
 METHODS.register("brcd")(BRCD)
 METHODS.register("none")(NoDistillation)
 METHODS.register("kl")(KL)

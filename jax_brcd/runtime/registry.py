@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jax_brcd.runtime.errors import UnknownName
 
@@ -14,10 +14,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     Args:
         kind: what the entries are, in the words of the error message ("backbone", "data set").
+        check: called with the name and the entry before it is filed; raises for one that cannot be.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, check: Callable[[str, Any], None] | None = None):
+        self.kind, self.check = kind, check
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
@@ -26,6 +27,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         def file(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
+            if self.check is not None:
+                self.check(name, entry)
             self._entries[name] = entry
             return entry
 

@@ -49,7 +49,7 @@ def claiming(group: str) -> Callable[[str, type], None]:
         for field in fields:
             owner = _OWNERS.get(field, group)
             if owner != group:
-                raise InputError(f"{group} '{name}' has a setting of a name that {owner} has; give it another name", field=field)
+                raise InputError(f"{group} ('{name}') has a setting of a name that {owner} has; give it another name", field=field)
         _OWNERS.update(dict.fromkeys(fields, group))
 
     return claim

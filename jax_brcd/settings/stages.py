@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
 
 
@@ -21,6 +22,9 @@ class DataConfig:
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means --no-fresh-views",
                         low=2)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping --views of them")
+    label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the number "
+                                      "of the one class; to be told where an image has one label alone",
+                                      choices=tuple(LABEL_FORMATS))
     max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
     decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
     resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "

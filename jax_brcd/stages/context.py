@@ -144,7 +144,7 @@ def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
     data = config.data
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers)
+                           decode_workers=data.decode_workers, label_format=data.label_format, progress=progress)
     if data.k is not None and data.k > len(dataset.database):
         raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k",
                          value=data.k)

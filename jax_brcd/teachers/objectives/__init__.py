@@ -7,7 +7,7 @@ objectives/base.py) and is registered in OBJECTIVES. What a teacher learnt makes
 from typing import Any
 
 from jax_brcd.runtime.registry import Registry
-from jax_brcd.settings import options
+from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
 from jax_brcd.teachers.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
 from jax_brcd.teachers.objectives.bihalf import BiHalf
 from jax_brcd.teachers.objectives.cibhash import CIBHash
@@ -15,7 +15,7 @@ from jax_brcd.teachers.objectives.greedyhash import GreedyHash
 from jax_brcd.teachers.objectives.itq import ITQ
 
 Objective = LearntObjective | ClosedFormObjective
-OBJECTIVES: Registry[type[Objective]] = Registry("teacher objective")
+OBJECTIVES: Registry[type[Objective]] = Registry("teacher objective", check=options.claiming("a teacher objective"))
 OBJECTIVES.register("cibhash")(CIBHash)
 OBJECTIVES.register("bihalf")(BiHalf)
 OBJECTIVES.register("greedyhash")(GreedyHash)
