@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,7 +74,7 @@ class HashEncoder:
         Args:
             images: uint8 RGB, an array (n, height, width, 3) or one image (height, width, 3); a Pillow image; the path of an image
                 file; or a sequence of such images of any sizes. Pillow images and files of other modes (gray, palette) become
-                RGB, turned upright as their EXIF data say. No image gives no code.
+                RGB; orientation tags are ignored, as where data sets are read. No image gives no code.
             progress: told how many images are encoded.
 
         Raises:
@@ -183,6 +183,8 @@ def as_items(images: Any) -> Sequence[Image]:
         return images[None]
     if isinstance(images, (str, os.PathLike)) or hasattr(images, "convert"):
         return [images]
+    if not isinstance(images, Iterable):
+        raise InputError(f"{type(images).__name__} is no image and no sequence of images")
     return images if isinstance(images, Sequence) else list(images)
 
 
@@ -212,7 +214,7 @@ def read_item(image: Image) -> np.ndarray:
         check_pixels(image)
         return image
     if isinstance(image, (str, os.PathLike)) or hasattr(image, "convert"):
-        from jax_brcd.data.decoding import read_image
+        from jax_brcd.data.reading import read_image
 
         return read_image(as_path(image) if isinstance(image, (str, os.PathLike)) else image)
     raise InputError(f"{type(image).__name__} is no image; give a uint8 array (height, width, 3), a Pillow image or the path of a file")

@@ -59,10 +59,6 @@ class ImageDataset:
         """Whether there are labels to evaluate by."""
         return self.test.labels.shape[1] > 0
 
-    def digests(self):
-        from jax_brcd.runtime.digests import digest
-        return {f"{kind} of {part}": digest(getattr(getattr(self, part), kind)) for part in ("train","database","validation","test","pretraining") if getattr(self, part) is not None for kind in ("images","labels")}
-
     def evaluation_resize(self, size: int) -> int | None:
         """Pixels of an evaluated image's shorter side before its central `size` square is cut out; None where the whole image
         is resized to the square. The published 256 for 224, in proportion for other sizes."""

@@ -15,8 +15,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -97,12 +97,17 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
 
     A reason and not an exception: it comes back from another process, and the caller counts it.
     """
+    return decoded_or_reason(path, square)
+
+
+def decoded_or_reason(path: str | os.PathLike, use: Callable[[Any], np.ndarray]) -> np.ndarray | str:
+    """What `use` makes of an image file's pixels, or why there are none."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=formats()) as image:
             image.load()
-            return _square_or_reason(image)
+            return _used_or_reason(image, use)
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
@@ -115,10 +120,10 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
         return f"truncated or corrupt ({str(error) or type(error).__name__})"
 
 
-def _square_or_reason(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"] | str:
-    """The square of an image whose pixels are there, so that what fails is no damage."""
+def _used_or_reason(image: "PIL.Image.Image", use: Callable[[Any], np.ndarray]) -> np.ndarray | str:
+    """What `use` makes of an image whose pixels are there, so that what fails is no damage."""
     try:
-        return square(image)
+        return use(image)
     except ValueError as error:
         return str(error)
 
