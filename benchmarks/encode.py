@@ -17,7 +17,7 @@ from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender, interleaved
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_torchvision_state
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from torch_ref.models import create_hash_model as create_torch_model
 
 BITS = 64

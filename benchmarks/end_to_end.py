@@ -36,10 +36,10 @@ from benchmarks.training import (
 )
 from jax_brcd.data import cifar10
 from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.models.kept import head_codes
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.runtime.files import read_json
-from jax_brcd.settings.options import run_command
-from jax_brcd.stages.evaluation import head_codes
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.augmentation import random_views as jax_views
 from jax_brcd.views.encoding import ENCODING_BATCH, encode_batch

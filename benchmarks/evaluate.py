@@ -12,7 +12,7 @@ from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from jax_brcd.retrieval import mean_average_precision
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from torch_ref import retrieval as reference
 
 BITS, K, CLASSES = 64, 1000, 10

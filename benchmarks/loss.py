@@ -17,7 +17,7 @@ from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from jax_brcd import losses
 from jax_brcd.losses.codes import hash_codes
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from torch_ref import losses as reference_losses
 
 CLUSTERS = 10

@@ -25,9 +25,9 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.xla import set_flags
+from jax_brcd.settings.command_line import OneLineParser, flag, run_command
 from jax_brcd.settings.configuration import create_config
-from jax_brcd.settings.options import OneLineParser, flag, run_command
-from jax_brcd.stages.pipeline import run
+from jax_brcd.stages.run import run
 
 BITS, SEEDS = (16, 32, 64), (0, 1, 2)
 DETAIL_BITS = 64  # of the ablation, the sensitivity and the search

@@ -12,7 +12,7 @@ from benchmarks.suite import Settings, parse_settings
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, write_json
 from jax_brcd.runtime.registry import unknown_name
-from jax_brcd.settings.options import OneLineParser, flag, run_command
+from jax_brcd.settings.command_line import OneLineParser, flag, run_command
 
 # In this order: what the targets need first, the longest last
 SUITES = ("loss", "evaluate", "augment", "encode", "train_step", "end_to_end")

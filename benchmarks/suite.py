@@ -9,7 +9,8 @@ from benchmarks import compiled, machine, plots, tables
 from benchmarks.results import Row, Skipped, record_suite, results_path
 from jax_brcd.runtime.files import atomic_path
 from jax_brcd.runtime.xla import set_flags
-from jax_brcd.settings.options import OneLineParser, add_options, check, option
+from jax_brcd.settings.command_line import OneLineParser, add_options
+from jax_brcd.settings.options import check, option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from benchmarks.training import BATCH, JaxEpochs, TorchEpochs, jax_student
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 
 OURS, BEST, PUBLISHED = "jax_brcd", "PyTorch, best", "PyTorch, published style"
 

@@ -29,7 +29,7 @@ from benchmarks.results import Row, Skipped, measure, read_results, record_suite
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender, Measurement, interleaved
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from torch_ref import retrieval
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,

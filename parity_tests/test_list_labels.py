@@ -9,8 +9,8 @@ from image_trees import write_images
 from jax_brcd.data import load_dataset
 from jax_brcd.data.listfile import read_list
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.command_line import one_line
 from jax_brcd.settings.configuration import create_config
-from jax_brcd.settings.options import one_line
 
 NAMES = [f"{number}.png" for number in range(6)]
 

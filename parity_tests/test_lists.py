@@ -11,7 +11,7 @@ from jax_brcd import distill
 from jax_brcd.data import load_dataset, store
 from jax_brcd.data.decoding import decode
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.views.features import digest
 from torch_ref import distill as torch_distill
 

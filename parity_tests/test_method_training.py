@@ -14,7 +14,7 @@ from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
 from jax_brcd.retrieval import nearest_neighbours
 from jax_brcd.settings.configuration import create_config
-from jax_brcd.stages.pipeline import run
+from jax_brcd.stages.run import run
 from jax_brcd.stages.student import draw_negatives, student_stage
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints

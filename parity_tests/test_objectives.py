@@ -15,11 +15,11 @@ from sklearn.datasets import load_digits
 
 from jax_brcd import distill
 from jax_brcd.models import create_hash_model
+from jax_brcd.models.kept import head_codes
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.configuration import create_config
-from jax_brcd.settings.options import run_command
-from jax_brcd.stages.evaluation import head_codes
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
 from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
 from jax_brcd.teachers.objectives.bihalf import bihalf_codes

@@ -13,7 +13,7 @@ from jax_brcd.report import SKIPPED, Report, results, write_report
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
-from jax_brcd.runtime.files import read_json, atomic_path, write_json
+from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.settings.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled
 from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, load_context, unheard
