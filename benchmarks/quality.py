@@ -165,7 +165,7 @@ def distil(settings: Mapping[str, Any]) -> None:
     log = settings["out"].with_name(f"{settings['out'].name}.log")  # the names hold numbers with points
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        run(create_config(**settings))
+        run(create_config(**settings), say=print)
 
 
 def outcome(directory: pathlib.Path) -> dict[str, Any]:

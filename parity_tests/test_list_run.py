@@ -40,13 +40,13 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     assert 0 < expected["student"]["symmetric"]["map"] <= 1
 
     running = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    saved, deadline = tmp_path / "killed" / "checkpoints" / "student", time.monotonic() + SECONDS
-    while not (saved / str(STEPS + 1)).exists():
+    stages, deadline = tmp_path / "cache-killed" / "stages", time.monotonic() + SECONDS
+    while not list(stages.glob(f"student-*/checkpoints/{STEPS + 1}")):
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    last = max(int(path.name) for path in saved.iterdir() if path.name.isdigit())
+    last = max(int(path.name) for path in stages.glob("student-*/checkpoints/*") if path.name.isdigit())
     assert STEPS < last < 2 * STEPS, "killed inside the second epoch"
 
     found, history = finish("killed")

@@ -16,7 +16,7 @@ def carry_out(job: Callable[..., dict[str, Any]], config: Config) -> None:
     with session(config) as progress:
         metrics = job(config, progress=progress, say=say)
         progress.close()
-        say(f"{results_table(metrics)}\n\nRun directory: {config.out}")
+        say(f"{results_table(metrics)}\n\nReport: {config.out / 'report.html'}")
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
     context = load_context(config, progress=progress, say=say)
     continued = claim(out, context, earlier)
     if continued is None:
-        say(f"Report (already there): {out / 'report.html'}")
+        say(f"{out}: already there; nothing was run again.")
         return read_json(out / METRICS)
     teacher_built, student_built = build_models(context, student=student)
     context = write_claim(out, context, continued)
@@ -129,7 +129,7 @@ def claim(out: pathlib.Path, context: Context, earlier: Mapping[str, Any] | None
     changes = _changes(context.config, earlier)
     continued = dict(earlier.get("continued", {}))
     if not changes:
-        return None if earlier.get("finished") else continued
+        return None if earlier.get("finished") and devices.agreed((out / METRICS).exists()) else continued
     if (out / DIVERGED).exists() and set(changes) & set(_remedies(out)):
         diverged = read_json(out / DIVERGED)
         continued[diverged["stage"]] = diverged["folder"]
