@@ -1,5 +1,5 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md) or
-as others do. Both versions hold the same images in the same order."""
+"""CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md)
+or as others do. Both versions hold the same images in the same order."""
 
 import pathlib
 import shutil
@@ -177,15 +177,16 @@ def read_python_file(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     shape = (RECORDS_PER_FILE, RECORD_BYTES - 1)
     numbers = isinstance(labels, list) and all(type(label) is int and 0 <= label < CLASSES for label in labels)
     if not isinstance(pixels, np.ndarray) or pixels.shape != shape or not numbers or len(labels) != len(pixels):
-        raise InputError(f"{path}: not {shape[0]} images of {shape[1]} bytes with a label of 0 to 9 each, so it is damaged or of "
-                         "another data set; put the file of CIFAR-10's Python version there")
+        raise InputError(f"{path}: not {shape[0]} images of {shape[1]} bytes with a label of 0 to 9 each, so it is damaged or "
+                         "of another data set; put the file of CIFAR-10's Python version there")
     return _checked(path, pixels, np.array(labels), "Python")
 
 
 def _checked(path: pathlib.Path, pixels: np.ndarray, labels: np.ndarray, version: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and one-hot labels of rows of three 32 x 32 planes, where all ten classes are there."""
     if labels.max() >= CLASSES or len(np.unique(labels)) < CLASSES:
-        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; put the file of CIFAR-10's {version} version there")
+        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; put the file of CIFAR-10's {version} "
+                         "version there")
     return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), one_hot(labels, CLASSES)
 
 

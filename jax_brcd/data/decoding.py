@@ -54,7 +54,7 @@ def suffixes() -> frozenset[str]:
 
 
 def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
-    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB as `to_rgb` gives it."""
+    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB by `to_rgb`."""
     from PIL import Image
 
     image = to_rgb(image)
@@ -71,8 +71,9 @@ def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
 
 
 def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
-    """An image in RGB. Gray and palette images are spread over three channels, alpha is dropped and what lay under it shows, CMYK
-    is converted without a profile, of 16 bits the upper 8 are kept. Orientation tags are ignored, as by torchvision's folders.
+    """An image in RGB. Gray and palette images are spread over three channels, alpha is dropped and what lay under it shows,
+    CMYK is converted without a profile, of 16 bits the upper 8 are kept. Orientation tags are ignored, as by torchvision's
+    image folders.
 
     Raises:
         ValueError: for pixels whose range is not known (floats, or whole numbers beyond 16 bits) and colours that Pillow cannot

@@ -18,12 +18,12 @@ from jax_brcd.data.dataset import (
     label_notes,
 )
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
+from jax_brcd.data.scanning import examples
 from jax_brcd.data.store import BadImages, decoded
 from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
 USUAL_K = 1000
-EXAMPLES = 3  # paths that a note names
 
 
 class Protocol(NamedTuple):
@@ -77,13 +77,13 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
     """
     if request.label_format is None and files[TRAIN].columns == 1:
         raise InputError(
-            f"{request.folder / TRAIN}: one label an image, which may be the number of its class or a 0 or 1 for the only class; "
-            "say `label_format` class-numbers or multi-hot, or write a 0 or 1 for each class: a.jpg 1 0")
+            f"{request.folder / TRAIN}: one label an image, which may be the number of its class or a 0 or 1 for the only "
+            "class; say `label_format` class-numbers or multi-hot, or write a 0 or 1 for each class: a.jpg 1 0")
     lists, class_names = LABEL_FORMATS[request.label_format or "multi-hot"](files)
     for file, part in lists.items():
         if part.columns != lists[TRAIN].columns:
-            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; all "
-                             "three lists need the same classes")
+            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; "
+                             "all three lists need the same classes")
     return lists, class_names
 
 
@@ -107,12 +107,7 @@ def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:
         if again:
             other = sum(bool((part.labels[found] != part.labels[found[0]]).any()) for found in again.values())
             labels = f", {other:,} of them with other labels each time" if other else ""
-            yield f"{file} names {len(again):,} images more than once{labels}: {_examples(again)}."
+            yield f"{file} names {len(again):,} images more than once{labels}: {examples(list(again))}."
     shared = {image.path for image in lists[DATABASE].images} & {image.path for image in lists[TEST].images}
     if shared:
-        yield f"{len(shared):,} queries of {TEST} are in {DATABASE} too, so that each finds itself: {_examples(sorted(shared))}."
-
-
-def _examples(paths: Iterable[str]) -> str:
-    paths = list(paths)
-    return ", ".join(paths[:EXAMPLES]) + (", ..." if len(paths) > EXAMPLES else "")
+        yield f"{len(shared):,} queries of {TEST} are in {DATABASE} too, so that each finds itself: {examples(sorted(shared))}."

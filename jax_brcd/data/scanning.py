@@ -11,8 +11,8 @@ from jax_brcd.data.decoding import suffixes
 # What file managers, notebooks, file servers and file systems leave behind, in lower case. Names that begin with a dot are
 # passed over too: `._a.jpg` is no image though it is called one
 SYSTEM = frozenset({
-    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin",
-    "recycler", "system volume information", "lost+found", "__pycache__",
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__",
 })
 EXAMPLES = 3  # names that a note gives for a reason
 HIDDEN, FOREIGN = "hidden or of the system", "of no image format that is read"
