@@ -71,6 +71,7 @@ def test_classes_are_the_numbers_that_occur_in_any_list(write):
     (["0", "cat"], {"label_format": "class-numbers"}, "train.txt:2: label 'cat' is no class number"),
     (["0", "1.0"], {"label_format": "class-numbers"}, "train.txt:2: label '1.0' is no class number"),
     (["0", "\u0662"], {"label_format": "class-numbers"}, "train.txt:2: label '\u0662' is no class number"),
+    (["0", "9" * 5000], {"label_format": "class-numbers"}, "999' is no class number"),
     (["0 1", "1 0"], {"label_format": "class-numbers"}, "train.txt:1: 2 labels; under label_format class-numbers a line is"),
     (["0", "2"], {"label_format": "multi-hot"}, "train.txt:2: label '2' is neither 0 nor 1"),
     (["0", "2"], {"label_format": "multi-hot"}, "say label_format class-numbers"),

@@ -101,7 +101,9 @@ class Request:
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:
     """One-hot rows of class numbers."""
-    return np.eye(n_classes, dtype=np.uint8)[labels]
+    rows = np.zeros((len(labels), n_classes), np.uint8)
+    rows[np.arange(len(labels)), labels] = 1
+    return rows
 
 
 def label_notes(parts: dict[str, Images]) -> Iterable[str]:

@@ -16,7 +16,7 @@ import multiprocessing.connection
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from jaxtyping import UInt8
@@ -93,17 +93,14 @@ def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     return image.convert("RGB")
 
 
-def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
-    """The square of an image file, or why there is none.
-
-    A reason and not an exception: it comes back from another process, and the caller counts it.
-    """
+def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
+    """An image file in RGB by `to_rgb`, or why there is none: a reason and not an exception, which may travel between processes
+    and is counted."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=formats()) as image:
             image.load()
-            return _square_or_reason(image)
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
@@ -114,14 +111,16 @@ def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
         return f"too large ({error})"
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         return f"truncated or corrupt ({str(error) or type(error).__name__})"
-
-
-def _square_or_reason(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"] | str:
-    """The square of an image whose pixels are there, so that what fails is no damage."""
     try:
-        return square(image)
+        return to_rgb(image)
     except ValueError as error:
         return str(error)
+
+
+def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
+    """The square of an image file, or why there is none."""
+    image = read_rgb(path)
+    return image if isinstance(image, str) else square(image)
 
 
 def _decode_to_bytes(path: str) -> bytes | str:

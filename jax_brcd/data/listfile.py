@@ -82,7 +82,7 @@ def class_numbers(lists: Mapping[str, ListFile]) -> tuple[dict[str, ListFile], t
             if len(words) != 1:
                 raise InputError(f"{image.where}: {len(words)} labels; under `label_format` class-numbers a line is a path, then "
                                  "the number of its class")
-            if not (words[0].isascii() and words[0].isdigit()):
+            if not re.fullmatch(r"[0-9]{1,18}", words[0]):
                 raise InputError(f"{image.where}: label '{words[0]}' is no class number; number the classes from 0")
     numbers = {name: np.array([int(words[0]) for words in part.words], dtype=object) for name, part in lists.items()}
     classes = sorted(set().union(*(set(found) for found in numbers.values())))
