@@ -27,7 +27,6 @@ CLASSES, SIDE = 10, 32
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 RECORDS_PER_FILE = 10_000
 TRAIN_PER_CLASS, QUERIES_PER_CLASS, VALIDATION_PER_CLASS = 500, 100, 100
-CLUSTER_RANGE = (2, 14)  # He et al. (WWW 2024)
 
 
 class Version(NamedTuple):
@@ -89,8 +88,7 @@ def load(request: Request) -> ImageDataset:
     split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
     return ImageDataset(
         name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
-        validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000,
-        cluster_range=CLUSTER_RANGE)
+        validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000)
 
 
 @SPLITS.register("published")

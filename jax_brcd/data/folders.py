@@ -7,15 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_brcd.data.dataset import ImageDataset, Request, label_notes
-from jax_brcd.data.foldertree import (
-    DATABASE,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Tree,
-    read_tree,
-    split_folders,
-)
+from jax_brcd.data.foldertree import DATABASE, TEST, TRAIN, VALIDATION, Tree, read_tree, split_folders
 from jax_brcd.data.listfile import ListFile
 from jax_brcd.data.lists import USUAL_K, decode_parts
 from jax_brcd.data.scanning import Walk, examples

@@ -10,13 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import (
-    CLUSTER_RANGE,
-    ImageDataset,
-    Images,
-    Request,
-    label_notes,
-)
+from jax_brcd.data.dataset import ImageDataset, Images, Request, label_notes
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
 from jax_brcd.data.scanning import examples
 from jax_brcd.data.store import BadImages, decoded
@@ -30,11 +24,10 @@ class Protocol(NamedTuple):
     """What is published about a data set beside its lists."""
 
     k: int | None = None  # ranks that mAP looks at; None for 1,000 or less
-    cluster_range: tuple[int, int] = CLUSTER_RANGE
 
 
 # "Search and its measure" in docs/method.md; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
-PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000, (2, 49)), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000, (10, 59))}
+PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000)}
 
 
 def loader(name: str) -> Callable[[Request], ImageDataset]:
@@ -64,7 +57,6 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
-        cluster_range=protocol.cluster_range,
         notes=(*bad.notes(), *label_notes(parts), *_repeats(lists)),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
 
