@@ -171,6 +171,16 @@ def test_white_space_that_is_no_space_or_tab_is_part_of_a_name(images):
     assert read_list(images / "odd.txt").images[0].path == "\u5bab\u3000\u57ce.png"
 
 
+def test_paths_that_begin_where_another_program_ran_are_told_what_to_leave_out(write):
+    """As in HashNet's lists, whose paths are relative to its code."""
+    folder = write("./data/nuswide_81/0.png 1 0\n./data/nuswide_81/1.png 0 1\n")
+    with pytest.raises(InputError) as error:
+        load(folder, max_bad_images=100)
+    assert str(error.value) == (
+        f"{folder / 'train.txt'}:1: data/nuswide_81/0.png: no such file, but 0.png is there; paths are relative to the folder of the "
+        "list, so take data/nuswide_81/ away from the lines")
+
+
 def test_a_folder_in_the_place_of_a_list_is_named(write, tmp_path):
     (tmp_path / "train.txt").mkdir()
     with pytest.raises(InputError, match=r"train\.txt: a folder; a list is a text file"):

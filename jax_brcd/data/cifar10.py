@@ -1,10 +1,12 @@
 """CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md)
 or as others do. Both versions hold the same images in the same order."""
 
+import gzip
 import pathlib
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -251,7 +253,7 @@ def fetch(folder: pathlib.Path, progress: Progress = silent) -> None:
                 for name in FILES:
                     with tar.extractfile(f"{FOLDER}/{name}") as member, open(unpacked / name, "wb") as file:
                         shutil.copyfileobj(member, file)
-        except (tarfile.TarError, KeyError, EOFError) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, KeyError, EOFError, TypeError) as error:
             raise InputError(f"{archive}: not CIFAR-10's binary archive ({error}); delete it and try again") from None
         unpacked.rename(folder / FOLDER)
     archive.unlink()

@@ -5,6 +5,7 @@ in docs/method.md; the lists of HashNet, Cao et al., ICCV 2017). How a line is r
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     """
     files = {file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}
     lists, class_names = with_labels(files, request)
+    _check_place(request.folder, lists)
     train, database, test = lists.values()
     if len(test.images) < 2:
         raise InputError(f"{request.folder / TEST}: one image; at least two are needed, one to choose checkpoints by and one "
@@ -77,6 +79,18 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
             raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; "
                              "all three lists need the same classes")
     return lists, class_names
+
+
+def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
+    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds files."""
+    for part in lists.values():
+        image, names = part.images[0], pathlib.PurePosixPath(part.images[0].path).parts
+        if (folder / image.path).exists():
+            continue
+        for start in range(1, len(names)):
+            if folder.joinpath(*names[start:]).exists():
+                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths are relative "
+                                 f"to the folder of the list, so take {'/'.join(names[:start])}/ away from the lines")
 
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], BadImages]:

@@ -105,7 +105,7 @@ def _reason(entry: os.DirEntry) -> str | None:
         return HIDDEN
     if _is(entry, os.DirEntry.is_dir):
         return None
-    if pathlib.PurePath(entry.name).suffix.lower() not in suffixes():
+    if os.path.splitext(entry.name)[1].lower() not in suffixes():
         return FOREIGN
     return None if _is(entry, os.DirEntry.is_file) or not os.path.exists(entry) else NO_FILE
 
@@ -126,6 +126,6 @@ def _suffixes(paths: Sequence[str]) -> str:
     """How many of each suffix there are, the most frequent first, and a path of each."""
     first: dict[str, str] = {}
     for path in sorted(paths):
-        first.setdefault(pathlib.PurePath(path).suffix.lower(), path)
-    counts = collections.Counter(pathlib.PurePath(path).suffix.lower() for path in paths)
+        first.setdefault(os.path.splitext(path)[1].lower(), path)
+    counts = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
     return examples([f"{count:,} {suffix or 'without suffix'}: {first[suffix]}" for suffix, count in counts.most_common()])
