@@ -128,8 +128,8 @@ HARMFUL = {
     "an identity of elsewhere": b"\x80\x02U\x01aQ.",
     "an array of objects": GLOBAL + b"numpy\ndtype\nU\x02O8K\x00K\x01\x87R.",
     "an array that is larger than its content": (
-        b"\x80\x02}U\x01a" + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01J\xff\xff\xff\x7f\x85cnumpy\n"
-        b"dtype\nU\x02u1K\x00K\x01\x87R\x89U\x01xtbs."),
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01J\xff\xff\xff\x7f\x85"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x01xtbs."),
     "an array without content": b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Rs.",
     "a list and no dictionary": b"\x80\x02].",
     "nothing": b"",

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import pathlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -167,6 +169,27 @@ def test_an_archive_put_there_by_hand_is_unpacked_but_must_hold_the_files(tree, 
     with pytest.raises(InputError, match="not CIFAR-10's binary archive"):
         load(target)
     assert [path.name for path in target.iterdir()] == ["cifar-10-binary.tar.gz"]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:1000] + bytes(500) + content[1500:],
+    lambda content: b"not an archive",
+    lambda content: b"",
+])
+def test_an_archive_that_is_damaged_is_named(tree, tmp_path_factory, damage):
+    target = tmp_path_factory.mktemp("target")
+    archive = target / "cifar-10-binary.tar.gz"
+    archive_of(tree / cifar10.FOLDER, archive)
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(InputError, match="not CIFAR-10's binary archive") as error:
+        load(target)
+    assert str(archive) in str(error.value) and [path.name for path in target.iterdir()] == [archive.name]
+
+
+def test_no_error_of_the_data_names_an_option_of_the_command():
+    for path in pathlib.Path(cifar10.__file__).parent.glob("*.py"):
+        assert not re.search(r"--[a-z]", path.read_text()), path
 
 
 def test_a_download_with_another_digest_leaves_nothing(tmp_path):

@@ -125,3 +125,86 @@ def _runs(process: str) -> bool:
 def test_few_images_do_not_start_processes(monkeypatch):
     monkeypatch.setattr(grain, "MultiprocessingOptions", None)
     assert list(decode_all(["absent.jpg"] * 3, workers=None)) == ["no such file"] * 3
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("image.tif", np.array([[0, 65535], [0, 65535]], np.uint16)),
+    ("image.png", np.array([[0, 65535], [0, 65535]], np.uint16)),
+    ("image.pgm", np.array([[0, 65535], [0, 65535]], np.uint16)),
+    ("image.tif", np.array([[0, 65535], [0, 65535]], np.int32)),
+])
+def test_of_16_bits_the_upper_8_are_kept_in_any_format(tmp_path, name, values):
+    Image.fromarray(values).save(tmp_path / name)
+    decoded = decode(tmp_path / name)
+    np.testing.assert_array_equal(decoded[:, 0], np.zeros((256, 3)))
+    np.testing.assert_array_equal(decoded[:, -1], np.full((256, 3), 255))
+
+
+def test_16_bits_the_other_way_round_are_the_same(tmp_path):
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for name, mode in (("little.tif", "I;16"), ("big.tif", "I;16B")):
+        kind = "<u2" if mode == "I;16" else ">u2"
+        Image.frombytes(mode, (8, 8), values.astype(kind).tobytes()).save(tmp_path / name)
+    np.testing.assert_array_equal(decode(tmp_path / "little.tif"), decode(tmp_path / "big.tif"))
+    assert decode(tmp_path / "big.tif").max() == 63000 >> 8
+
+
+@pytest.mark.parametrize(("values", "reason"), [
+    (np.array([[0.0, 1.0]], np.float32), "float pixels, whose range is not known; save it with 8 or 16 bits a channel"),
+    (np.array([[0, 70000]], np.int32), "pixels from 0 to 70000; save it with 8 or 16 bits a channel"),
+    (np.array([[-5, 7]], np.int32), "pixels from -5 to 7; save it with 8 or 16 bits a channel"),
+])
+def test_pixels_of_an_unknown_range_are_refused_and_not_clipped(tmp_path, values, reason):
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    assert decode(tmp_path / "image.tif") == reason
+
+
+def test_colours_of_other_spaces_are_converted_and_never_called_damage(tmp_path, monkeypatch):
+    """CIE L*a*b* of lightness 100 * 138 / 255 without colour is the gray of sRGB at 129."""
+    Image.new("LAB", (4, 4), (138, 128, 128)).save(tmp_path / "image.tif")
+    np.testing.assert_allclose(decode(tmp_path / "image.tif")[9, 9].astype(int), 129, atol=2)
+
+    def convert(*_):
+        raise ValueError("conversion from LAB to RGB not supported")
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    assert decode(tmp_path / "image.tif") == "conversion from LAB to RGB not supported"
+
+
+@pytest.mark.parametrize("name", ["film.gif", "film.webp", "film.apng", "pages.tif", "pair.mpo"])
+def test_the_first_picture_of_several_counts(tmp_path, name):
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ((250, 10, 10), (10, 10, 250)))
+    red.save(tmp_path / name, save_all=True, append_images=[blue, blue])
+    np.testing.assert_allclose(decode(tmp_path / name)[128, 128].astype(int), [250, 10, 10], atol=8)  # WebP and MPO lose a little
+
+
+def test_orientation_tags_are_ignored_as_by_torchvision(tmp_path):
+    image = picture(2, 60, 40)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "image.png", exif=turned)
+    np.testing.assert_array_equal(decode(tmp_path / "image.png"), square(image))
+
+
+def test_alpha_is_dropped_and_what_lay_under_it_shows(tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., :3] = (250, 10, 10)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(decode(tmp_path / "image.png")[5, 5], [250, 10, 10])
+
+
+def test_an_image_called_otherwise_than_its_format_is_read(tmp_path):
+    picture(1).save(tmp_path / "image.webp", lossless=True)
+    os.rename(tmp_path / "image.webp", tmp_path / "image.jpg")
+    np.testing.assert_array_equal(decode(tmp_path / "image.jpg"), square(picture(1)))
+
+
+def test_documents_are_not_read_whatever_they_are_called(tmp_path):
+    (tmp_path / "image.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    assert decode(tmp_path / "image.jpg").startswith("no JPEG, PNG")
+
+
+def test_an_image_beyond_what_pillow_reads_safely_says_so(tmp_path, monkeypatch):
+    Image.new("L", (200, 200)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert decode(tmp_path / "image.png").startswith("too large (Image size (40000 pixels) exceeds limit")

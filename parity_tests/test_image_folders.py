@@ -97,9 +97,11 @@ def test_a_test_part_without_classes_is_left_out_and_said(tree):
 
 
 @pytest.mark.parametrize(("paths", "message"), [
-    (["train/cat/0.png", "train/dog/0.png", "test/cat/0.png", "test/bird/0.png"], "test: class bird is not in train, which has cat, dog"),
+    (["train/cat/0.png", "train/dog/0.png", "test/cat/0.png", "test/bird/0.png"],
+     "test: class bird is not in train, which has cat, dog"),
     (["train/cat/0.png", "train/cat/1.png", "test/unknown/0.png"], "test: class unknown is not in train, which has cat"),
-    (["train/cat/0.png", "train/dog/0.png", "test/0.png", "test/1.png"], "test: its images have no classes and those of train have"),
+    (["train/cat/0.png", "train/dog/0.png", "test/0.png", "test/1.png"],
+     "test: its images have no classes and those of train have"),
     (["train/0.png", "train/1.png", "test/cat/0.png", "test/dog/0.png"], "test: class cat is not in train, which has none"),
     (["test/cat/0.png", "val/cat/0.png"], "test, val alone, and no images that train"),
     (["train/cat/0.png", "test/cat/0.png", "cat/0.png"], "test, train may be parts of a data set or classes beside cat"),
@@ -141,7 +143,7 @@ def test_hidden_and_system_folders_and_files_are_skipped_at_every_depth(tree):
     everything = [*data.database.images, *data.validation.images, *data.test.images]
     assert same(everything, squares(tree, [*names("cat"), *names("dog"), "cat/deep/3.png"]))
     note, = data.notes
-    assert note.startswith("Passed over in the folder: hidden or of the system: 16 ($RECYCLE.BIN, .DS_Store, .ipynb_checkpoints, ...)")
+    assert note == "Passed over in the folder: hidden or of the system: 16 ($RECYCLE.BIN, .DS_Store, .ipynb_checkpoints, ...)."
 
 
 def test_the_folder_itself_may_be_hidden(tmp_path):
@@ -156,12 +158,13 @@ READ = (".tif", ".TIFF", ".webp", ".bmp", ".gif", ".jpg", ".JPEG", ".jfif", ".pp
 def test_every_format_of_pillow_that_holds_photographs_is_read(tree):
     write_images(tree, *names("all", 2), *(f"cat/{number}{suffix}" for number, suffix in enumerate(READ)))
     data = load(tree)
-    assert data.class_names == ("all", "cat") and sum(len(part) for part in (data.database, data.validation, data.test)) == 2 + len(READ)
+    assert data.class_names == ("all", "cat")
+    assert sum(len(part) for part in (data.database, data.validation, data.test)) == 2 + len(READ)
     assert data.notes == ()
 
 
 def test_films_documents_and_drawings_are_no_images(tree):
-    assert not suffixes() & {".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib", ".flc", ".txt"}
+    assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib", ".flc"})
     write_images(tree, *names("cat", 6), *names("dog"))
     for name in ("cat/a.pdf", "cat/b.heic", "dog/c.heic", "dog/d.HEIC", "dog/README", "fish/e.heic"):
         (tree / name).parent.mkdir(exist_ok=True)
@@ -169,8 +172,8 @@ def test_films_documents_and_drawings_are_no_images(tree):
     data = load(tree)
     assert data.class_names == ("cat", "dog")
     assert data.notes == (
-        "Passed over in the folder: of no image format that is read: 6 (4 .heic: cat/b.heic, 1 .pdf: cat/a.pdf, 1 without suffix: "
-        "dog/README).", "Sub-folders without images that are read, which count as nothing: fish.")
+        "Passed over in the folder: of no image format that is read: 6 (4 .heic: cat/b.heic, 1 .pdf: cat/a.pdf, 1 without "
+        "suffix: dog/README).", "Sub-folders without images that are read, which count as nothing: fish.")
 
 
 def test_a_folder_without_images_says_what_lies_there_instead(tree):
@@ -191,11 +194,12 @@ def test_a_linked_folder_is_followed_but_not_round_in_circles(tree, tmp_path):
     (tree / "bird").symlink_to(tmp_path / "elsewhere" / "more", target_is_directory=True)
     (tree / "dog" / "linked.png").symlink_to(tmp_path / "elsewhere" / "0.png")
     walk = Walk(tree)
-    assert len(walk.images_below("cat")) == 3 + 3 and len(walk.images_below("dog")) == 3 + 1 and len(walk.images_below("bird")) == 2
+    assert [len(walk.images_below(name)) for name in ("cat", "dog", "bird")] == [3 + 3, 3 + 1, 2]
     data = load(tree)
     assert data.class_names == ("bird", "cat", "dog")
-    note = next(iter(data.notes))
-    assert "links to folders that were read already: 3 (" in note and "of no image format that is read: 1 (1 without suffix: dog/self)" in note
+    note = data.notes[0]
+    assert "links to folders that were read already: 3 (" in note
+    assert "of no image format that is read: 1 (1 without suffix: dog/self)" in note
 
 
 def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tree):

@@ -1,10 +1,12 @@
-"""CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md) or
-as others do. Both versions hold the same images in the same order."""
+"""CIFAR-10 (Krizhevsky, 2009) in its binary or its Python version, split as published ("Data as published" in docs/method.md)
+or as others do. Both versions hold the same images in the same order."""
 
+import gzip
 import pathlib
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +29,6 @@ CLASSES, SIDE = 10, 32
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 RECORDS_PER_FILE = 10_000
 TRAIN_PER_CLASS, QUERIES_PER_CLASS, VALIDATION_PER_CLASS = 500, 100, 100
-CLUSTER_RANGE = (2, 14)  # He et al. (WWW 2024)
 
 
 class Version(NamedTuple):
@@ -89,8 +90,7 @@ def load(request: Request) -> ImageDataset:
     split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
     return ImageDataset(
         name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
-        validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000,
-        cluster_range=CLUSTER_RANGE)
+        validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000)
 
 
 @SPLITS.register("published")
@@ -177,15 +177,16 @@ def read_python_file(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     shape = (RECORDS_PER_FILE, RECORD_BYTES - 1)
     numbers = isinstance(labels, list) and all(type(label) is int and 0 <= label < CLASSES for label in labels)
     if not isinstance(pixels, np.ndarray) or pixels.shape != shape or not numbers or len(labels) != len(pixels):
-        raise InputError(f"{path}: not {shape[0]} images of {shape[1]} bytes with a label of 0 to 9 each, so it is damaged or of "
-                         "another data set; put the file of CIFAR-10's Python version there")
+        raise InputError(f"{path}: not {shape[0]} images of {shape[1]} bytes with a label of 0 to 9 each, so it is damaged or "
+                         "of another data set; put the file of CIFAR-10's Python version there")
     return _checked(path, pixels, np.array(labels), "Python")
 
 
 def _checked(path: pathlib.Path, pixels: np.ndarray, labels: np.ndarray, version: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and one-hot labels of rows of three 32 x 32 planes, where all ten classes are there."""
     if labels.max() >= CLASSES or len(np.unique(labels)) < CLASSES:
-        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; put the file of CIFAR-10's {version} version there")
+        raise InputError(f"{path}: its labels are not CIFAR-10's classes 0 to 9; put the file of CIFAR-10's {version} "
+                         "version there")
     return np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), one_hot(labels, CLASSES)
 
 
@@ -252,7 +253,7 @@ def fetch(folder: pathlib.Path, progress: Progress = silent) -> None:
                 for name in FILES:
                     with tar.extractfile(f"{FOLDER}/{name}") as member, open(unpacked / name, "wb") as file:
                         shutil.copyfileobj(member, file)
-        except (tarfile.TarError, KeyError, EOFError) as error:
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, KeyError, EOFError, TypeError) as error:
             raise InputError(f"{archive}: not CIFAR-10's binary archive ({error}); delete it and try again") from None
         unpacked.rename(folder / FOLDER)
     archive.unlink()

@@ -32,9 +32,6 @@ class Images:
         return Images(self.images[positions], self.labels[positions])
 
 
-CLUSTER_RANGE = (2, 30)  # where nothing is published
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
     """A data set split by a protocol. Training sees `train` without its labels; labels serve evaluation alone."""
@@ -50,7 +47,6 @@ class ImageDataset:
     default_k: int
     pretraining: Images | None = None  # labelled images that take no further part
     central_crop: bool = False  # evaluate the middle of an image (Resize(256), CenterCrop(224)) and not all of it
-    cluster_range: tuple[int, int] = CLUSTER_RANGE  # numbers of clusters of its codes that are worth trying, both included
     notes: tuple[str, ...] = ()  # what a reader of the results must know
     lists: tuple[tuple[str, str], ...] = ()  # name and digest of each list file that the parts were read from
 
@@ -101,7 +97,9 @@ class Request:
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:
     """One-hot rows of class numbers."""
-    return np.eye(n_classes, dtype=np.uint8)[labels]
+    rows = np.zeros((len(labels), n_classes), np.uint8)
+    rows[np.arange(len(labels)), labels] = 1
+    return rows
 
 
 def label_notes(parts: dict[str, Images]) -> Iterable[str]:

@@ -15,8 +15,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from jaxtyping import UInt8
@@ -54,7 +54,7 @@ def suffixes() -> frozenset[str]:
 
 
 def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
-    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB as `to_rgb` gives it."""
+    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB by `to_rgb`."""
     from PIL import Image
 
     image = to_rgb(image)
@@ -71,8 +71,9 @@ def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
 
 
 def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
-    """An image in RGB. Gray and palette images are spread over three channels, alpha is dropped and what lay under it shows, CMYK
-    is converted without a profile, of 16 bits the upper 8 are kept. Orientation tags are ignored, as by torchvision's folders.
+    """An image in RGB. Gray and palette images are spread over three channels, alpha is dropped and what lay under it shows,
+    CMYK is converted without a profile, of 16 bits the upper 8 are kept. Orientation tags are ignored, as by torchvision's
+    image folders.
 
     Raises:
         ValueError: for pixels whose range is not known (floats, or whole numbers beyond 16 bits) and colours that Pillow cannot
@@ -92,22 +93,14 @@ def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     return image.convert("RGB")
 
 
-def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
-    """The square of an image file, or why there is none.
-
-    A reason and not an exception: it comes back from another process, and the caller counts it.
-    """
-    return decoded_or_reason(path, square)
-
-
-def decoded_or_reason(path: str | os.PathLike, use: Callable[[Any], np.ndarray]) -> np.ndarray | str:
-    """What `use` makes of an image file's pixels, or why there are none."""
+def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
+    """An image file in RGB by `to_rgb`, or why there is none: a reason and not an exception, which may travel between processes
+    and is counted."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=formats()) as image:
             image.load()
-            return _used_or_reason(image, use)
     except FileNotFoundError:
         return "no such file"
     except PermissionError:
@@ -118,14 +111,16 @@ def decoded_or_reason(path: str | os.PathLike, use: Callable[[Any], np.ndarray])
         return f"too large ({error})"
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         return f"truncated or corrupt ({str(error) or type(error).__name__})"
-
-
-def _used_or_reason(image: "PIL.Image.Image", use: Callable[[Any], np.ndarray]) -> np.ndarray | str:
-    """What `use` makes of an image whose pixels are there, so that what fails is no damage."""
     try:
-        return use(image)
+        return to_rgb(image)
     except ValueError as error:
         return str(error)
+
+
+def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
+    """The square of an image file, or why there is none."""
+    image = read_rgb(path)
+    return image if isinstance(image, str) else square(image)
 
 
 def _decode_to_bytes(path: str) -> bytes | str:

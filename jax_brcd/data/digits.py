@@ -1,4 +1,5 @@
-"""scikit-learn's handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images of 8x8 that ship with it, so a first run needs no files."""
+"""scikit-learn's handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images of 8x8 that ship with it, so a first run needs no
+files."""
 
 import numpy as np
 from jaxtyping import Float, UInt8

@@ -1,5 +1,5 @@
-"""A folder of images: a class for each sub-folder, alone or within sub-folders for the parts; or images without labels, which train
-but cannot be evaluated."""
+"""A folder of images: a class for each sub-folder, alone or within sub-folders for the parts; or images without labels, which
+train but cannot be evaluated."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,15 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_brcd.data.dataset import ImageDataset, Request, label_notes
-from jax_brcd.data.foldertree import (
-    DATABASE,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Tree,
-    read_tree,
-    split_folders,
-)
+from jax_brcd.data.foldertree import DATABASE, TEST, TRAIN, VALIDATION, Tree, read_tree, split_folders
 from jax_brcd.data.listfile import ListFile
 from jax_brcd.data.lists import USUAL_K, decode_parts
 from jax_brcd.data.scanning import Walk, examples
@@ -74,8 +66,8 @@ def _parts(walk: Walk, roles: dict[str, str], draw: np.random.Generator, everyth
     """A tree of parts that hold the classes. The part that trains is searched where there is no database, and the database
     trains where no part does; the queries of one part are halved where the other is missing, and drawn where both are."""
     if walk.level().images:
-        raise InputError(f"{walk.root}: images lie beside the parts {', '.join(roles.values())} ({walk.level().images[0]}); put each into "
-                         "one of them")
+        raise InputError(f"{walk.root}: images lie beside the parts {', '.join(roles.values())} "
+                         f"({walk.level().images[0]}); put each into one of them")
     trees = {role: read_tree(walk, folder) for role, folder in roles.items()}
     searched = DATABASE if DATABASE in trees else TRAIN
     queries = [role for role in (VALIDATION, TEST) if role in trees]
@@ -92,8 +84,8 @@ def _parts(walk: Walk, roles: dict[str, str], draw: np.random.Generator, everyth
     elif len(used) == 1:
         shuffled = draw.permutation(len(lists[used[0]].images))
         if len(shuffled) < 2:
-            raise InputError(f"{walk.root / roles[used[0]]}: one image; at least two are needed, one to choose checkpoints by and one "
-                             "to report on")
+            raise InputError(f"{walk.root / roles[used[0]]}: one image; at least two are needed, one to choose checkpoints by "
+                             "and one to report on")
         validation, test = (lists[used[0]].take(half) for half in np.split(shuffled, [len(shuffled) // 2]))
         split += f"; {roles[used[0]]} halved into validation and test queries"
     else:
@@ -103,7 +95,9 @@ def _parts(walk: Walk, roles: dict[str, str], draw: np.random.Generator, everyth
     return Plan(parts, names, split, (*notes, *_tree_notes(list(trees.values()), unused), *_one_class(names)))
 
 
-def _labelled_queries(walk: Walk, roles, trees: dict[str, Tree], searched: str, queries: list[str]) -> tuple[list[str], list[str]]:
+def _labelled_queries(
+    walk: Walk, roles: dict[str, str], trees: dict[str, Tree], searched: str, queries: list[str],
+) -> tuple[list[str], list[str]]:
     """The parts whose images can be queries of the part that is searched, and what is to be said of the others.
 
     Raises:
@@ -114,8 +108,8 @@ def _labelled_queries(walk: Walk, roles, trees: dict[str, Tree], searched: str, 
         folder, found = walk.root / roles[role], set(trees[role].classes)
         foreign = sorted(found - classes)
         if foreign:
-            raise InputError(f"{folder}: class {foreign[0]} is not in {roles[searched]}, which has {examples(sorted(classes)) or 'none'}; "
-                             "parts need the same classes")
+            raise InputError(f"{folder}: class {foreign[0]} is not in {roles[searched]}, which has "
+                             f"{examples(sorted(classes)) or 'none'}; parts need the same classes")
         if classes and not found:
             notes.append(f"The images of {roles[role]} have no classes, so they are no queries.")
             continue
@@ -123,16 +117,16 @@ def _labelled_queries(walk: Walk, roles, trees: dict[str, Tree], searched: str, 
         if classes - found:
             notes.append(f"{roles[role]} has no images of: {examples(sorted(classes - found))}.")
     if queries and not used:
-        raise InputError(f"{walk.root / roles[queries[0]]}: its images have no classes and those of {roles[searched]} have; put each into "
-                         "the sub-folder of its class, or take the part out")
+        raise InputError(f"{walk.root / roles[queries[0]]}: its images have no classes and those of {roles[searched]} have; "
+                         "put each into the sub-folder of its class, or take the part out")
     return used, notes
 
 
 def _draw_queries(walk: Walk, part: ListFile, draw: np.random.Generator) -> tuple[ListFile, ListFile, ListFile]:
     """A part without a tenth of its images, and the two halves of that tenth."""
     if len(part.images) < FEWEST:
-        raise InputError(f"{walk.root}: {len(part.images)} images; at least {FEWEST} are needed; name the folder with `data_dir`"
-                         + "".join(f" ({note.rstrip('.')})" for note in walk.notes()))
+        raise InputError(f"{walk.root}: {len(part.images)} images; at least {FEWEST} are needed; name their folder with "
+                         "`data_dir`" + "".join(f" ({note.rstrip('.')})" for note in walk.notes()))
     shuffled = draw.permutation(len(part.images))
     queries = max(2, round(QUERY_SHARE * len(shuffled)))
     return (part.take(np.sort(shuffled[queries:])), part.take(shuffled[: queries // 2]),
@@ -145,4 +139,6 @@ def _tree_notes(trees: Sequence[Tree], unused: Sequence[str] = ()) -> list[str]:
 
 
 def _one_class(names: tuple[str, ...]) -> list[str]:
-    return [f"All images are of one class, {names[0]}, so every answer is right and the measures say nothing."] if len(names) == 1 else []
+    if len(names) != 1:
+        return []
+    return [f"All images are of one class, {names[0]}, so every answer is right and the measures say nothing."]

@@ -16,7 +16,8 @@ from jax_brcd.runtime.registry import Registry
 
 FORM = "a line is a path, in quotes if it has spaces, then 0 or 1 for each class, with spaces or tabs between"
 # The four-byte marks first: the mark of UTF-32 begins with that of UTF-16
-MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+         codecs.BOM_UTF16_BE: "UTF-16"}
 BITS = frozenset({"0", "1"})
 QUOTED = re.compile(r'"([^"]+)"(?:[ \t]+(.*))?')
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|[\\/]{2}")  # how an absolute path begins on Windows
@@ -42,11 +43,12 @@ class ListFile(NamedTuple):
         """A short digest of the paths in their order and of their labels; how the file spells them does not matter."""
         from jax_brcd.runtime.digests import digest  # not above: it imports JAX
 
-        return digest([image.path for image in self.images], self.labels)
+        return digest("\n".join(image.path for image in self.images), self.labels)
 
 
 # (lists by name) -> the lists with their labels, and the names of the classes
-LABEL_FORMATS: Registry[Callable[[Mapping[str, ListFile]], tuple[dict[str, ListFile], tuple[str, ...]]]] = Registry("label format")
+LabelFormat = Callable[[Mapping[str, ListFile]], tuple[dict[str, ListFile], tuple[str, ...]]]
+LABEL_FORMATS: Registry[LabelFormat] = Registry("label format")
 
 
 @LABEL_FORMATS.register("multi-hot")
@@ -78,9 +80,9 @@ def class_numbers(lists: Mapping[str, ListFile]) -> tuple[dict[str, ListFile], t
     for part in lists.values():
         for image, words in zip(part.images, part.words, strict=True):
             if len(words) != 1:
-                raise InputError(f"{image.where}: {len(words)} labels; under `label_format` class-numbers a line is a path, then the "
-                                 "number of its class")
-            if not (words[0].isascii() and words[0].isdigit()):
+                raise InputError(f"{image.where}: {len(words)} labels; under `label_format` class-numbers a line is a path, then "
+                                 "the number of its class")
+            if not re.fullmatch(r"[0-9]{1,18}", words[0]):
                 raise InputError(f"{image.where}: label '{words[0]}' is no class number; number the classes from 0")
     numbers = {name: np.array([int(words[0]) for words in part.words], dtype=object) for name, part in lists.items()}
     classes = sorted(set().union(*(set(found) for found in numbers.values())))
@@ -100,7 +102,7 @@ def read_list(path: pathlib.Path) -> ListFile:
         InputError: with the line, for a wrong number of labels or a path that leaves the folder; for a file that is absent, in
             another encoding than UTF-8, or empty.
     """
-    images, labels = [], []
+    folder, images, labels = path.parent, [], []
     for number, line in enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1):
         line = line.strip(" \t")
         if not line or line == "#" or line.startswith(("# ", "#\t", "##")):
@@ -113,7 +115,7 @@ def read_list(path: pathlib.Path) -> ListFile:
         _check_spaces(name, words, line, where)
         if labels and len(words) != len(labels[0]):
             raise InputError(f"{where}: {len(words)} labels instead of the {len(labels[0])} of the lines before")
-        images.append(Listed(_inside(name, path.parent, where), where))
+        images.append(Listed(_inside(name, folder, where), where))
         labels.append(words)
     if not images:
         raise InputError(f"{path}: names no image; a part of a data set cannot be empty")
@@ -141,8 +143,8 @@ def _text(path: pathlib.Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = len(re.split(rb"\r\n|\r|\n", content[: error.start]))
-        raise InputError(f"{path}:{line}: no text in UTF-8 (byte {content[error.start]:#04x}), in Latin-1 or another encoding, say; "
-                         "save it as UTF-8") from None
+        raise InputError(f"{path}:{line}: no text in UTF-8 (byte {content[error.start]:#04x}), in Latin-1 or another encoding, "
+                         "say; save it as UTF-8") from None
 
 
 def _words(line: str, where: str) -> tuple[str, list[str]]:
@@ -152,13 +154,15 @@ def _words(line: str, where: str) -> tuple[str, list[str]]:
         return name, words
     quoted = QUOTED.fullmatch(line)
     if quoted is None:
-        raise InputError(f'{where}: a path in quotes that do not end, or labels that follow them without a space; write "a path" 0 1')
+        raise InputError(f"{where}: a path in quotes that do not end, or labels that follow them without a space; write "
+                         '"a path" 0 1')
     return quoted[1], _split(quoted[2] or "")
 
 
 def _split(line: str) -> list[str]:
     """The words between spaces and tabs; other white space may be part of a name."""
-    return [word for word in line.replace("\t", " ").split(" ") if word]
+    words = line.replace("\t", " ").split(" ")
+    return [word for word in words if word] if "" in words else words
 
 
 def _check_spaces(name: str, words: list[str], line: str, where: str) -> None:
@@ -180,5 +184,6 @@ def _inside(path: str, folder: pathlib.Path, where: str) -> str:
         path = path.replace("\\", "/")
     parts = pathlib.PurePosixPath(path)
     if parts.is_absolute() or DRIVE.match(path) or ".." in parts.parts:
-        raise InputError(f"{where}: path '{path}' leads out of the data set's folder; write it relative to the folder of the list")
+        raise InputError(f"{where}: path '{path}' leads out of the data set's folder; write it relative to the folder of the "
+                         "list")
     return str(parts)

@@ -5,36 +5,30 @@ in docs/method.md; the lists of HashNet, Cao et al., ICCV 2017). How a line is r
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import (
-    CLUSTER_RANGE,
-    ImageDataset,
-    Images,
-    Request,
-    label_notes,
-)
+from jax_brcd.data.dataset import ImageDataset, Images, Request, label_notes
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
+from jax_brcd.data.scanning import examples
 from jax_brcd.data.store import BadImages, decoded
 from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
 USUAL_K = 1000
-EXAMPLES = 3  # paths that a note names
 
 
 class Protocol(NamedTuple):
     """What is published about a data set beside its lists."""
 
     k: int | None = None  # ranks that mAP looks at; None for 1,000 or less
-    cluster_range: tuple[int, int] = CLUSTER_RANGE
 
 
 # "Search and its measure" in docs/method.md; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
-PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000, (2, 49)), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000, (10, 59))}
+PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000)}
 
 
 def loader(name: str) -> Callable[[Request], ImageDataset]:
@@ -51,6 +45,7 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     """
     files = {file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}
     lists, class_names = with_labels(files, request)
+    _check_place(request.folder, lists)
     train, database, test = lists.values()
     if len(test.images) < 2:
         raise InputError(f"{request.folder / TEST}: one image; at least two are needed, one to choose checkpoints by and one "
@@ -64,7 +59,6 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
-        cluster_range=protocol.cluster_range,
         notes=(*bad.notes(), *label_notes(parts), *_repeats(lists)),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
 
@@ -77,14 +71,26 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
     """
     if request.label_format is None and files[TRAIN].columns == 1:
         raise InputError(
-            f"{request.folder / TRAIN}: one label an image, which may be the number of its class or a 0 or 1 for the only class; "
-            "say `label_format` class-numbers or multi-hot, or write a 0 or 1 for each class: a.jpg 1 0")
+            f"{request.folder / TRAIN}: one label an image, which may be the number of its class or a 0 or 1 for the only "
+            "class; say `label_format` class-numbers or multi-hot, or write a 0 or 1 for each class: a.jpg 1 0")
     lists, class_names = LABEL_FORMATS[request.label_format or "multi-hot"](files)
     for file, part in lists.items():
         if part.columns != lists[TRAIN].columns:
-            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; all "
-                             "three lists need the same classes")
+            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; "
+                             "all three lists need the same classes")
     return lists, class_names
+
+
+def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
+    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds files."""
+    for part in lists.values():
+        image, names = part.images[0], pathlib.PurePosixPath(part.images[0].path).parts
+        if (folder / image.path).exists():
+            continue
+        for start in range(1, len(names)):
+            if folder.joinpath(*names[start:]).exists():
+                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths are relative "
+                                 f"to the folder of the list, so take {'/'.join(names[:start])}/ away from the lines")
 
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], BadImages]:
@@ -107,12 +113,7 @@ def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:
         if again:
             other = sum(bool((part.labels[found] != part.labels[found[0]]).any()) for found in again.values())
             labels = f", {other:,} of them with other labels each time" if other else ""
-            yield f"{file} names {len(again):,} images more than once{labels}: {_examples(again)}."
+            yield f"{file} names {len(again):,} images more than once{labels}: {examples(list(again))}."
     shared = {image.path for image in lists[DATABASE].images} & {image.path for image in lists[TEST].images}
     if shared:
-        yield f"{len(shared):,} queries of {TEST} are in {DATABASE} too, so that each finds itself: {_examples(sorted(shared))}."
-
-
-def _examples(paths: Iterable[str]) -> str:
-    paths = list(paths)
-    return ", ".join(paths[:EXAMPLES]) + (", ..." if len(paths) > EXAMPLES else "")
+        yield f"{len(shared):,} queries of {TEST} are in {DATABASE} too, so that each finds itself: {examples(sorted(shared))}."

@@ -52,8 +52,8 @@ def read_plain_pickle(path: pathlib.Path) -> dict[Any, Any]:
     try:
         return _finished(_run(path.read_bytes()))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no pickle of plain values and byte arrays ({str(error)[:LONGEST_REASON]}); nothing in it was "
-                         "executed") from None
+        raise InputError(f"{path}: no pickle of plain values and byte arrays ({str(error)[:LONGEST_REASON]}); nothing in it "
+                         "was executed") from None
 
 
 def _run(data: bytes) -> Any:

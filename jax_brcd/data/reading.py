@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jax_brcd.data.decoding import decoded_or_reason, to_rgb
+from jax_brcd.data.decoding import read_rgb, to_rgb
 from jax_brcd.runtime.errors import InputError
 
 
@@ -18,7 +18,7 @@ def read_image(image: os.PathLike | str | Any) -> UInt8[np.ndarray, "height widt
     """
     if hasattr(image, "convert"):
         return np.asarray(to_rgb(image))
-    found = decoded_or_reason(image, lambda opened: np.asarray(to_rgb(opened)))
+    found = read_rgb(image)
     if isinstance(found, str):
         raise InputError(f"{os.fspath(image)}: {found}")
-    return found
+    return np.asarray(found)

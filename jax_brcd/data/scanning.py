@@ -11,8 +11,8 @@ from jax_brcd.data.decoding import suffixes
 # What file managers, notebooks, file servers and file systems leave behind, in lower case. Names that begin with a dot are
 # passed over too: `._a.jpg` is no image though it is called one
 SYSTEM = frozenset({
-    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin",
-    "recycler", "system volume information", "lost+found", "__pycache__",
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@recycle", "#recycle", "#snapshot",
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__",
 })
 EXAMPLES = 3  # names that a note gives for a reason
 HIDDEN, FOREIGN = "hidden or of the system", "of no image format that is read"
@@ -105,7 +105,7 @@ def _reason(entry: os.DirEntry) -> str | None:
         return HIDDEN
     if _is(entry, os.DirEntry.is_dir):
         return None
-    if pathlib.PurePath(entry.name).suffix.lower() not in suffixes():
+    if os.path.splitext(entry.name)[1].lower() not in suffixes():
         return FOREIGN
     return None if _is(entry, os.DirEntry.is_file) or not os.path.exists(entry) else NO_FILE
 
@@ -126,6 +126,6 @@ def _suffixes(paths: Sequence[str]) -> str:
     """How many of each suffix there are, the most frequent first, and a path of each."""
     first: dict[str, str] = {}
     for path in sorted(paths):
-        first.setdefault(pathlib.PurePath(path).suffix.lower(), path)
-    counts = collections.Counter(pathlib.PurePath(path).suffix.lower() for path in paths)
+        first.setdefault(os.path.splitext(path)[1].lower(), path)
+    counts = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
     return examples([f"{count:,} {suffix or 'without suffix'}: {first[suffix]}" for suffix, count in counts.most_common()])

@@ -63,7 +63,8 @@ class BadImages:
         self.found[image.path] = f"{place}: {reason}"
         if len(self.found) > self.limit:
             others = f" (after {self.limit} other bad images)" if self.limit else ""
-            raise InputError(f"{place}: {reason}{others}; mend it, take it out, or skip bad images with a higher `max_bad_images`")
+            raise InputError(f"{place}: {reason}{others}; mend it, take it out, or skip bad images with a higher "
+                             "`max_bad_images`")
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the results must know."""
@@ -112,7 +113,10 @@ def decoded(
     return Squares(squares, kept, index["content"])
 
 
-def _complete(place, folder, images: Sequence[Listed], *, bad: BadImages, workers, description: str, progress: Progress) -> dict:
+def _complete(
+    place: pathlib.Path, folder: pathlib.Path, images: Sequence[Listed], *, bad: BadImages, workers: int | None, description: str,
+    progress: Progress,
+) -> dict:
     """Decodes what the store does not hold yet; returns its index."""
     path, index = place / IMAGES, _index(place)
     for position, reason in index["bad"]:
@@ -181,5 +185,5 @@ def _chunks(squares: Iterator) -> Iterator[list]:
 def _check_room(place: pathlib.Path, count: int) -> None:
     free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
     if needed > free:
-        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB are "
-                         "free; name another `cache_dir`, or make room")
+        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB "
+                         "are free; name another `cache_dir`, or make room")
