@@ -96,6 +96,10 @@ class Method(Protocol):
     def replaces_objective(self) -> bool:
         """Whether the method's loss stands in place of the student's own objective, instead of being added to it."""
 
+    @property
+    def meets_teacher(self) -> bool:
+        """Whether the student learns the teacher's own bits, so that its codes may be compared with the teacher's."""
+
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """Raises InputError where the method cannot learn from so many training images, or from images that travel with a
         step (`streamed`); called before anything long starts."""
@@ -118,6 +122,7 @@ class BaseMethod:
 
     needs = Needs()
     replaces_objective = False
+    meets_teacher = False
 
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method: what follows from the needs."""

@@ -1,4 +1,4 @@
-"""The teacher's bits as labels of the student's logits: binary cross-entropy, the plainest way into the teacher's code space."""
+"""The teacher's bits as labels of the student's logits: binary cross-entropy, the plainest way to the teacher's codes."""
 
 import dataclasses
 
@@ -18,6 +18,7 @@ class Bits(BaseMethod):
     replaces_objective: bool = option(False, "learn the teacher's bits alone, without the student's own contrastive objective")
 
     needs = Needs(student=("logits",))
+    meets_teacher = True
 
     def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The weighted cross-entropy; the history also has the share of bits that are the teacher's."""

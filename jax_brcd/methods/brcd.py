@@ -31,6 +31,8 @@ class BRCD(BaseMethod):
     mask_bits: bool = option(True, "compare codes under the bit mask of the image's cluster")
     remove_false_negatives: bool = option(False, "remove false negatives without the rest of --robust")
 
+    meets_teacher = True
+
     @property
     def needs(self) -> Needs:
         """Both views, and clusters of the teacher's codes."""

@@ -16,6 +16,8 @@ class KL(BaseMethod):
     distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
     distillation_temperature: float = option(4.0, "temperature of the distillation term", above=0)
 
+    meets_teacher = True
+
     def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The divergence of the codes of view i."""
         loss = kl_distillation_loss(batch.student["i"].codes, batch.teacher["i"].codes, self.distillation_temperature,

@@ -32,6 +32,11 @@ class MSE(BaseMethod):
         """The chosen outputs of both encoders."""
         return Needs(student=(self.mse_on,), teacher=(self.mse_on,))
 
+    @property
+    def meets_teacher(self) -> bool:
+        """Logits are of the teacher's bits, features of none."""
+        return self.mse_on == LOGITS
+
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters: the linear map of features; none for logits.
 

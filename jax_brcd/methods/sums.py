@@ -59,6 +59,11 @@ class Sum(BaseMethod):
         """See Method."""
         return any(part.replaces_objective for part in self.parts.values())
 
+    @property
+    def meets_teacher(self) -> bool:
+        """See Method: where any part that counts does."""
+        return any(part.meets_teacher for part, weight in zip(self.parts.values(), self.weights, strict=True) if weight)
+
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method."""
         for part in self.parts.values():
