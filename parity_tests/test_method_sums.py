@@ -93,7 +93,7 @@ def linear_maps(parameters):
 
 
 def test_bits_agree_where_the_logits_have_the_teachers_signs():
-    """At logits of 20 the loss of a right bit is 2e-9 and that of a wrong one 20; a code of 0 is a bit of 0, as is a logit of 0."""
+    """At logits of 20 the loss of a right bit is 2e-9 and that of a wrong one 20; a code of 0 is a bit of 0."""
     method = create_method("bits")
     codes = np.array([[1, -1, 0, 1]], np.float32)
     logits = np.array([[20, -20, -20, -20]], np.float32)
@@ -181,8 +181,8 @@ def test_parts_that_need_different_clusters_are_refused(monkeypatch):
 
 
 def test_the_command_line_and_the_configuration_know_a_sums_settings():
-    config = parse_command_line("test", "", ["--method", "kl+crd", "--method-weights", "1,0.5", "--crd-distillation-temperature",
-                                             "0.2", "--negatives", "7"])
+    config = parse_command_line("test", "", ["--method", "kl+crd", "--method-weights", "1,0.5", "--negatives", "7",
+                                             "--crd-distillation-temperature", "0.2"])
     assert config.method.weights == (1.0, 0.5)
     assert config.flat().items() >= {"method": "kl+crd", "method_weights": "1,0.5", "crd_distillation_temperature": 0.2,
                                      "crd_negatives": 7, "kl_distillation_temperature": 4.0}.items()

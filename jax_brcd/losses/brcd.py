@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, ScalarLike
 
 from jax_brcd.clusters.kmeans import check_variant, nearest_center
 from jax_brcd.losses.contrastive import AnyArray, normalise, paired_cross_entropy
+from jax_brcd.losses.numbers import checked_temperature
 
 
 def brcd_distillation_loss(
@@ -39,9 +40,10 @@ def brcd_distillation_loss(
         valid: images that count; None for all. block_rows: of `paired_cross_entropy`.
 
     Raises:
-        InputError: for an unknown variant.
+        InputError: for an unknown variant and a temperature that is not above 0.
     """
     check_variant(variant)
+    temperature = checked_temperature(temperature)
     clusters, centers, bit_mask = map(jnp.asarray, (clusters, centers, bit_mask))
     teacher_codes_i, teacher_codes_j = jax.lax.stop_gradient((jnp.asarray(teacher_codes_i), jnp.asarray(teacher_codes_j)))
     mask = bit_mask[clusters] if mask_bits else 1.0
@@ -49,7 +51,7 @@ def brcd_distillation_loss(
 
     anchor = jnp.sum(normalise(student_codes) * normalise(teacher_codes_i), axis=-1) / temperature
     structural = jnp.sum(normalise(student) * normalise(teacher), axis=-1) / temperature
-    weight = jnp.full(anchor.shape, alpha)
+    weight = jnp.full(anchor.shape, alpha, anchor.dtype)
     row_clusters = column_clusters = None
     if robust:
         clusters_j = nearest_center(teacher if variant == "released" else teacher_codes_j, centers)

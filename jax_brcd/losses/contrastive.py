@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from jax_brcd.losses.codes import hash_codes
+from jax_brcd.losses.numbers import checked_temperature
+from jax_brcd.runtime.errors import InputError
 
 AnyArray = Array | np.ndarray
 Tree = Any
@@ -24,13 +26,13 @@ SHARED_SCALE_TEMPERATURE = 0.05
 WHOLE_ROWS, BLOCK_ROWS = 2048, 256
 
 
-def normalise(rows: Float[Array, "*rows bits"]) -> Float[Array, "*rows bits"]:
+def normalise(rows: Float[AnyArray, "*rows bits"]) -> Float[Array, "*rows bits"]:
     """Rows over max(norm, 1e-8); the gradient of an all-zero row is finite, as PyTorch's CosineSimilarity has it."""
     squares = jnp.sum(rows * rows, axis=-1, keepdims=True)
     return rows / jnp.sqrt(jnp.maximum(squares, COSINE_EPSILON**2))
 
 
-def masked_mean(values: Float[Array, "rows"], valid: Bool[Array, "rows"] | None) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, "rows"], valid: Bool[AnyArray, "rows"] | None) -> Float[Array, ""]:
     """Mean over the rows that are `valid` (all of them for None)."""
     if valid is None:
         return jnp.mean(values)
@@ -59,8 +61,13 @@ def paired_cross_entropy(
         valid: rows that count; the padding of a partial batch neither counts nor serves as a negative.
         block_rows: rows whose similarities to all others are held at once, in the gradient too, where they are computed
             again; the values are the same for any number. None: all rows up to WHOLE_ROWS of them, BLOCK_ROWS beyond.
+
+    Raises:
+        InputError: for a temperature that is not above 0 and for blocks without a row.
     """
-    count = rows.shape[0]
+    if block_rows is not None and block_rows < 1:
+        raise InputError("too small; give 1 or more rows", field="block_rows", value=block_rows)
+    temperature, count = checked_temperature(temperature), rows.shape[0]
     unit = normalise(rows)
     index = jnp.arange(count)
     positive_index = (index + count // 2) % count

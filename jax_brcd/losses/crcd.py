@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray
 from jax_brcd.losses.memory import contrast_with_memories, unit_rows
+from jax_brcd.losses.numbers import checked_temperature
 
 OFFSET = 1e-6  # added to every relation, so that an anchor's relation to itself has a direction
 # Squared distances of unit rows below this are rounding of float32 products
@@ -29,7 +30,7 @@ def relation_cosines(
     squares = (jnp.sum(choices * choices, axis=-1)[:, None, :] + jnp.sum(shifted * shifted, axis=-1)[None, :, None]
                - 2.0 * jnp.einsum("bcw,aw->bac", choices, shifted, precision=Precision.HIGHEST))
     same = squares < SAME_SQUARE
-    along_offset = jnp.sum(relations, axis=-1, keepdims=True) / jnp.sqrt(rows.shape[-1])
+    along_offset = jnp.sum(relations, axis=-1, keepdims=True) / jnp.sqrt(jnp.asarray(rows.shape[-1], rows.dtype))
     return jnp.where(same, along_offset, products / jnp.sqrt(jnp.where(same, 1.0, squares)))
 
 
@@ -46,8 +47,9 @@ def crcd_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """CRD's estimation over relations: every image of the batch is an anchor (CRCD, equations 4 to 11).
 
-    Arguments and returns as `crd_loss`.
+    Arguments, returns and refusals as `crd_loss`.
     """
+    temperature = checked_temperature(temperature)
     indices = jnp.asarray(indices)
     choices = jnp.concatenate([indices[:, None], negatives], axis=1)
     pairs = None if valid is None else (valid[:, None] & valid[None, :]).reshape(-1)

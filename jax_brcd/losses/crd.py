@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray
 from jax_brcd.losses.memory import contrast_with_memories
+from jax_brcd.losses.numbers import checked_temperature
 
 
 def crd_loss(
@@ -30,7 +31,11 @@ def crd_loss(
 
     Returns:
         The loss, and the memory after the step.
+
+    Raises:
+        InputError: for a temperature that is not above 0.
     """
+    temperature = checked_temperature(temperature)
     choices = jnp.concatenate([jnp.asarray(indices)[:, None], negatives], axis=1)
 
     def scores_of(rows, bank):

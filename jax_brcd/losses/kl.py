@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray, masked_mean
+from jax_brcd.losses.numbers import checked_temperature
 
 
 def kl_distillation_loss(
@@ -18,7 +19,11 @@ def kl_distillation_loss(
 
     Args:
         valid: images that count; None for all.
+
+    Raises:
+        InputError: for a temperature that is not above 0.
     """
+    temperature = checked_temperature(temperature)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(jnp.asarray(teacher_codes)) / temperature, axis=-1)
     student = jax.nn.log_softmax(student_codes / temperature, axis=-1)
     return temperature**2 * masked_mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), valid)

@@ -46,7 +46,7 @@ def update_bank(
 
 def settle_normaliser(
     scores: Float[Array, "rows choices"], previous: Float[AnyArray, ""], n_images: int,
-    valid: Bool[Array, "rows"] | None,
+    valid: Bool[AnyArray, "rows"] | None,
 ) -> Float[Array, ""]:
     """CRD's normalisation constant: the first batch's mean score times the images; `previous` unless that is negative."""
     mean = masked_mean(jnp.mean(scores, axis=1), valid)
@@ -54,7 +54,7 @@ def settle_normaliser(
 
 
 def noise_contrastive_loss(
-    scores: Float[Array, "rows choices"], n_images: int, valid: Bool[Array, "rows"] | None = None
+    scores: Float[Array, "rows choices"], n_images: int, valid: Bool[AnyArray, "rows"] | None = None
 ) -> Float[Array, ""]:
     """Noise-contrastive estimation with the true choice first, noise uniform over the images (CRD, equation 18; Wu et al., 2018).
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray, masked_mean
 from jax_brcd.losses.memory import update_bank
+from jax_brcd.losses.numbers import checked_temperature
 
 SINKHORN_STEPS = 100
 
@@ -20,15 +21,16 @@ def transport_plan(
     The cost is the squared distance of unit rows, 2 - 2 similarity.
     """
     logits = 2.0 * (similarities - 1.0) / regularisation
-    rows, columns = similarities.shape[1:]
+    sizes = similarities.shape[1:]
+    log_rows, log_columns = (jnp.log(jnp.asarray(size, logits.dtype)) for size in sizes)
 
     def step(_, potentials):
         _, v = potentials
-        u = -jnp.log(rows) - jax.nn.logsumexp(logits + v[:, None, :], axis=2)
-        v = -jnp.log(columns) - jax.nn.logsumexp(logits + u[:, :, None], axis=1)
+        u = -log_rows - jax.nn.logsumexp(logits + v[:, None, :], axis=2)
+        v = -log_columns - jax.nn.logsumexp(logits + u[:, :, None], axis=1)
         return u, v
 
-    zeros = tuple(jnp.zeros((len(similarities), size)) for size in (rows, columns))
+    zeros = tuple(jnp.zeros((len(similarities), size), logits.dtype) for size in sizes)
     u, v = jax.lax.fori_loop(0, SINKHORN_STEPS, step, zeros)
     return jnp.exp(logits + u[:, :, None] + v[:, None, :])
 
@@ -56,7 +58,11 @@ def packd_loss(
 
     Returns:
         The loss, and the memory after the step.
+
+    Raises:
+        InputError: for a temperature that is not above 0.
     """
+    temperature = checked_temperature(temperature)
     student_rows, teacher_rows, indices = jnp.asarray(student_rows), jnp.asarray(teacher_rows), jnp.asarray(indices)
     seen = jnp.asarray(memory["seen"])
     bank = update_bank(memory["bank"], teacher_rows[0], indices, jnp.where(seen[indices], momentum, 0.0), valid)

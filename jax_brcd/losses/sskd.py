@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from jax_brcd.losses.contrastive import AnyArray, masked_mean, normalise
+from jax_brcd.losses.numbers import checked_temperature
 from jax_brcd.runtime.errors import InputError
 
 VIEWS_A_SAMPLE = 4  # the upright one and three turned ones
@@ -26,8 +27,9 @@ def sskd_loss(
         valid: rows that count; None for all.
 
     Raises:
-        InputError: for a number of rows that is no multiple of four.
+        InputError: for a number of rows that is no multiple of four, and a temperature that is not above 0.
     """
+    temperature = checked_temperature(temperature)
     if len(student_codes) % VIEWS_A_SAMPLE:
         raise InputError(f"{len(student_codes)} rows: not four a sample", field="student_codes")
     valid = jnp.ones(len(student_codes), bool) if valid is None else jnp.asarray(valid)

@@ -98,7 +98,7 @@ class Method(Protocol):
 
     @property
     def meets_teacher(self) -> bool:
-        """Whether a bit of the student is taught to mean what the same bit of the teacher means, so that their codes compare."""
+        """Whether the student learns the teacher's own bits, so that its codes may be compared with the teacher's."""
 
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """Raises InputError where the method cannot learn from so many training images, or from images that travel with a

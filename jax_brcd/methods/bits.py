@@ -1,4 +1,4 @@
-"""The teacher's bits as labels of the student's logits: binary cross-entropy, the plainest way into the teacher's code space."""
+"""The teacher's bits as labels of the student's logits: binary cross-entropy, the plainest way to the teacher's codes."""
 
 import dataclasses
 

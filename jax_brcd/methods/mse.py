@@ -34,7 +34,7 @@ class MSE(BaseMethod):
 
     @property
     def meets_teacher(self) -> bool:
-        """The logits are the teacher's; features are not its codes."""
+        """Logits are of the teacher's bits, features of none."""
         return self.mse_on == LOGITS
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:

@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import orthogonal_procrustes
-from sklearn.decomposition import PCA
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
@@ -19,6 +17,8 @@ def iterative_quantisation(
     Returns:
         The rotation, and the quantisation error |sign(V R) - V R|^2 / images before the first iteration and after each.
     """
+    from scipy.linalg import orthogonal_procrustes  # here, because scipy and scikit-learn are slow to import and ITQ is rare
+
     errors = []
     for _ in range(iterations):
         codes = np.where(projected @ rotation >= 0, 1.0, -1.0)
@@ -46,13 +46,16 @@ class ITQ:
     def check(self, *, images: int, features: int, bits: int) -> None:
         """See ClosedFormObjective: there are as many principal components as images and features allow."""
         if bits > min(images, features):
-            raise InputError(f"--bits {bits}: --teacher-objective itq has one principal component a bit, at most as many as "
-                             f"features ({features}) and training images ({images}); give {min(images, features)} or less")
+            raise InputError("`teacher_objective` itq has one principal component a bit, at most as many as "
+                             f"features ({features}) and training images ({images}); give {min(images, features)} or less",
+                             field="bits", value=bits)
 
     def solve(
         self, features: Float[np.ndarray, "images features"], bits: int, *, seed: int
     ) -> tuple[Float[np.ndarray, "features bits"], Float[np.ndarray, "bits"], list[dict[str, float]]]:
         """See ClosedFormObjective. Everything is float64 on the host: a head is solved in moments."""
+        from sklearn.decomposition import PCA
+
         features = np.asarray(features, np.float64)
         self.check(images=len(features), features=features.shape[1], bits=bits)
         components = PCA(bits, svd_solver="full").fit(features)
