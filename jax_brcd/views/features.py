@@ -58,7 +58,7 @@ def _file_digest(path: str, changed: int, offset: int, dtype: np.dtype, shape: t
 
 def weights_digest(module: nnx.Module) -> str:
     """A digest of every parameter and statistic of a model."""
-    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module)))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState))))[0]
     return digest(*(item for path, leaf in leaves for item in (jax.tree_util.keystr(path), np.asarray(leaf))))
 
 
