@@ -16,7 +16,14 @@ from model_pairs import (
     without_head,
 )
 
-from jax_brcd.models import BACKBONES, HashModel, load_torchvision_state, torchvision_state, torchvision_tensors
+from jax_brcd.models import (
+    BACKBONES,
+    HashModel,
+    load_state,
+    load_torchvision_state,
+    torchvision_state,
+    torchvision_tensors,
+)
 from jax_brcd.models.weights import read_weights
 from jax_brcd.runtime.errors import InputError
 
@@ -171,6 +178,88 @@ def test_weights_that_do_not_fit_are_refused_in_one_line_and_change_nothing(case
         load_torchvision_state(ours, damage({key: value + 1 for key, value in before.items()}))
     assert "\n" not in str(caught.value) and f"give weights of {name}" in str(caught.value)
     assert_equal_states(torchvision_state(ours), before)
+
+
+def test_all_that_does_not_fit_is_told_at_once():
+    ours = HashModel(make_pair("resnet8")[1], BITS, rngs=nnx.Rngs(0))
+    state = torchvision_state(ours)
+    given = {**without(state, "bn1.weight", "layer1.0.conv1.weight"), "extra.weight": state["bn1.weight"],
+             "bn1.bias": np.zeros(3, np.float32), "fc.bias": np.zeros(BITS, np.int64)}
+    with pytest.raises(InputError) as caught:
+        load_torchvision_state(ours, given)
+    assert str(caught.value) == (
+        "the weights do not fit resnet8: missing bn1.weight, layer1.0.conv1.weight; unknown extra.weight; "
+        "mis-shaped bn1.bias (3,) instead of (16,); of another type fc.bias int64 instead of float32; "
+        "give weights of resnet8, or name the model they are of")
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "_orig_mod.", "_orig_mod.module.", "student.net."])
+def test_a_prefix_of_all_names_is_taken_off_and_said(name, prefix):
+    state = as_numpy(torch_hash_model(name).state_dict())
+    ours = hash_model(name)
+    loaded = load_state(ours, {f"{prefix}{key}": value for key, value in state.items()})
+    assert loaded.remarks == (f"the prefix '{prefix}' of all tensors is taken off",) and loaded.head
+    assert_equal_states(torchvision_state(ours), state)
+
+
+def test_a_prefix_is_taken_off_a_backbone_and_before_a_vits_own_name_of_its_head():
+    state = as_numpy(torch_hash_model("vit_lite_4_8").state_dict())
+    given = {f"module.{key.replace('heads.', 'heads.head.')}": value for key, value in state.items()}
+    ours = hash_model("vit_lite_4_8")
+    assert load_state(ours, given).head
+    assert_equal_states(torchvision_state(ours), state)
+    backbone = abstract_backbone("vit_lite_4_8")
+    load_torchvision_state(backbone, given)
+    assert_equal_states(torchvision_state(backbone), without(state, "heads.weight", "heads.bias"))
+
+
+def test_a_prefix_of_some_names_is_left_and_both_spellings_are_shown():
+    state = torchvision_state(abstract := make_pair("resnet8")[1])
+    given = {f"module.{key}" if key.startswith("layer") else key: value for key, value in state.items()}
+    with pytest.raises(InputError, match=r"missing layer1\.0\.conv1\.weight, .* more; unknown module\.layer1\.0\.conv1\.weight, .* more;"):
+        load_torchvision_state(abstract, given)
+
+
+def test_names_of_another_model_under_a_prefix_are_shown_as_they_are():
+    with pytest.raises(InputError, match="missing conv1.weight, .*; unknown module.embed.weight;"):
+        load_torchvision_state(abstract_backbone("resnet8"), {"module.embed.weight": np.ones(3, np.float32)})
+
+
+BROKEN_TENSORS = {
+    "NaN": (lambda value: np.full_like(value, np.nan), "broken: NaN or infinity in conv1.weight; give weights that are whole"),
+    "infinity in half precision": (lambda value: np.full(value.shape, np.inf, ml_dtypes.bfloat16), "infinity in conv1.weight"),
+    "too large for float32": (lambda value: np.full(value.shape, 1e300), "too large for float32 in conv1.weight"),
+    "whole numbers": (lambda value: value.astype(np.int32), "of another type conv1.weight int32 instead of float32"),
+    "truth values": (lambda value: value > 0, "of another type conv1.weight bool instead of float32"),
+    "complex numbers": (lambda value: value.astype(np.complex64), "of another type conv1.weight complex64 instead of float32"),
+    "bytes": (lambda value: (255 * value).astype(np.uint8), "of another type conv1.weight uint8 instead of float32"),
+    "words": (lambda value: "conv1.weight", "conv1.weight is no tensor of numbers but str"),
+    "nothing": (lambda value: None, "conv1.weight is no tensor of numbers but NoneType"),
+    "quantised": (lambda value: torch.quantize_per_tensor(torch.from_numpy(value), 0.1, 0, torch.qint8), "conv1.weight is quantised"),
+}
+
+
+@pytest.mark.parametrize("case", list(BROKEN_TENSORS))
+def test_tensors_of_another_kind_are_refused_by_name_and_change_nothing(case):
+    break_, message = BROKEN_TENSORS[case]
+    ours = make_pair("resnet8")[1]
+    before = torchvision_state(ours)
+    with pytest.raises(InputError, match=message) as caught:
+        load_torchvision_state(ours, {**before, "bn1.bias": before["bn1.bias"] + 1, "conv1.weight": break_(before["conv1.weight"])})
+    assert "\n" not in str(caught.value)
+    assert_equal_states(torchvision_state(ours), before)
+
+
+def test_counters_that_were_averaged_are_read_where_they_are_whole_and_fit():
+    ours = make_pair("resnet8")[1]
+    state = torchvision_state(ours)
+    load_torchvision_state(ours, {**state, "bn1.num_batches_tracked": np.float32(7)})
+    assert torchvision_state(ours)["bn1.num_batches_tracked"] == 7
+    for value, message in ((np.float32(7.5), "of another type bn1.num_batches_tracked float32 instead of int32"),
+                           (np.int64(2**40), "too large for int32 in bn1.num_batches_tracked")):
+        with pytest.raises(InputError, match=message):
+            load_torchvision_state(ours, {**state, "bn1.num_batches_tracked": value})
 
 
 @pytest.mark.parametrize("name, file", [("vit_lite_7_4", "vit_lite_7_4"), ("resnet18", "resnet18_32")])

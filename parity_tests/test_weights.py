@@ -12,7 +12,7 @@ from model_pairs import abstract_backbone
 
 from jax_brcd.data.download import download
 from jax_brcd.models import BACKBONES, Preprocessing, Variant, Weights
-from jax_brcd.models.weights import imagenet_weights, read_weights
+from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
 
 TENSORS = {
@@ -85,6 +85,61 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, ending):
     for length in range(0, len(whole), len(whole) // 20):
         path.write_bytes(whole[:length])
         refuse(path, "truncated")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_path_may_be_a_string_and_begin_at_home(tmp_path, monkeypatch, ending):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = save(TENSORS, tmp_path / f"weights{ending}")
+    for given in (path, str(path), f"~/weights{ending}"):
+        np.testing.assert_array_equal(read_weights(given)["weight"], TENSORS["weight"].numpy())
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_a_state_dict_among_other_things_is_read_and_said(tmp_path, key):
+    path = save({"epoch": 3, key: TENSORS, "optimizer": {"lr": 0.1}}, tmp_path / "checkpoint.pth")
+    read = read_weight_file(path)
+    np.testing.assert_array_equal(read.tensors["weight"], TENSORS["weight"].numpy())
+    assert read.remarks == (f"of what the file holds, '{key}' is read",)
+    assert read_weight_file(save(TENSORS, tmp_path / "flat.pth")).remarks == ()
+
+
+def test_the_folder_of_an_encoder_is_read(tmp_path):
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors", metadata={"model": "toy", "bits": "8"})
+    refuse(tmp_path, "a folder, and no encoder's: it holds no config.json; give the folder of a saved encoder, or a weight file")
+    (tmp_path / "config.json").write_text("{}")
+    read = read_weight_file(tmp_path)
+    assert read.path == tmp_path / "model.safetensors" and read.metadata == {"model": "toy", "bits": "8"}
+    np.testing.assert_array_equal(read_weights(tmp_path)["weight"], TENSORS["weight"].numpy())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_tensors_that_are_not_finite_are_refused_by_name(tmp_path, ending, dtype, value):
+    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in TENSORS.items()}
+    tensors["weight"] = tensors["weight"].clone()
+    tensors["weight"][3, 4] = value
+    refuse(save(tensors, tmp_path / f"weights{ending}"), "NaN or infinity in weight; give weights that are whole")
+
+
+def test_of_many_tensors_that_are_not_finite_the_first_are_named_and_the_others_counted(tmp_path):
+    tensors = {f"layer{number}": torch.full((2,), torch.nan) for number in range(7)}
+    refuse(save(tensors, tmp_path / "weights.pth"), "NaN or infinity in layer0, layer1, layer2 and 4 more;")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_without_tensors_is_refused(tmp_path, ending):
+    refuse(save({}, tmp_path / f"weights{ending}"), "holds no tensors")
+
+
+@pytest.mark.parametrize(("tensor", "message"), [
+    (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "weight is quantised"),
+    (lambda: torch.eye(3).to_sparse(), "weight is sparse"),
+    (lambda: torch.ones(3, device="meta"), "weight is on the device 'meta' and holds no data"),
+], ids=["quantised", "sparse", "without data"])
+def test_tensors_that_hold_no_plain_numbers_are_refused_by_name(tmp_path, tensor, message):
+    refuse(save({"bias": torch.ones(2), "weight": tensor()}, tmp_path / "weights.pth"), message)
 
 
 @pytest.mark.parametrize("content", [

@@ -62,7 +62,7 @@ class Preprocessing:
             raise InputError(f"{unknown_name('field of a preprocessing', str(foreign[0]), known)}")
         if "size" not in fields:
             raise InputError("a preprocessing needs `size`, the pixels of the square that the model sees")
-        return cls(**fields)
+        return cls(**{name: _three_numbers(name, value) if name in ("mean", "std") else value for name, value in fields.items()})
 
 
 def _whole(number: Any) -> bool:

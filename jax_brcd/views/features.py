@@ -30,7 +30,7 @@ FORMAT = 1  # to be raised when the same settings come to mean other features
 
 def weights_digest(module: nnx.Module) -> str:
     """A digest of every parameter and statistic of a model."""
-    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module)))[0]
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngState))))[0]
     return digest(*(item for path, leaf in leaves for item in (jax.tree_util.keystr(path), np.asarray(leaf))))
 
 
