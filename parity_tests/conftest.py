@@ -1,9 +1,34 @@
-"""Fixtures shared by all tests: golden numbers and the material beside the repository."""
+"""Fixtures shared by all tests: golden numbers and the material beside the repository; and what the suite costs.
 
+All workers and the processes that tests start share one directory of compiled programs for the session. A worker gives its memory
+back when it has grown, and the last lines of a session name the largest process.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
 import pathlib
+import resource
+import shutil
+import sys
+import tempfile
 
 import numpy as np
 import pytest
+
+GROWTH_KIB = 600 * 2**10  # of a process, after which it forgets what it compiled
+LARGEST = pytest.StashKey[list]()
+
+# Set before anything imports JAX, and inherited by workers and by the processes that tests start
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+else:
+    COMPILED = None
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -26,3 +51,62 @@ def golden(request):
     """Inputs, losses and gradients of the published PyTorch code, one set after the other."""
     with np.load(shared_path("golden", f"shared_{request.param}.npz"), allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def kib(who: int = resource.RUSAGE_SELF) -> int:
+    """The largest that this process (or the largest of those it started) has been."""
+    return resource.getrusage(who).ru_maxrss
+
+
+def kib_now() -> int:
+    """What this process holds, where the system tells."""
+    with contextlib.suppress(OSError):
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+    return 0
+
+
+def forget() -> None:
+    """Gives back the memory of compiled programs and of what only cycles hold."""
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_forget():
+    """What a module compiled is of no use to the next."""
+    yield
+    forget()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    stash = item.config.stash
+    if kib_now() > stash.get(HELD, 0) + GROWTH_KIB:
+        forget()
+        stash[HELD] = kib_now()
+
+
+HELD = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session):
+    sizes = [kib(), kib(resource.RUSAGE_CHILDREN)]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["sizes"] = sizes
+    else:
+        session.config.stash.setdefault(LARGEST, []).append(("main", sizes))
+    if COMPILED:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+def pytest_testnodedown(node, error):
+    node.config.stash.setdefault(LARGEST, []).append((node.gateway.id, getattr(node, "workeroutput", {}).get("sizes", [0, 0])))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for name, sizes in config.stash.get(LARGEST, []):
+        own, started = (size / 2**20 for size in sizes)
+        terminalreporter.write_line(f"largest process of {name}: {own:.1f} GiB, of those it started: {started:.1f} GiB")

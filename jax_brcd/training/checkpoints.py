@@ -51,7 +51,8 @@ class Checkpoints:
                 self._manager.save(number, args=items, force=True)
             except (OSError, ValueError) as error:
                 failure = self._system_error(error)
-            gc.collect()  # asyncio logs an error that nobody awaited when it is collected
+            if failure:
+                gc.collect()  # asyncio logs an error that nobody awaited when it is collected
         if failure:
             raise failure
 
