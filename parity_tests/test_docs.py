@@ -1,5 +1,6 @@
 """README and docs: their Python runs as printed, their commands are ones that exist, and what they point to is there."""
 
+import argparse
 import importlib
 import os
 import pathlib
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jax_brcd.settings import configuration, options
+from jax_brcd.settings.configuration import create_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README, METHOD = ROOT / "README.md", ROOT / "docs" / "method.md"
@@ -76,22 +77,23 @@ def headings(page):
 
 
 class Parsed(Exception):
-    """The parser of a command, which has read its command line."""
+    """A command has read its command line: its parser, and what it read."""
 
 
-def parser_of(module, words):
-    """The parser of `python -m module` once it has read `words`; what the command does next is not done."""
-    read = options.OneLineParser.parse_args
+def parsed(module, words):
+    """The parser of `python -m module` and what it reads of `words`; what the command does next is not done."""
+    read = argparse.ArgumentParser.parse_known_args
 
-    def parse_args(parser, args=None, namespace=None):
-        read(parser, args, namespace)
-        raise Parsed(parser)
+    def parse_known_args(parser, args=None, namespace=None):
+        known, unknown = read(parser, args, namespace)
+        assert not unknown, f"{module} has no {unknown[0]}"
+        raise Parsed(parser, known)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(options.OneLineParser, "parse_args", parse_args)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
         with pytest.raises(Parsed) as stop:
             importlib.import_module(module).main(words)
-    return stop.value.args[0]
+    return stop.value.args
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +134,9 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
 def test_every_command_of_a_page_is_one_that_its_program_accepts(page):
     for words in commands(page):
         if words[:2] == ["python", "-m"]:
-            parser_of(words[2], words[3:])
+            _, given = parsed(words[2], words[3:])
             if words[2].endswith(".distill"):
-                configuration.parse_command_line("", "", words[3:])  # checks the values too
+                create_config(**vars(given))  # checks the values
         elif words[:2] == ["pip", "install"]:
             check_installed(words[2:])
         elif words[0] == "pytest":
@@ -153,9 +155,8 @@ def check_installed(words):
 
 
 def test_every_option_that_the_pages_name_exists():
-    modules = sorted({words[2] for page in PAGES for words in commands(page) if words[:2] == ["python", "-m"]})
     examples = {words[2]: words[3:] for page in PAGES for words in commands(page) if words[:2] == ["python", "-m"]}
-    known = {name for module in modules for name in parser_of(module, examples[module])._option_string_actions}
+    known = {name for module, words in examples.items() for name in parsed(module, words)[0]._option_string_actions}
     for page in PAGES:
         for span in spans(page):
             named = re.findall(r"(?<!\S)--[a-z][a-z-]*", span)
