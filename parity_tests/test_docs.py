@@ -189,21 +189,21 @@ def test_the_readme_is_short_and_every_page_is_linked_from_it():
         assert f"](docs/{page.name})" in text
 
 
-def references():
-    """(file, what follows a mention of the method's page, on one line) for every mention in the packages."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            text = re.sub(r"\s+(?:# )?", " ", path.read_text()) if path != pathlib.Path(__file__).resolve() else ""
-            for mention in re.finditer(r"(\S*)\bmethod\.md(.{0,200})", text):
-                yield path.relative_to(ROOT), mention[1], mention[2]
+def mentions():
+    """(file, what stands before a mention of the method's page, what follows it), each on one line, of all packages."""
+    for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
+        text = re.sub(r"\s+(?:# )?", " ", path.read_text()) if path != pathlib.Path(__file__).resolve() else ""
+        for mention in re.finditer(r"\bmethod\.md", text):
+            yield path.relative_to(ROOT), text[max(0, mention.start() - 200) : mention.start()], text[mention.end() :]
 
 
 def test_every_section_of_the_method_that_the_code_cites_is_there():
-    known, cited = headings(METHOD), 0
-    for path, before, after in references():
-        assert before.lstrip('("').endswith("docs/"), f"{path}: method.md without its folder"
-        sections = re.match(r'(?:\'s)?,? (?=")((?:"[^"]+"(?: and )?)+)', after)
-        for section in re.findall(r'"([^"]+)"', sections[1]) if sections else ():
+    """As `docs/method.md, "Notation"` or `"Notation" in docs/method.md`, one or several joined by "and"."""
+    names, known, cited = r'"[^"]+"(?: and "[^"]+")*', headings(METHOD), 0
+    for path, before, after in mentions():
+        assert before.endswith("docs/"), f"{path}: method.md without its folder"
+        found = re.match(rf",? ({names})", after) or re.search(rf"({names}) in docs/$", before)
+        for section in re.findall(r'"([^"]+)"', found[1]) if found else ():
             assert section in known, f"{path}: {section}"
             cited += 1
     assert cited >= 20
