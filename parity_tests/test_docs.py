@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ import pytest
 from jax_brcd.settings.configuration import create_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-README, METHOD = ROOT / "README.md", ROOT / "docs" / "method.md"
+README, METHOD, EXTENDING = ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "extending.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("jax_brcd", "torch_ref", "benchmarks", "parity_tests")
 RUN, SHOWN = ("python", "bash"), ("text", "bibtex")
@@ -104,9 +105,9 @@ def workplace(tmp_path_factory):
     return place
 
 
-def python(place, *arguments):
-    """Runs Python in `place` with its caches there; what it wrote if it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place)}
+def python(place, *arguments, root=ROOT):
+    """Runs Python in `place`, with the packages of `root` and its caches there; fails with what it wrote."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place)}
     done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True,
                           timeout=SECONDS, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -128,6 +129,23 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
     script = workplace / f"{page.stem}.py"
     script.write_text("\n".join(lines))  # with the page's own line numbers
     python(workplace, script.name)
+
+
+def test_each_toy_is_part_of_the_package_by_one_file_and_one_line_elsewhere(tmp_path):
+    """As the table of docs/extending.md says, done to a copy of the package."""
+    toys = {block.text.partition("\n")[0].removeprefix("# "): block.text for block in blocks(EXTENDING)}
+    rows = re.findall(r"^\| an? .* \| `(.*)` \| `(.*)` \| `(.*)` \|$", EXTENDING.read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    shutil.copytree(ROOT / "jax_brcd", tmp_path / "jax_brcd", ignore=shutil.ignore_patterns("__pycache__"))
+    for file, line, elsewhere in rows:
+        assert not (tmp_path / file).exists()
+        (tmp_path / file).write_text(toys[file])
+        with open(tmp_path / elsewhere, "a") as init:
+            init.write(f"{line}\n")
+    python(tmp_path, "-c", "from jax_brcd.settings.configuration import create_config\n"
+           "from jax_brcd.export import EXPORTERS\nfrom jax_brcd.search import STORES\n"
+           "create_config(method='agree', agree_weight=2, teacher_objective='balance', student='patches')\n"
+           "EXPORTERS['arrays'], STORES['dictionary']", root=tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
