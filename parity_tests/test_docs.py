@@ -1,6 +1,7 @@
 """README and docs: their Python runs as printed, their commands are ones that exist, and what they point to is there."""
 
 import argparse
+import ast
 import importlib
 import os
 import pathlib
@@ -198,6 +199,32 @@ def test_every_source_file_that_a_page_names_is_there(page):
     folders = [span for span in spans(page) if re.fullmatch(r"[\w/]+/", span)] if page.stem == "map" else []
     for name in [*folders, *(span for span in spans(page) if re.fullmatch(r"[\w/]+\.(py|html)", span))]:
         assert any((place / name).exists() for place in (ROOT, ROOT / "jax_brcd")), f"{page.name}: {name}"
+
+
+def test_imports_go_up_the_table_of_the_map():
+    lines = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "map.md").read_text(), re.MULTILINE)
+    places = {name: number for number, line in enumerate(lines) for name in re.findall(r"`(.+?)`", line)}
+
+    def place(path):
+        """The line of the table that a file of the package is of: its own, or its room's."""
+        return next(places[name] for name in (path.as_posix(), f"{path.parts[0]}/") if name in places)
+
+    package = ROOT / "jax_brcd"
+    for path in package.rglob("*.py"):
+        for module in imported(ast.parse(path.read_text())):
+            file = next((file for file in (package / f"{module}.py", package / module / "__init__.py") if file.exists()), None)
+            assert file is None or place(file.relative_to(package)) <= place(path.relative_to(package)), f"{path}: {module}"
+
+
+def imported(tree):
+    """The modules of the package that a file imports, anywhere in it, as paths below the package."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from (name.removeprefix("jax_brcd.").replace(".", "/") for name in names if name.startswith("jax_brcd."))
 
 
 def test_the_readme_is_short_and_every_page_is_linked_from_it():
