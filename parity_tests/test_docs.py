@@ -19,6 +19,7 @@ from jax_brcd.settings.configuration import create_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README, METHOD, EXTENDING = ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "extending.md"
+PACKAGE = ROOT / "jax_brcd"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("jax_brcd", "torch_ref", "benchmarks", "parity_tests")
 RUN, SHOWN = ("python", "bash"), ("text", "bibtex")
@@ -132,12 +133,17 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
     python(workplace, script.name)
 
 
+def new_files():
+    """The toys by the path of the file that they would be: their first line."""
+    return {block.text.partition("\n")[0].removeprefix("# "): block.text for block in blocks(EXTENDING)}
+
+
 def test_each_toy_is_part_of_the_package_by_one_file_and_one_line_elsewhere(tmp_path):
     """As the table of docs/extending.md says, done to a copy of the package."""
-    toys = {block.text.partition("\n")[0].removeprefix("# "): block.text for block in blocks(EXTENDING)}
+    toys = new_files()
     rows = re.findall(r"^\| an? .* \| `(.*)` \| `(.*)` \| `(.*)` \|$", EXTENDING.read_text(), re.MULTILINE)
     assert len(rows) == 5
-    shutil.copytree(ROOT / "jax_brcd", tmp_path / "jax_brcd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "jax_brcd", ignore=shutil.ignore_patterns("__pycache__"))
     for file, line, elsewhere in rows:
         assert not (tmp_path / file).exists()
         (tmp_path / file).write_text(toys[file])
@@ -197,8 +203,8 @@ def test_every_link_and_figure_of_a_page_is_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_source_file_that_a_page_names_is_there(page):
     folders = [span for span in spans(page) if re.fullmatch(r"[\w/]+/", span)] if page.stem == "map" else []
-    for name in [*folders, *(span for span in spans(page) if re.fullmatch(r"[\w/]+\.(py|html)", span))]:
-        assert any((place / name).exists() for place in (ROOT, ROOT / "jax_brcd")), f"{page.name}: {name}"
+    for name in [*folders, *(span for span in spans(page) if re.fullmatch(r"[\w/]+\.py", span))]:
+        assert name in new_files() or any((place / name).exists() for place in (ROOT, ROOT / "jax_brcd")), f"{page.name}: {name}"
 
 
 def test_imports_go_up_the_table_of_the_map():
@@ -209,22 +215,24 @@ def test_imports_go_up_the_table_of_the_map():
         """The line of the table that a file of the package is of: its own, or its room's."""
         return next(places[name] for name in (path.as_posix(), f"{path.parts[0]}/") if name in places)
 
-    package = ROOT / "jax_brcd"
-    for path in package.rglob("*.py"):
-        for module in imported(ast.parse(path.read_text())):
-            file = next((file for file in (package / f"{module}.py", package / module / "__init__.py") if file.exists()), None)
-            assert file is None or place(file.relative_to(package)) <= place(path.relative_to(package)), f"{path}: {module}"
+    for path in PACKAGE.rglob("*.py"):
+        for file in imported(ast.parse(path.read_text())):
+            assert place(file) <= place(path.relative_to(PACKAGE)), f"{path}: {file}"
 
 
 def imported(tree):
-    """The modules of the package that a file imports, anywhere in it, as paths below the package."""
+    """The files of the package that a file imports, anywhere in it, relative to the package."""
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names = [[alias.name] for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (name.removeprefix("jax_brcd.").replace(".", "/") for name in names if name.startswith("jax_brcd."))
+            names = [[f"{node.module}.{alias.name}", node.module] for alias in node.names]
+        else:
+            continue
+        for choices in names:  # a module of a room, or what the room's own file offers
+            parts = [pathlib.Path(*name.split(".")[1:]) for name in choices if name.startswith("jax_brcd.")]
+            files = [file for part in parts for file in (part.with_suffix(".py"), part / "__init__.py") if (PACKAGE / file).exists()]
+            yield from files[:1]
 
 
 def test_the_readme_is_short_and_every_page_is_linked_from_it():
