@@ -1,6 +1,7 @@
 """The study of methods: which runs it makes, what it chooses on validation, and what its tables say of given results."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_tables_show_means_deviations_and_the_share_of_the_teacher(tmp_path):
     assert f"| brcd | 0.3100 ± {deviation:.4f} | 0.4000 ± 0.0000 |\n" in text
     assert "k = 1000, ties stable" in text
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "ablation.png").exists()
+
+
+def test_a_setting_that_moves_the_teacher_too_shows_in_its_row():
+    runs = [Run("sensitivity", f"temperature {value}", 64, 0, brcd(temperature=value)) for value in (0.3, 1.0)]
+    records = [{**dataclasses.asdict(run), "result": result(0.3)} for run in runs]
+    records[1]["result"] = {**records[1]["result"], "teacher": {**records[1]["result"]["teacher"], "map": 0.4}}
+    text = quality_report.summary(records)
+    assert "| temperature 0.3 | 64 | 0.5000 | 0.3000 | 0.4000 | 0.600 | 0.800 |" in text
+    assert "| temperature 1.0 | 64 | 0.4000 | 0.3000 | 0.4000 | 0.750 | 1.000 |" in text
+
+
+def test_the_tables_in_the_repository_are_those_of_its_records():
+    place = pathlib.Path(quality.__file__).parent / "results" / "quality"
+    assert (place / "quality.md").read_text() == quality_report.summary(read_json(place / "quality.json")["runs"])
 
 
 def test_a_study_leaves_its_records_tables_and_figures(tmp_path, monkeypatch):
