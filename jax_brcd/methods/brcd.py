@@ -24,12 +24,12 @@ class BRCD(BaseMethod):
     alpha: float = option(0.8, "weight of the individual-space term against the structural one", low=0, high=1)
     margin: float = option(0.5, "agreement of a cluster's codes above which a bit steers the student", low=0, high=1)
     clusters: int | Literal["auto"] = option(10, "clusters of the teacher's codes, or auto to choose their number", low=1)
-    cluster_choice: str = option("silhouette", "how --clusters auto chooses over the data set's published range",
+    cluster_choice: str = option("silhouette", "how `clusters` auto chooses over the data set's published range",
                                  choices=tuple(CLUSTER_CHOICES))
     cluster_restarts: int = option(30, "k-means++ starts, the best of which is kept", low=1)
     robust: bool = option(True, "drop offset positives and remove false negatives")
     mask_bits: bool = option(True, "compare codes under the bit mask of the image's cluster")
-    remove_false_negatives: bool = option(False, "remove false negatives without the rest of --robust")
+    remove_false_negatives: bool = option(False, "remove false negatives without the rest of `robust`")
 
     meets_teacher = True
 

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import NAMED_SETTING, InputError
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, read_number, settings_of, words_of
 
@@ -18,6 +18,11 @@ from jax_brcd.settings.options import plain_type, read_number, settings_of, word
 def flag(name: str) -> str:
     """The command-line spelling of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def spelled(text: str) -> str:
+    """A text of the library with the settings that it names (in backticks) as options."""
+    return NAMED_SETTING.sub(lambda name: flag(name[1]), text)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -55,7 +60,7 @@ def add_options(
     for name, fields in shared.items():
         field = fields[0][1]
         kind = plain_type(field.type)
-        text = field.metadata["help"].replace("%", "%%") + f" (default: {_defaults(fields)})"
+        text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)})"
         extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
                  else {"type": kind if kind in (str, pathlib.Path) else _reader(kind, words_of(field.type)),
                        "metavar": _metavar([field for _, field in fields], kind)})
@@ -67,7 +72,7 @@ def _reader(kind: type, words: tuple[str, ...]):
         try:
             return word if word in words else read_number(kind, words, word)
         except InputError as error:
-            raise argparse.ArgumentTypeError(error.problem) from None
+            raise argparse.ArgumentTypeError(spelled(error.problem)) from None
 
     return read
 
@@ -93,9 +98,10 @@ def _spell(default: Any) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line at once. Where the reader has gone (`| head`) the rest of the output goes nowhere and the work goes on."""
+    """Prints a line at once, with the settings that it names as options. Where the reader has gone (`| head`) the rest of the
+    output goes nowhere and the work goes on."""
     try:
-        print(text, flush=True)
+        print(spelled(text), flush=True)
     except BrokenPipeError:
         _drop(sys.stdout)
 

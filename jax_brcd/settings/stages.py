@@ -19,9 +19,9 @@ class DataConfig:
     train_images: str = option("published", "unlabelled images to train on: the published subset or all",
                                choices=("published", "all"))
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
-    views: int = option(16, "augmented views an image that are encoded once and kept; naming them means --no-fresh-views",
+    views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2)
-    fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping --views of them")
+    fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
     label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the number "
                                       "of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
@@ -49,9 +49,9 @@ class TeacherConfig:
     teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
     teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
                                   "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
-                                  "'random'; a hash head of --bits bits that comes with them is kept")
+                                  "'random'; a hash head of as many `bits` that comes with them is kept")
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
-    pretraining_epochs: int = option(30, "epochs of pretraining under --teacher-weights held-out", low=0)
+    pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
                                  "unless told", low=0)
     teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
@@ -84,9 +84,9 @@ class RunConfig:
                         choices=("float32", "bfloat16"))
     seed: int = option(0, "the one seed of splits, heads, batches and views", low=0)
     checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
-    compile_cache: bool = option(True, "keep compiled programs under --cache-dir, so that a later run compiles nothing again")
+    compile_cache: bool = option(True, "keep compiled programs under `cache_dir`, so that a later run compiles nothing again")
     out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
-    processes: int = option(1, "processes of the run, one a host, that share --out and --cache-dir; each has all its devices", low=1)
+    processes: int = option(1, "processes of the run, one a host, that share `out` and `cache_dir`; each has all its devices", low=1)
     process_id: int = option(0, "which of the processes this is; process 0 prints and writes", low=0)
     coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
 

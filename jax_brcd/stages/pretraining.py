@@ -10,6 +10,7 @@ from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.models import HashModel
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.weights import read_weights, write_weights
+from jax_brcd.settings.configuration import Config
 from jax_brcd.stages.context import PRETRAINING, Context
 from jax_brcd.stages.folder import HISTORY, read_history, write_history
 from jax_brcd.stages.models import partition
@@ -17,9 +18,15 @@ from jax_brcd.training.loop import Stage, backbone_scans
 from jax_brcd.views.sources import PixelViews
 
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
+HELD_OUT = "held-out"  # in place of a file of weights
 BACKBONE = "backbone.safetensors"
 NOTE = ("No pretrained weights ship with the package: the teacher's backbone is first pretrained on {images} labelled images that "
         "take no further part (the role ImageNet plays for vit_b_16).")
+
+
+def needs_pretraining(config: Config) -> bool:
+    """Whether the teacher's backbone is pretrained here."""
+    return config.teacher.teacher_weights == HELD_OUT
 
 
 def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name: str, **settings: Any):

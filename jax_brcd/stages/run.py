@@ -21,6 +21,7 @@ from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import DIVERGED, HISTORY, write_history
 from jax_brcd.stages.models import Built, build
+from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
 from jax_brcd.teachers.base import Teacher
 
@@ -163,7 +164,7 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     """
     config = context.config
     # What is to be pretrained here starts at random
-    teacher_weights = "random" if config.teacher.teacher_weights == "held-out" else config.teacher.teacher_weights
+    teacher_weights = "random" if needs_pretraining(config) else config.teacher.teacher_weights
     roles = [(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER)]
     if student:
         roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT))
@@ -184,7 +185,8 @@ def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]
     """What a reader of the results must know."""
     unlabelled = [] if context.dataset.labelled else [f"{SKIPPED} The student is the one of the last epoch."]
     remarks = [*teacher.remarks, *(student.remarks if student else ())]
-    return [*context.dataset.notes, *(views_notes(context, student) if student else ()), *remarks, *unlabelled]
+    pretrained = [NOTE.format(images=len(context.dataset.pretraining))] if needs_pretraining(context.config) else []
+    return [*context.dataset.notes, *(views_notes(context, student) if student else ()), *remarks, *unlabelled, *pretrained]
 
 
 def views_notes(context: Context, student: Built) -> list[str]:
@@ -193,9 +195,9 @@ def views_notes(context: Context, student: Built) -> list[str]:
         return []
     if context.plan.kept is None:
         views = context.config.data.views
-        return [f"The frozen student encodes new views each epoch; --views {views} would encode {views} of each image once, and "
+        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, and "
                 "train far faster."]
-    normalised = "; its batch norm runs on its running averages, where --fresh-views takes each batch's statistics"
+    normalised = "; its batch norm runs on its running averages, where `fresh_views` take each batch's statistics"
     return [f"The frozen student encodes {context.plan.kept} views of each image once"
             f"{normalised if nnx.state(student.model, nnx.BatchStat) else ''}."]
 

@@ -18,7 +18,7 @@ from jax_brcd.settings.configuration import unusual
 from jax_brcd.stages.context import TEACHER, Context
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built, partition
-from jax_brcd.stages.pretraining import NOTE, pretrain
+from jax_brcd.stages.pretraining import needs_pretraining, pretrain
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
@@ -89,8 +89,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     """
     config, model = context.config, built.model
     history: list[dict[str, Any]] = []
-    if config.teacher.teacher_weights == "held-out":
-        context.say(NOTE.format(images=len(context.dataset.pretraining)))
+    if needs_pretraining(config):
         history = pretrain(context, model)
     epochs = config.teacher_epochs(head_came=built.head_came)
     solved = isinstance(config.hashing, ClosedFormObjective)
