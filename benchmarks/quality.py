@@ -26,7 +26,7 @@ from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import OneLineParser, flag, run_command
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 
 BITS, SEEDS = (16, 32, 64), (0, 1, 2)

@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime.files import as_path
-    from jax_brcd.settings.configuration import create_config, create_parser
     from jax_brcd.stages.command import session
+    from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import evaluate_pair, load_for_evaluation
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)

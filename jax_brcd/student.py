@@ -6,9 +6,9 @@ from jax_brcd.settings.command_line import run_command
 def main(argv: list[str] | None = None) -> None:
     """Teaches the student that the options describe, or goes on with it."""
     from jax_brcd.encoder import read_config
-    from jax_brcd.settings.configuration import create_config, create_parser, names_of
     from jax_brcd.settings.stages import TeacherConfig
     from jax_brcd.stages.command import carry_out
+    from jax_brcd.stages.configuration import create_config, create_parser, names_of
     from jax_brcd.stages.run import run
     from jax_brcd.teachers.objectives import OBJECTIVES
 

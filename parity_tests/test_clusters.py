@@ -16,8 +16,8 @@ from jax_brcd.clusters.kmeans import k_means
 from jax_brcd.methods import DistillationBatch, TeacherKnowledge, create_method
 from jax_brcd.report import Report, write_report
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.configuration import create_config, parse_command_line
 from jax_brcd.settings.options import check, option
+from jax_brcd.stages.configuration import create_config, parse_command_line
 from jax_brcd.views.outputs import Outputs
 from torch_ref import methods as torch_methods
 

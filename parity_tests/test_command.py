@@ -17,7 +17,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, write_json
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.settings.configuration import PRESETS, STAGES, create_config
+from jax_brcd.stages.configuration import PRESETS, STAGES, create_config
 from jax_brcd.teachers.objectives import OBJECTIVES
 from jax_brcd.training.checkpoints import Checkpoints
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README, METHOD, EXTENDING = ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "extending.md"
@@ -149,7 +149,7 @@ def test_each_toy_is_part_of_the_package_by_one_file_and_one_line_elsewhere(tmp_
         (tmp_path / file).write_text(toys[file])
         with open(tmp_path / elsewhere, "a") as init:
             init.write(f"{line}\n")
-    python(tmp_path, "-c", "from jax_brcd.settings.configuration import create_config\n"
+    python(tmp_path, "-c", "from jax_brcd.stages.configuration import create_config\n"
            "from jax_brcd.export import EXPORTERS\nfrom jax_brcd.search import STORES\n"
            "create_config(method='agree', agree_weight=2, teacher_objective='balance', student='patches')\n"
            "EXPORTERS['arrays'], STORES['dictionary']", root=tmp_path)

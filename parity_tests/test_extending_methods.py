@@ -13,8 +13,8 @@ from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.methods import METHODS, BaseMethod, Needs, TeacherKnowledge, create_method
 from jax_brcd.methods.sections import Curve
 from jax_brcd.models import create_hash_model
-from jax_brcd.settings.configuration import create_config, parse_command_line
 from jax_brcd.settings.options import option
+from jax_brcd.stages.configuration import create_config, parse_command_line
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective

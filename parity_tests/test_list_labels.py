@@ -10,7 +10,7 @@ from jax_brcd.data import load_dataset
 from jax_brcd.data.listfile import read_list
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import one_line
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 
 NAMES = [f"{number}.png" for number in range(6)]
 

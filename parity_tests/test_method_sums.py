@@ -11,7 +11,7 @@ from jax_brcd.methods import METHODS, BaseMethod, DistillationBatch, Needs, Teac
 from jax_brcd.methods.base import view_name
 from jax_brcd.methods.sections import Heatmap
 from jax_brcd.runtime.errors import InputError, UnknownName
-from jax_brcd.settings.configuration import create_config, parse_command_line
+from jax_brcd.stages.configuration import create_config, parse_command_line
 from jax_brcd.views.outputs import Outputs
 from torch_ref import methods as reference
 from torch_ref.outputs import Outputs as TorchOutputs

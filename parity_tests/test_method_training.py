@@ -13,7 +13,7 @@ from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
 from jax_brcd.retrieval import nearest_neighbours
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 from jax_brcd.stages.student import draw_negatives, student_stage
 from jax_brcd.training import loop as training

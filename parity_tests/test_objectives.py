@@ -19,7 +19,7 @@ from jax_brcd.models.kept import head_codes
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
 from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
 from jax_brcd.teachers.objectives.bihalf import bihalf_codes

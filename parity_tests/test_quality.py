@@ -11,7 +11,7 @@ from benchmarks.quality import STUDY, Run, brcd, chosen
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json
-from jax_brcd.settings.configuration import create_config
+from jax_brcd.stages.configuration import create_config
 
 
 def planned(*parts):

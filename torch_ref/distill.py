@@ -14,7 +14,7 @@ from jax_brcd.report import SKIPPED
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.settings.configuration import Config, parse_command_line
+from jax_brcd.stages.configuration import Config, parse_command_line
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.methods import Known, create_method, parts_of

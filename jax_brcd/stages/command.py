@@ -8,7 +8,7 @@ from jax_brcd.report import results_table
 from jax_brcd.runtime import compile_cache, devices
 from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import Bars, bars, say
-from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.configuration import Config
 
 
 def carry_out(job: Callable[..., dict[str, Any]], config: Config) -> None:

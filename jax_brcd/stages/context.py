@@ -15,7 +15,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.runtime.files import write_json
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import DIVERGED, StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
 from jax_brcd.training.checkpoints import Checkpoints

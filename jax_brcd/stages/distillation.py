@@ -18,8 +18,8 @@ from jax_brcd.retrieval import mean_average_precision, nearest_neighbours
 from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import read_json, write_json
-from jax_brcd.settings.configuration import unusual
 from jax_brcd.stages.clusters import know
+from jax_brcd.stages.configuration import unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built

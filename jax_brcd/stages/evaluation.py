@@ -16,7 +16,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import Context, load_images
 from jax_brcd.stages.distillation import Student
 from jax_brcd.stages.folder import StageFolder

@@ -10,7 +10,7 @@ from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.models import HashModel
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.weights import read_weights, write_weights
-from jax_brcd.settings.configuration import Config
+from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import PRETRAINING, Context
 from jax_brcd.stages.folder import HISTORY, read_history, write_history
 from jax_brcd.stages.models import partition

@@ -15,7 +15,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.settings.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled
+from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled
 from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, load_context, unheard
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run

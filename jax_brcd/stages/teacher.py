@@ -14,7 +14,7 @@ from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import HashModel
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.configuration import unusual
+from jax_brcd.stages.configuration import unusual
 from jax_brcd.stages.context import TEACHER, Context
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built, partition
