@@ -38,6 +38,7 @@ from jax_brcd.data import cifar10
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.kept import head_codes
 from jax_brcd.retrieval import mean_average_precision
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import read_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.views.augmentation import ViewConfig
@@ -205,7 +206,7 @@ def whole_run(settings: Settings) -> Row | Skipped:
         if run.returncode:
             return Skipped(f"{CASE}, jax_brcd's whole run", f"failed with status {run.returncode}")
         student = read_json(out / "metrics.json")["student"]
-    scores = ", ".join(f"{search} mAP@{K} {student[search]['map']:.4f}" for search in ("symmetric", "asymmetric"))
+    scores = ", ".join(f"{search} mAP@{K} {student[search]['map']:.4f}" for search in SEARCHES)
     return Row(CASE, OURS, Measurement((seconds,), seconds), unit="runs", note=f"jax_brcd's run was made whole, {scores}")
 
 

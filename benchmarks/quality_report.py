@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
 
-SEARCHES = ("symmetric", "asymmetric")
 DOTS_PER_INCH = 130
 Records = list[Mapping[str, Any]]
 

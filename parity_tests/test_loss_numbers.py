@@ -79,8 +79,9 @@ def test_a_loss_is_the_same_with_64_bit_types_on(name):
 def found_clusters():
     clusters, centers, inertia = k_means(ALL_CODES, CLUSTERS, seed=0, restarts=3)
     chosen = choose_clusters(ALL_CODES, "auto", cluster_range=(2, 4), seed=0, restarts=2)
+    nearest = nearest_center(jnp.asarray(ALL_CODES), jnp.asarray(centers))
     return (clusters, centers, np.float32(inertia), chosen.counts, np.asarray(chosen.scores), chosen.clustering.clusters,
-            np.asarray(bit_masks(ALL_CODES, clusters, CLUSTERS, 0.3)), np.asarray(nearest_center(jnp.asarray(ALL_CODES), jnp.asarray(centers)), np.int32),
+            np.asarray(bit_masks(ALL_CODES, clusters, CLUSTERS, 0.3)), np.asarray(nearest, np.int32),
             np.asarray(silhouettes(jnp.asarray(ALL_CODES), jnp.asarray(clusters)[None], capacity=CLUSTERS)))
 
 

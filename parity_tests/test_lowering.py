@@ -14,7 +14,7 @@ from flax import nnx
 from model_pairs import SHORT_STAGES, SHORTENED, abstract_backbone
 
 from jax_brcd import losses
-from jax_brcd.models import BACKBONES, HashModel
+from jax_brcd.models import BACKBONES
 from jax_brcd.views.augmentation import ViewConfig, evaluation_views, random_views
 
 PLATFORMS = ("cpu", "cuda", "tpu")

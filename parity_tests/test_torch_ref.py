@@ -4,6 +4,8 @@ Tolerances: golden values 1e-5 relative and gradients 1e-5 of the largest entry,
 largest entry plus 1e-6, which is float32 rounding of sums over up to 140 rows in another order.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,13 @@ from jax_brcd import losses as jax_losses
 from jax_brcd import retrieval as jax_retrieval
 from jax_brcd.clusters import kmeans as jax_clusters
 from jax_brcd.losses import codes as jax_codes
-from torch_ref import clusters, losses, retrieval
+from jax_brcd.methods import METHODS
+from jax_brcd.methods.kl import KL
+from jax_brcd.runtime.errors import InputError, UnknownName
+from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.settings.configuration import STAGES, create_config
+from torch_ref import clusters, distill, losses, retrieval
+from torch_ref import methods as torch_methods
 
 FLAG_SETS = {"plain": "", "n": "n", "r": "r", "p": "p", "rp": "rp", "np": "np", "nrp": "nrp"}
 
@@ -158,3 +166,55 @@ def test_search_measures_agree_between_the_references(seed, k, bits, values):
     theirs = retrieval.search_scores(queries, database, query_labels, labels, k)
     np.testing.assert_allclose([ours.map, ours.tie_aware_map, ours.precision],
                                [theirs[name] for name in ("map", "tie_aware_map", "precision")], rtol=1e-6, atol=1e-9)
+
+
+def settings_of_a_run(folder, **changes):
+    return create_config(dataset="digits", out=folder / "run", cache_dir=folder / "cache", **changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"dtype": "bfloat16"}, "dtype bfloat16: torch_ref does not honour it"),
+    ({"processes": 2}, "processes 2: torch_ref does not honour it"),
+    ({"checkpoint_seconds": 1.0}, "checkpoint_seconds 1.0: torch_ref does not honour it"),
+    ({"resident_mib": 0}, "resident_mib 0: torch_ref does not honour it"),
+])
+def test_options_that_it_does_not_honour_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        distill.run(settings_of_a_run(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_it_honours_are_those_of_jax_brcd():
+    """Each name is one of a stage's, so that none is honoured that there is not."""
+    names = {field.name for stage in STAGES for field in dataclasses.fields(stage)}
+    assert names >= distill.HONOURED
+    distill.refuse_unhonoured(create_config())
+
+
+def test_a_method_that_it_has_not_is_refused_and_not_taken_for_another(tmp_path, monkeypatch):
+    for name in ("mine", "kl+mine"):
+        monkeypatch.setitem(METHODS._entries, "mine", KL)
+        with pytest.raises(UnknownName, match="torch_ref has no such method; unknown method 'mine'"):
+            distill.run(settings_of_a_run(tmp_path, method=name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_method_of_jax_brcd_has_its_reference():
+    assert set(torch_methods.METHODS) == set(METHODS)
+
+
+def test_a_directory_of_another_run_is_left_alone(tmp_path):
+    config = settings_of_a_run(tmp_path, bits=32)
+    distill.claim(tmp_path, config)
+    before = (tmp_path / "config.json").read_bytes()
+    distill.claim(tmp_path, config)  # the same run again
+    older = {name: value for name, value in read_json(tmp_path / "config.json").items() if name != "method_weights"}
+    write_json(tmp_path / "config.json", older)  # written before there was that setting
+    distill.claim(tmp_path, config)
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(InputError, match=f"{tmp_path}: holds a run with bits 32 \\(now 64\\); lr 0.002 \\(now 0.5\\)"):
+        distill.claim(tmp_path, settings_of_a_run(tmp_path, bits=64, lr=0.5))
+    assert (tmp_path / "config.json").read_bytes() == before
+    write_json(tmp_path / "config.json", config.flat())
+    with pytest.raises(InputError, match="holds a run of jax_brcd"):
+        distill.claim(tmp_path, config)

@@ -13,8 +13,13 @@ from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.report import SKIPPED
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
+<<<<<<< HEAD
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import Config, parse_command_line
+=======
+from jax_brcd.settings.configuration import STAGES, Config, parse_command_line
+from jax_brcd.settings.options import run_command
+>>>>>>> w-methods
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.methods import Known, create_method, parts_of
@@ -273,9 +278,12 @@ def claim(out: pathlib.Path, config: Config) -> None:
     ours = {"framework": "torch", **config.compared()}
     if path.exists():
         theirs = read_json(path)
-        changed = [f"`{name}` {theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
         if theirs.get("framework") != "torch":
-            changed = ["jax_brcd"]
+            raise InputError(f"{out}: holds a run of jax_brcd; name another `out`, or delete it")
+        # a setting that is not there was added since, and had its default's effect
+        usual = {field.name: field.default for stage in STAGES for field in dataclasses.fields(stage)}
+        changed = [f"`{name}` {before} (now {now})" for name, now in ours.items()
+                   if (before := theirs.get(name, usual.get(name, now))) != now]
         if changed:
             raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another `out`, or delete it")
     write_json(path, ours)
