@@ -1,6 +1,7 @@
 """A run on list files at 224 pixels, from JPEG files to the report, killed in the middle of an epoch."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,13 +21,15 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new views
     every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def command(name):
         return [sys.executable, "-m", "jax_brcd.distill", "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
                 str(tmp_path / name), "--cache-dir", str(tmp_path / f"cache-{name}")]
 
     def finish(name):
-        done = subprocess.run(command(name), capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command(name), env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "The frozen student encodes new views each epoch" in done.stdout
         history = [json.loads(line) | {"seconds": 0} for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
@@ -36,7 +39,7 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     assert expected["protocol"]["split"] == "lists, test list halved" and expected["protocol"]["training"] == TRAIN
     assert 0 < expected["student"]["symmetric"]["map"] <= 1
 
-    running = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved, deadline = tmp_path / "killed" / "checkpoints" / "student", time.monotonic() + SECONDS
     while not (saved / str(STEPS + 1)).exists():
         assert running.poll() is None and time.monotonic() < deadline

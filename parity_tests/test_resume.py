@@ -1,15 +1,25 @@
 """A run that is killed at any moment goes on and ends with the numbers of an undisturbed one."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 OPTIONS = ["--bits", "16", "--views", "2", "--pretraining-epochs", "2", "--teacher-epochs", "2", "--epochs", "3",
            "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256", "--checkpoint-seconds", "0"]
 SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Runs share what they compile, so that starting again is cheap."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def command(folder: pathlib.Path) -> list[str]:
@@ -17,8 +27,8 @@ def command(folder: pathlib.Path) -> list[str]:
             str(folder / "cache")]
 
 
-def finish(folder):
-    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=SECONDS, check=False)
+def finish(folder, environment):
+    done = subprocess.run(command(folder), env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     return done.stdout, metrics
@@ -29,9 +39,9 @@ def scores(metrics):
     return {name: value for name, value in metrics.items() if name != "costs"}
 
 
-def kill_when(folder, moment: str) -> None:
+def kill_when(folder, environment, moment: str) -> None:
     """Starts the command and kills it outright as soon as a path below the folder matches `moment`."""
-    running = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + SECONDS
     while not list(folder.glob(moment)):
         assert running.poll() is None, f"ended before {moment}"
@@ -41,16 +51,16 @@ def kill_when(folder, moment: str) -> None:
     running.wait()
 
 
-def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path):
+def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path, environment):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    printed, expected = finish(undisturbed)
+    printed, expected = finish(undisturbed, environment)
     assert "teacher" in printed and "student, asymmetric" in printed and "report.html" in printed
     assert "The frozen student" not in printed  # this one learns whole
     for moment in ("run/checkpoints/pretraining/1", "cache/features/*/view_0000.npy", "run/checkpoints/teacher/1",
                    "run/checkpoints/student/1", "run/checkpoints/student/2*"):
-        kill_when(disturbed, moment)
+        kill_when(disturbed, environment, moment)
         assert not (disturbed / "run" / "metrics.json").exists()
-    _, found = finish(disturbed)
+    _, found = finish(disturbed, environment)
     assert scores(found) == scores(expected)
     for line, twin in zip(*((folder / "run" / "history.jsonl").read_text().splitlines()
                             for folder in (undisturbed, disturbed)), strict=True):
@@ -62,5 +72,5 @@ def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path):
             "student_symmetric.safetensors", "student_asymmetric.safetensors", "plots", "checkpoints"} == names
 
     before = (disturbed / "run" / "metrics.json").stat().st_mtime_ns
-    printed, _ = finish(disturbed)
+    printed, _ = finish(disturbed, environment)
     assert "already there" in printed and (disturbed / "run" / "metrics.json").stat().st_mtime_ns == before
