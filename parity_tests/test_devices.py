@@ -74,11 +74,8 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Runs share what they compile, so that starting again is cheap."""
-    compiled = str(tmp_path_factory.mktemp("compiled"))
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PLATFORMS": "cpu"}
+def environment():
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def running(environment, devices: int, *command: str) -> subprocess.Popen:
@@ -170,8 +167,8 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
 
 
 @pytest.mark.parametrize(("place", "message"), [
-    ((2, 2, "127.0.0.1:9876"), "--process-id 2: the 2 processes are numbered from 0; give 1 or less"),
-    ((2, 0, "here"), "--coordinator here: not HOST:PORT"),
+    ((2, 2, "127.0.0.1:9876"), "process_id 2: the 2 processes are numbered from 0; give 1 or less"),
+    ((2, 0, "here"), "coordinator here: not HOST:PORT"),
 ])
 def test_a_place_that_cannot_be_is_refused(place, message):
     with pytest.raises(InputError, match=message), session(*place):

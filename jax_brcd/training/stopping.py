@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """The best score of each search so far and the validations since any of them gained (method.md, "Run settings")."""
+    """The best score of each search so far and the validations since any of them gained (docs/method.md, "Run settings")."""
 
     best: Mapping[str, float] = dataclasses.field(default_factory=dict)
     misses: int = 0
