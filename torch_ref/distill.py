@@ -11,15 +11,11 @@ from torch import Tensor, nn
 from jax_brcd.clusters.choice import published_range
 from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.report import SKIPPED
+from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
-<<<<<<< HEAD
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.stages.configuration import Config, parse_command_line
-=======
-from jax_brcd.settings.configuration import STAGES, Config, parse_command_line
-from jax_brcd.settings.options import run_command
->>>>>>> w-methods
+from jax_brcd.stages.configuration import STAGES, Config, parse_command_line
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.methods import Known, create_method, parts_of
@@ -230,7 +226,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
     def validate() -> dict[str, float]:
         queries = experiment.codes(model, "validation")
-        databases = {"symmetric": experiment.codes(model, "database"), "asymmetric": teacher_database}
+        databases = {Search.SYMMETRIC: experiment.codes(model, "database"), Search.ASYMMETRIC: teacher_database}
         return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
                 for search, codes in databases.items()}
 
@@ -309,7 +305,7 @@ def run(config: Config) -> dict:
         student.load_state_dict(state)
         save(student, out / f"student_{search}.safetensors")
         if experiment.dataset.labelled:
-            database = experiment.codes(student, "database") if search == "symmetric" else teacher_database
+            database = experiment.codes(student, "database") if search == Search.SYMMETRIC else teacher_database
             found[search] = experiment.measure(search_scores, experiment.codes(student, "test"), database, "test")
     save(teacher, out / "teacher.safetensors")
     metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,

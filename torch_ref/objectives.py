@@ -86,7 +86,7 @@ def itq_head(features: Tensor, bits: int, *, seed: int, iterations: int = 50) ->
 # name -> loss of (features of both views, logits of both views, the run's configuration); ITQ has none
 LOSSES = {
     "cibhash": lambda features, logits, config: cibhash_loss(
-        *logits.chunk(2), temperature=config.objective.temperature, kl_weight=config.objective.kl_weight),
+        *logits.chunk(2), temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight),
     "bihalf": lambda features, logits, config: bihalf_loss(features, logits, gamma=config.hashing.bihalf_gamma),
     "greedyhash": lambda features, logits, config: greedyhash_loss(
         features, logits, penalty=config.hashing.greedyhash_penalty),

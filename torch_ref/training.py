@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
@@ -115,7 +116,7 @@ def train_student(
     """
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     stopping, losses = EarlyStopping(), []
-    best = {search: copy.deepcopy(model.state_dict()) for search in ("symmetric", "asymmetric")}
+    best = {search: copy.deepcopy(model.state_dict()) for search in SEARCHES}
     for epoch in range(1, schedule.epochs + 1):
         for indices, views_i, views_j in schedule.steps(epoch - 1):
             numbers = {"i": views_i, "j": views_j}
