@@ -15,7 +15,7 @@ from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.stages.configuration import STAGES, Config, parse_command_line
+from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.methods import Known, create_method, parts_of
@@ -103,23 +103,24 @@ def load_experiment(config: Config) -> Experiment:
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
                            decode_workers=data.decode_workers, label_format=data.label_format)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
-        raise InputError(f"--teacher-weights held-out: {data.dataset} holds no labelled images out; give a weight file")
+        raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
+                         value="held-out")
     size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)
     return Experiment(config, dataset, size, data.k or dataset.default_k)
 
 
-def build(name: str, weights: str, config: Config) -> nn.Module:
-    """A hash model with its backbone loaded."""
+def build(name: str, weights: str, config: Config) -> tuple[nn.Module, bool]:
+    """A hash model with its weights loaded, and whether its head came with them."""
     model = models.create_hash_model(name, config.objective.bits)
-    models.load_backbone(model, name, weights, config.data.cache_dir)
-    return model
+    return model, models.load_weights(model, name, weights, config.data.cache_dir)
 
 
 def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     """The trained teacher, and its features of the kept views."""
     config = experiment.config
     held_out = config.teacher.teacher_weights == "held-out"
-    model = build(config.teacher.teacher, "random" if held_out else config.teacher.teacher_weights, config)
+    model, head_came = build(config.teacher.teacher, "random" if held_out else config.teacher.teacher_weights, config)
+    epochs = config.teacher_epochs(head_came=head_came)
     if held_out:
         pretrain_backbone(experiment, model)
     model.eval().requires_grad_(False)
@@ -133,7 +134,9 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
             return features[numbers, indices]
         return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view))
 
-    if config.teacher.teacher_objective == "itq":
+    if head_came and epochs == 0:
+        pass  # the teacher was brought along
+    elif config.teacher.teacher_objective == "itq":
         still = in_batches(lambda batch: models.features_of(model, experiment.still(batch)), model, experiment.train_images)
         config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
         weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
@@ -141,7 +144,7 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
         head.load_state_dict({"weight": weight, "bias": bias})
     else:
         loss = objectives.LOSSES[config.teacher.teacher_objective]
-        train_teacher(head, features_of, experiment.schedule(1, config.teacher.teacher_epochs),
+        train_teacher(head, features_of, experiment.schedule(1, epochs),
                       learning_rate=config.teacher.teacher_lr,
                       loss=lambda both, logits: loss(both, logits, config))
     head.requires_grad_(False)
@@ -214,7 +217,7 @@ def width(model: nn.Module) -> int:
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
     """The trained student's model and its state_dict at the best validation of each search."""
     config = experiment.config
-    model = build(config.student.student, config.student.student_weights, config)
+    model, _ = build(config.student.student, config.student.student_weights, config)
     whole = config.student.train_backbone
     model.requires_grad_(whole)
     head = models.get_head(model).requires_grad_(True)
@@ -247,9 +250,10 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
 # The settings of the stages that mean here what they mean in jax_brcd; all of a method and of a teacher objective are honoured
 HONOURED = {
-    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "max_bad_images", "decode_workers", "cache_dir",
-    "bits", "temperature", "kl_weight",
-    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
+    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "label_format", "max_bad_images", "decode_workers",
+    "cache_dir",    "bits", "temperature", "kl_weight",
+    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr", "teacher_temperature",
+    "teacher_kl_weight",
     "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
     "method", "method_weights", "batch_size", "seed", "out",
 }
@@ -276,12 +280,9 @@ def claim(out: pathlib.Path, config: Config) -> None:
         theirs = read_json(path)
         if theirs.get("framework") != "torch":
             raise InputError(f"{out}: holds a run of jax_brcd; name another `out`, or delete it")
-        # a setting that is not there was added since, and had its default's effect
-        usual = {field.name: field.default for stage in STAGES for field in dataclasses.fields(stage)}
-        changed = [f"`{name}` {before} (now {now})" for name, now in ours.items()
-                   if (before := theirs.get(name, usual.get(name, now))) != now]
+        changed = differences(ours, theirs)
         if changed:
-            raise InputError(f"{out}: holds a run with {'; '.join(changed)}; name another `out`, or delete it")
+            raise InputError(f"{out}: holds a run with {spelled(changed)}; name another `out`, or delete it")
     write_json(path, ours)
 
 

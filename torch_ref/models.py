@@ -94,15 +94,19 @@ def train(model: nn.Module, *, whole: bool) -> None:
             module.eval()
 
 
-def load_backbone(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> None:
-    """Loads all but the head from a weight file or torchvision's ImageNet weights; "random" loads nothing."""
+def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> bool:
+    """Loads a weight file or torchvision's ImageNet weights; "random" loads nothing. Returns whether a hash head came with them:
+    one of another form is left out, and so is ImageNet's classifier."""
     if weights == "random":
-        return
-    path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else pathlib.Path(weights).expanduser()
-    head = head_name(model) + "."
-    tensors = {key: torch.from_numpy(value) for key, value in read_weights(path).items() if not key.startswith(head)}
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(head)}
-    model.load_state_dict({**tensors, **own})
+        return False
+    path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else weights
+    tensors = {key: torch.from_numpy(value) for key, value in read_weights(path).items()}
+    prefix = head_name(model) + "."
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    came = weights != "imagenet" and {key: value.shape for key, value in tensors.items() if key.startswith(prefix)} == {
+        key: value.shape for key, value in own.items()}
+    model.load_state_dict(tensors if came else {**{key: value for key, value in tensors.items() if not key.startswith(prefix)}, **own})
+    return came
 
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
