@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from image_trees import write_images
 
+from jax_brcd import distill
 from jax_brcd.data import load_dataset
 from jax_brcd.data.listfile import read_list
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.command_line import one_line
 from jax_brcd.stages.configuration import create_config
+from jax_brcd.settings.options import one_line, run_command
+from torch_ref import distill as torch_distill
 
 NAMES = [f"{number}.png" for number in range(6)]
 
@@ -101,6 +103,17 @@ def test_the_label_format_is_a_setting_with_its_words():
     assert create_config().data.label_format is None
     with pytest.raises(InputError, match="multi-hot"):
         create_config(label_format="words")
+
+
+@pytest.mark.parametrize("main", [distill.main, torch_distill.main])
+def test_the_commands_hand_the_label_format_on_and_spell_it_as_an_option(write, tmp_path, capsys, main):
+    options = ["--dataset", "list", "--data-dir", str(write(["0", "cat"])), "--cache-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    for told, line in (([], "--label-format class-numbers or multi-hot"),
+                       (["--label-format", "class-numbers"], "train.txt:2: label 'cat' is no class number")):
+        with pytest.raises(SystemExit) as stop:
+            run_command(main, [*options, *told])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and line in error and error.count("\n") == 1
 
 
 TEXT = '0.png 1 0\n1.png 0 1\n'

@@ -15,7 +15,7 @@ from jax_brcd.methods import BaseMethod, Needs, TeacherKnowledge, create_method
 from jax_brcd.methods.base import check_needs
 from jax_brcd.models import create_hash_model
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.options import run_command
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start, train_epoch

@@ -22,7 +22,7 @@ from jax_brcd.methods import METHODS
 from jax_brcd.methods.kl import KL
 from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.files import read_json, write_json
-from jax_brcd.settings.configuration import STAGES, create_config
+from jax_brcd.stages.configuration import STAGES, create_config
 from torch_ref import clusters, distill, losses, retrieval
 from torch_ref import methods as torch_methods
 

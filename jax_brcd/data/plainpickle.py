@@ -60,27 +60,11 @@ def _run(data: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name]())
-        elif name in _VALUES:
-            stack.append(argument)
-        elif name in ("BINSTRING", "SHORT_BINSTRING"):
-            stack.append(argument.encode("latin-1"))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "GLOBAL":
-            stack.append(_known(*argument.split(" ", 1)))
-        elif name in _ACTIONS:
-            _ACTIONS[name](stack)
-        elif name == "STOP":
+        if opcode.name == "STOP":
             return stack.pop()
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"it has the instruction {name}")
+        if opcode.name not in _INSTRUCTIONS:
+            raise ValueError(f"it has the instruction {opcode.name}")
+        _INSTRUCTIONS[opcode.name](stack, memo, argument)
     raise ValueError("it is cut off")
 
 
@@ -107,6 +91,10 @@ def _last(stack: list[Any], count: int) -> list[Any]:
     return values
 
 
+def _remember(stack: list[Any], memo: dict[int, Any], number: int) -> None:
+    memo[number] = stack[-1]
+
+
 def _append(stack: list[Any], values: list[Any]) -> None:
     if type(stack[-1]) is not list:
         raise ValueError("it appends to what is no list")
@@ -118,10 +106,6 @@ def _set_items(stack: list[Any], items: list[Any]) -> None:
     if type(stack[-1]) is not dict or not all(isinstance(key, (str, bytes, int)) for key in keys):
         raise ValueError("it has a dictionary of other keys than texts and numbers")
     stack[-1].update(zip(keys, items[1::2], strict=True))
-
-
-def _stack_global(stack: list[Any]) -> None:
-    stack.append(_known(*_last(stack, 2)))
 
 
 def _reduce(stack: list[Any]) -> None:
@@ -179,22 +163,34 @@ def _finished(value: Any) -> dict[Any, Any]:
     return value | arrays
 
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple, "MARK": lambda: _MARK,
-}
-_VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-                     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"})
-_ACTIONS: dict[str, Callable[[list[Any]], None]] = {
-    "TUPLE": lambda stack: stack.append(tuple(_since_mark(stack))),
-    "TUPLE1": lambda stack: stack.append(tuple(_last(stack, 1))),
-    "TUPLE2": lambda stack: stack.append(tuple(_last(stack, 2))),
-    "TUPLE3": lambda stack: stack.append(tuple(_last(stack, 3))),
-    "APPEND": lambda stack: _append(stack, _last(stack, 1)),
-    "APPENDS": lambda stack: _append(stack, _since_mark(stack)),
-    "SETITEM": lambda stack: _set_items(stack, _last(stack, 2)),
-    "SETITEMS": lambda stack: _set_items(stack, _since_mark(stack)),
-    "STACK_GLOBAL": _stack_global, "REDUCE": _reduce, "BUILD": _build,
+# What each instruction does to the stack and to what is remembered, given its argument; any other is refused
+_INSTRUCTIONS: dict[str, Callable[[list[Any], dict[int, Any], Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda stack, memo, argument: None),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+                     "SHORT_BINBYTES", "BINBYTES8"), lambda stack, memo, argument: stack.append(argument)),
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), lambda stack, memo, argument: stack.append(argument.encode("latin-1"))),
+    "NONE": lambda stack, memo, argument: stack.append(None),
+    "NEWTRUE": lambda stack, memo, argument: stack.append(True),
+    "NEWFALSE": lambda stack, memo, argument: stack.append(False),
+    "EMPTY_DICT": lambda stack, memo, argument: stack.append({}),
+    "EMPTY_LIST": lambda stack, memo, argument: stack.append([]),
+    "EMPTY_TUPLE": lambda stack, memo, argument: stack.append(()),
+    "MARK": lambda stack, memo, argument: stack.append(_MARK),
+    "TUPLE": lambda stack, memo, argument: stack.append(tuple(_since_mark(stack))),
+    "TUPLE1": lambda stack, memo, argument: stack.append(tuple(_last(stack, 1))),
+    "TUPLE2": lambda stack, memo, argument: stack.append(tuple(_last(stack, 2))),
+    "TUPLE3": lambda stack, memo, argument: stack.append(tuple(_last(stack, 3))),
+    "APPEND": lambda stack, memo, argument: _append(stack, _last(stack, 1)),
+    "APPENDS": lambda stack, memo, argument: _append(stack, _since_mark(stack)),
+    "SETITEM": lambda stack, memo, argument: _set_items(stack, _last(stack, 2)),
+    "SETITEMS": lambda stack, memo, argument: _set_items(stack, _since_mark(stack)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _remember),
+    "MEMOIZE": lambda stack, memo, argument: _remember(stack, memo, len(memo)),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda stack, memo, argument: stack.append(memo[argument])),
+    "GLOBAL": lambda stack, memo, argument: stack.append(_known(*argument.split(" ", 1))),
+    "STACK_GLOBAL": lambda stack, memo, argument: stack.append(_known(*_last(stack, 2))),
+    "REDUCE": lambda stack, memo, argument: _reduce(stack),
+    "BUILD": lambda stack, memo, argument: _build(stack),
 }
 _MEANINGS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): _announced, ("numpy._core.multiarray", "_reconstruct"): _announced,
