@@ -135,7 +135,19 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
 
 def new_files():
     """The toys by the path of the file that they would be: their first line."""
-    return {block.text.partition("\n")[0].removeprefix("# "): block.text for block in blocks(EXTENDING)}
+    return {block.text.partition("\n")[0].removeprefix("# "): block.text for block in blocks(EXTENDING)
+            if block.text.startswith("# ")}
+
+
+def test_the_toys_are_those_that_are_tested():
+    """Each class and function of a toy stands so in one of the tests of extensions, but for what registers it."""
+    tested = {}
+    for path in pathlib.Path(__file__).parent.glob("test_extending_*.py"):
+        tested |= {node.name: ast.dump(ast.Module(node.body, [])) for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+    for text in new_files().values():
+        for node in ast.parse(text).body:
+            if hasattr(node, "name"):
+                assert ast.dump(ast.Module(node.body, [])) == tested[node.name], node.name
 
 
 def test_each_toy_is_part_of_the_package_by_one_file_and_one_line_elsewhere(tmp_path):
@@ -151,7 +163,7 @@ def test_each_toy_is_part_of_the_package_by_one_file_and_one_line_elsewhere(tmp_
             init.write(f"{line}\n")
     python(tmp_path, "-c", "from jax_brcd.stages.configuration import create_config\n"
            "from jax_brcd.export import EXPORTERS\nfrom jax_brcd.search import STORES\n"
-           "create_config(method='agree', agree_weight=2, teacher_objective='balance', student='patches')\n"
+           "create_config(method='warm_logits', warm_share=0.2, teacher_objective='balanced', student='toy')\n"
            "EXPORTERS['arrays'], STORES['dictionary']", root=tmp_path)
 
 
