@@ -65,7 +65,7 @@ def retrieval_grid(dataset: ImageDataset, path: pathlib.Path, encoder: str) -> R
     correct = np.einsum("qc,qrc->qr", labels.astype(int), dataset.database.labels[indices].astype(int)) > 0
 
     def names(rows: np.ndarray) -> list[str]:
-        return [dataset.class_names[number] for number in rows.argmax(axis=-1)]
+        return [dataset.class_names[row.argmax()] if row.any() else "no label" for row in rows]
 
     return RetrievalGrid(
         query_images=dataset.test.images[queries], query_names=names(labels),
