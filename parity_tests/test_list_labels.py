@@ -10,8 +10,8 @@ from jax_brcd import distill
 from jax_brcd.data import load_dataset
 from jax_brcd.data.listfile import read_list
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.command_line import one_line, run_command
 from jax_brcd.stages.configuration import create_config
-from jax_brcd.settings.options import one_line, run_command
 from torch_ref import distill as torch_distill
 
 NAMES = [f"{number}.png" for number in range(6)]
