@@ -98,6 +98,7 @@ def test_a_map_is_read_once(pixels, tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "_values_digest", lambda array: (read.append(array.shape), original(array))[1])
     assert len({digest(file) for _ in range(3)} | {digest(file[:])}) == 1 and len(read) == 1
     assert digest(file[:8]) != digest(file[8:]) and len(read) == 3
+    assert digest(file.view(ml_dtypes.float8_e5m2)) != digest(file.view(ml_dtypes.float8_e4m3)) and len(read) == 5
 
 
 def test_types_shapes_and_places_of_parts_count():
