@@ -1,4 +1,4 @@
-"""What an import costs, counted in the packages that it loads: the whole package none, a room none that is only for some of it."""
+"""What an import costs, counted in packages that it loads: the whole package none, a room none that only some of it needs."""
 
 import ast
 import importlib
@@ -54,13 +54,13 @@ def test_every_name_of_the_package_is_found_and_listed():
     for name in jax_brcd.__all__:
         assert getattr(jax_brcd, name).__module__.startswith("jax_brcd.") and name in dir(jax_brcd)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        jax_brcd.lod
+        _ = jax_brcd.lod
     with pytest.raises(ImportError):
         importlib.import_module("jax_brcd.lod")
 
 
 def test_type_checkers_see_the_same_names_as_users():
-    """The imports under TYPE_CHECKING name what is loaded at run time, from the same rooms; the package says that it is typed."""
+    """The imports under TYPE_CHECKING name what is loaded at run time, from the same rooms; and the package says it is typed."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {name.name: node.module.partition(".")[2] for node in checked.body for name in node.names}

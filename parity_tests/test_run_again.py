@@ -1,4 +1,4 @@
-"""A whole run, short but by its defaults, a second time: into another directory it compiles nothing; in 64 bits it is the same."""
+"""A whole run, short but by its defaults, again: into another directory it compiles nothing; in 64 bits it is the same."""
 
 import json
 import os

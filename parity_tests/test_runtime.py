@@ -7,12 +7,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax_brcd.settings.command_line import bars
 
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, UnknownName
 from jax_brcd.runtime.files import as_path, read_json, write_json
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.registry import Registry
-from jax_brcd.settings.command_line import bars
 
 
 @pytest.fixture
@@ -73,7 +73,8 @@ from jax_brcd.runtime.precision import in_32_bits
 
 @in_32_bits
 def inner():
-    return jnp.arange(3), jnp.ones(2) / 3, jax.random.uniform(jax.random.key(0)), jax.random.randint(jax.random.key(0), (), 0, 99)
+    key = jax.random.key(0)
+    return jnp.arange(3), jnp.ones(2) / 3, jax.random.uniform(key), jax.random.randint(key, (), 0, 99)
 
 before = jnp.arange(3).dtype
 numbers = inner()

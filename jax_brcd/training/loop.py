@@ -233,7 +233,7 @@ class _Course:
         self.on_disk, self.unsaved, self.saved_at = True, None, time.monotonic()
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """Counts the epoch that the state has just left, validates it in its turn, and saves it at the end or where it is due."""
+        """Counts the epoch that the state has just left, validates in its turn, and saves at the end or where it is due."""
         stage = self.stage
         self.epoch, self.begun = self.epoch + 1, NOT_BEGUN
         self.history.append(record)
@@ -277,7 +277,7 @@ def on_host(tree: Tree) -> Tree:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether training can go on from a state on the host: all moved by gradients is finite, and what is carried is a number."""
+    """Whether training can go on from a state on the host: what gradients move is finite, and what is carried is a number."""
     def holds(test, tree):
         return all(test(leaf) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
 
