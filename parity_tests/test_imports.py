@@ -60,7 +60,7 @@ def test_every_name_of_the_package_is_found_and_listed():
 
 
 def test_type_checkers_see_the_same_names_as_users():
-    """The imports under TYPE_CHECKING name what is loaded at run time, from the same rooms; and the package says it is typed."""
+    """The imports under TYPE_CHECKING name what is loaded at run time, from the same rooms; the package says it is typed."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {name.name: node.module.partition(".")[2] for node in checked.body for name in node.names}
