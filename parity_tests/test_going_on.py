@@ -97,6 +97,22 @@ def test_a_stage_cut_in_one_way_of_running_it_goes_on_in_another(
     assert_same(fitted, undisturbed)
 
 
+def test_checkpoints_inside_an_epoch_compile_nothing(images, tmp_path):
+    """When one is due is a matter of the clock, and a second run is to find every program that the first one left."""
+    seen, listening = [], True
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: seen.append(event) if listening and event.endswith("backend_compile_duration") else None)
+    run(stage(images, scan=False, checkpoint_seconds=1e9), tmp_path / "seldom")
+    jax.clear_caches()
+    seen.clear()
+    run(stage(images, scan=False, checkpoint_seconds=1e9), tmp_path / "seldom again")
+    seldom, _ = len(seen), seen.clear()
+    jax.clear_caches()
+    run(stage(images, scan=False), tmp_path / "always")
+    listening = False
+    assert len(seen) == seldom > 0
+
+
 def test_a_stage_changes_its_way_again_and_again(images, undisturbed, tmp_path, monkeypatch):
     """Each save is the newest one, whatever the save before it counted."""
     for steps, way in ((2, "stepped"), (2 * STEPS, "scanned"), (1, "streamed"), (STEPS, "scanned"), (1, "stepped")):
