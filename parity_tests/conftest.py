@@ -1,7 +1,7 @@
 """Fixtures shared by all tests: golden numbers and the material beside the repository; and what the suite costs.
 
-All workers and the processes that tests start share one directory of compiled programs for the session. A worker gives its memory
-back when it has grown, and the last lines of a session name the largest process.
+All workers and the processes that tests start share one directory of compiled programs for the session. A worker gives its
+memory back when it has grown, and the last lines of a session name the largest process.
 """
 
 import contextlib

@@ -98,13 +98,15 @@ def test_a_map_is_read_once(pixels, tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "_values_digest", lambda array: (read.append(array.shape), original(array))[1])
     assert len({digest(file) for _ in range(3)} | {digest(file[:])}) == 1 and len(read) == 1
     assert digest(file[:8]) != digest(file[8:]) and len(read) == 3
+    assert digest(file.view(ml_dtypes.float8_e5m2)) != digest(file.view(ml_dtypes.float8_e4m3)) and len(read) == 5
 
 
 def test_types_shapes_and_places_of_parts_count():
     zeros = np.zeros(4, np.uint8)
-    different = [zeros, zeros.astype(np.int8), zeros.astype(bool), zeros.reshape(2, 2), np.zeros(1, np.uint32), zeros.tolist(), "0",
-                 0, 0.0, False, None, b"0", np.uint8(0), np.zeros((0, 4)), np.zeros((4, 0)), np.zeros(4, ">u2"), np.zeros(4, "<u2"),
-                 np.zeros(4, ml_dtypes.bfloat16), np.zeros(4, np.float16), {"a": 0}, [("a", 0)], pathlib.PurePosixPath("0")]
+    different = [zeros, zeros.astype(np.int8), zeros.astype(bool), zeros.reshape(2, 2), np.zeros(1, np.uint32), np.uint8(0),
+                 np.zeros((0, 4)), np.zeros((4, 0)), np.zeros(4, ">u2"), np.zeros(4, "<u2"), np.zeros(4, np.float16),
+                 np.zeros(4, ml_dtypes.bfloat16), zeros.tolist(), "0", b"0", 0, 0.0, False, None, {"a": 0}, [("a", 0)],
+                 pathlib.PurePosixPath("0")]
     assert len({digest(part) for part in different}) == len(different)
     assert digest("ab", "c") != digest("a", "bc") != digest("abc") and digest(["a"], "b") != digest(["a", "b"])
     assert digest(1, 2) != digest(2, 1) and digest() != digest(None)
@@ -144,5 +146,6 @@ def test_features_of_both_halves_of_a_file_are_their_own(tmp_path):
         np.testing.assert_allclose(cache.evaluation(file[half], size=8), whole[half], rtol=1e-5, atol=1e-5)
     assert np.abs(whole[:2] - whole[2:]).max() > 1e-3
     told = []
-    dataclasses.replace(cache, directory=str(tmp_path / "text"), progress=lambda *what: told.append(what)).evaluation(images, size=8)
+    told_of = dataclasses.replace(cache, directory=str(tmp_path / "text"), progress=lambda *what: told.append(what))
+    told_of.evaluation(images, size=8)
     assert told == [("resnet8 images", 4, 4)]

@@ -25,7 +25,7 @@ def images():
 
 
 def noisy_brightness(parameters, carry, constants, batch, key):
-    """Pulls `x` to the brightness of a batch's images and some noise, by which steps with another key are told; counts steps."""
+    """Pulls `x` to the brightness of a batch's images and some noise, which tells steps of other keys apart; counts steps."""
     seen = jnp.mean(constants["images"][batch.indices] / 255.0, axis=(1, 2, 3)) + 0.1 * jax.random.normal(key)
     errors = jnp.where(batch.valid, (parameters["x"] - constants["scale"] * seen) ** 2, 0.0)
     return jnp.sum(errors) / jnp.sum(batch.valid), (carry + 1, {"mean": jnp.mean(seen)})
@@ -37,8 +37,8 @@ adam = functools.cache(optax.adam)  # stages of one optimizer share their progra
 def stage(images, *, streamed=False, rate=0.05, scale=1.0, **settings):
     held, stream = (StepImages(), Stream(images)) if streamed else (jnp.asarray(images), None)
     return Stage(**{"name": "toy", "loss": noisy_brightness, "optimizer": adam(rate), "n_images": IMAGES,
-                    "batch_size": BATCH, "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": EPOCHS, "seed": 0,
-                    "kept_views": None, "stream": stream, "checkpoint_seconds": 0.0, **settings})
+                    "batch_size": BATCH, "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": EPOCHS,
+                    "seed": 0, "kept_views": None, "stream": stream, "checkpoint_seconds": 0.0, **settings})
 
 
 def run(toy, directory, **told):
@@ -50,7 +50,7 @@ def run(toy, directory, **told):
 
 
 def cut(monkeypatch, toy, directory, *, steps: int):
-    """Runs a stage until so many steps are done and on disk, or the last epoch's end before that where an epoch is one program."""
+    """Runs a stage until so many steps are done and on disk; where an epoch is one program, to the last epoch's end before."""
     done = []
     with monkeypatch.context() as patched:
         step, epoch = training._compiled_step, training._run_epoch
@@ -87,12 +87,30 @@ def undisturbed(images, tmp_path_factory):
 
 @pytest.mark.parametrize(("first", "second"), [(a, b) for a in WAYS for b in WAYS if a != b])
 @pytest.mark.parametrize("steps", [1, STEPS + 2, 2 * STEPS])
-def test_a_stage_cut_in_one_way_of_running_it_goes_on_in_another(images, undisturbed, tmp_path, monkeypatch, first, second, steps):
+def test_a_stage_cut_in_one_way_of_running_it_goes_on_in_another(
+    images, undisturbed, tmp_path, monkeypatch, first, second, steps
+):
     """The rest of the epoch, then the next: twelve steps in all, with the same batches and keys."""
     cut(monkeypatch, stage(images, **WAYS[first]), tmp_path, steps=steps)
     fitted = run(stage(images, **WAYS[second]), tmp_path)
     assert int(fitted.state.carry) == EPOCHS * STEPS
     assert_same(fitted, undisturbed)
+
+
+def test_checkpoints_inside_an_epoch_compile_nothing(images, tmp_path):
+    """When one is due is a matter of the clock, and a second run is to find every program that the first one left."""
+    seen, listening = [], True
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: seen.append(event) if listening and event.endswith("backend_compile_duration") else None)
+    run(stage(images, scan=False, checkpoint_seconds=1e9), tmp_path / "seldom")
+    jax.clear_caches()
+    seen.clear()
+    run(stage(images, scan=False, checkpoint_seconds=1e9), tmp_path / "seldom again")
+    seldom, _ = len(seen), seen.clear()
+    jax.clear_caches()
+    run(stage(images, scan=False), tmp_path / "always")
+    listening = False
+    assert len(seen) == seldom > 0
 
 
 def test_a_stage_changes_its_way_again_and_again(images, undisturbed, tmp_path, monkeypatch):
@@ -193,8 +211,8 @@ def run_growing(toy, directory):
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_stage_that_diverged_goes_on_from_its_last_good_epoch_at_a_lower_rate(tmp_path, scan):
     """No checkpoint was due before it diverged; the state before the epoch in which it did is saved all the same."""
-    with pytest.raises(TrainingDiverged, match="toy: the loss is inf at step 3 of epoch 2; try a lower learning rate or a higher "
-                       "temperature; the last good checkpoint is kept in"):
+    with pytest.raises(TrainingDiverged, match="toy: the loss is inf at step 3 of epoch 2; try a lower learning rate or a "
+                       "higher temperature; the last good checkpoint is kept in"):
         run_growing(growing(HIGH, scan=scan), tmp_path)
     kept, told = Checkpoints(tmp_path).restore({"state": first_state(growing(HIGH)), "best": {}})
     assert told["epoch"] == len(told["history"]) == 1 and int(kept["state"].carry) == STEPS
@@ -228,7 +246,7 @@ def test_the_optimizers_moments_go_on_with_another_rate(images, tmp_path):
 
 
 def test_a_stage_that_diverges_in_its_first_epoch_keeps_nothing_and_says_so(images, tmp_path):
-    with pytest.raises(TrainingDiverged, match="the loss is nan at step 1 of epoch 1; .* it begins anew, as no checkpoint is kept"):
+    with pytest.raises(TrainingDiverged, match="the loss is nan at step 1 of epoch 1; .* it begins anew, as no checkpoint"):
         run(stage(images, scale=np.nan), tmp_path)
     assert int(run(stage(images), tmp_path).state.carry) == EPOCHS * STEPS
 
@@ -237,7 +255,7 @@ def test_a_stage_that_diverges_in_its_first_epoch_keeps_nothing_and_says_so(imag
 def test_weights_that_the_last_step_spoils_are_neither_saved_nor_returned(tmp_path, scan):
     """Every loss is finite, but the gradient of the last one is not: no later loss tells."""
     def spoiled(parameters, carry, constants, batch, key):
-        return jnp.where(carry == STEPS * 2 - 1, 3e38, 1e-6) * parameters["x"], (carry + 1, {})  # ten times the last is infinite
+        return jnp.where(carry == STEPS * 2 - 1, 3e38, 1e-6) * parameters["x"], (carry + 1, {})  # its tenfold is infinite
 
     toy = dataclasses.replace(growing(1e-3), loss=spoiled, optimizer=optax.sgd(10.0), epochs=2, scan=scan)
     with pytest.raises(TrainingDiverged, match="toy: the weights are no longer finite after step 3 of epoch 2"):

@@ -1,4 +1,4 @@
-"""Images that travel with each step, and checkpoints inside an epoch: the numbers of a run that has it all and is not disturbed."""
+"""Images that travel with each step, and checkpoints inside an epoch: the numbers of a run that has all and is undisturbed."""
 
 import dataclasses
 

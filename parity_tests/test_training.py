@@ -144,3 +144,13 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path
         fit(broken, first_state(broken), Checkpoints(tmp_path / "broken"))
     arrays, progress = Checkpoints(tmp_path / "good").restore({"state": first_state(stage()), "best": {}})
     assert progress["epoch"] == 2 and np.isfinite(arrays["state"].parameters["x"])
+
+
+def test_checkpoints_lie_where_a_user_writes_they_do_and_are_numbered_by_saves(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoints = Checkpoints("~/stage")
+    for number in range(3):
+        checkpoints.save({"x": jnp.float32(number)}, {"epoch": 10 - number})
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["3"]  # the newest, whatever its progress says
+    arrays, progress = Checkpoints(str(tmp_path / "stage")).restore({"x": jnp.float32(0)})
+    assert float(arrays["x"]) == 2.0 and progress == {"epoch": 8}

@@ -1,8 +1,8 @@
 """Compiled programs that outlive a run, so that the next one begins at once: JAX's persistent compilation cache, made safe.
 
-JAX's own store of these files writes them in place, so that a run killed in the middle of one leaves a broken file that is never
-written again, and bounds its size only under a lock that a read-only directory does not allow. What stands in for it here writes
-files whole, knows broken ones by their digest, and lets no error of the file system reach a run.
+JAX's own store of these files writes them in place, so that a run killed in the middle of one leaves a broken file that is
+never written again, and bounds its size only under a lock that a read-only directory does not allow. What stands in for it here
+writes files whole, knows broken ones by their digest, and lets no error of the file system reach a run.
 
 A program is known by what is compiled, the compiler and its options, and the processor. Whoever can write to the directory can
 make a run execute what they like, so it is made for its owner alone.

@@ -95,7 +95,7 @@ def _place(array: np.memmap) -> tuple[mmap.mmap, tuple] | None:
     if time.time() - file.st_ctime < SETTLED_SECONDS:
         return None
     begin = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-    return root.base, (begin, array.strides, array.shape, array.dtype.str, file.st_ino, file.st_size, file.st_mtime_ns,
+    return root.base, (begin, array.strides, array.shape, array.dtype, file.st_ino, file.st_size, file.st_mtime_ns,
                        file.st_ctime_ns)
 
 

@@ -156,7 +156,12 @@ def stepped_epoch(
         jax.block_until_ready(history[-2:-1])
         if after_step:
             after_step(number + 1, state, history)
-    return state, jax.tree.map(lambda *values: jnp.stack(values), *history)
+    return state, stacked(history)
+
+
+def stacked(history: list[Metrics]) -> dict[str, np.ndarray]:
+    """Each metric's values (steps,), on the host: stacked on the device, every number of steps would be another program."""
+    return jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))
 
 
 @in_32_bits
@@ -233,7 +238,7 @@ class _Course:
         self.on_disk, self.unsaved, self.saved_at = True, None, time.monotonic()
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """Counts the epoch that the state has just left, validates it in its turn, and saves it at the end or where it is due."""
+        """Counts the epoch that the state has just left, validates in its turn, and saves at the end or where it is due."""
         stage = self.stage
         self.epoch, self.begun = self.epoch + 1, NOT_BEGUN
         self.history.append(record)
@@ -277,7 +282,7 @@ def on_host(tree: Tree) -> Tree:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether training can go on from a state on the host: all moved by gradients is finite, and what is carried is a number."""
+    """Whether training can go on from a state on the host: what gradients move is finite, and what is carried is a number."""
     def holds(test, tree):
         return all(test(leaf) for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
 
@@ -295,14 +300,14 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
     key = devices.replicate(jax.random.fold_in(jax.random.key(stage.seed), course.epoch))
     before = course.begun["metrics"]
 
-    def so_far(metrics: Metrics) -> dict[str, np.ndarray]:
+    def so_far(metrics: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
         """Every metric's values from the epoch's first step on."""
         fetched = jax.device_get(metrics)
         return {name: np.append(np.array(before.get(name, ()), value.dtype), value) for name, value in fetched.items()}
 
     def after_step(step: int, state: TrainState, history: list[Metrics]) -> None:
         if step < stage.steps and course.due():
-            values = so_far(jax.tree.map(lambda *values: jnp.stack(values), *history))
+            values = so_far(stacked(history))
             course.check(values["loss"], state)
             course.save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
 

@@ -1,4 +1,4 @@
-"""Which images and views each training step sees: drawn on the host from the seed alone, so that both frameworks can see the same."""
+"""Which images and views each training step sees: drawn on the host from the seed alone, so both frameworks see the same."""
 
 from typing import NamedTuple
 
