@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from jax_brcd.losses import cibhash_terms
+from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import DistillationBatch, Method, TeacherKnowledge
 from jax_brcd.methods.base import Needs, view_name
 from jax_brcd.models import HashModel
@@ -53,6 +54,15 @@ def teacher_outputs(source: TeacherSource, batch: Batches, needs: Needs) -> dict
         ITSELF if isinstance(view, str) else view).only(needs.teacher) for view in needs.views}
 
 
+def hashed_anew(outputs: Outputs) -> Outputs:
+    """The same outputs, with codes that are made here.
+
+    Made after the terms of the student's own objective they have their part of the gradient summed first, as it always was:
+    float32 sums in another order are other runs.
+    """
+    return outputs._replace(codes=hash_codes(outputs.logits))
+
+
 def check_metrics(metrics: Mapping[str, Any]) -> None:
     """Raises ValueError where a method's metric bears the name of one of the stage's."""
     taken = sorted(set(metrics) & {*OWN_METRICS, "stage", "epoch", "seconds"})
@@ -81,8 +91,8 @@ def student_stage(
     """
     graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
     needs, n_images = method.needs, settings["n_images"]
-    own = () if method.replaces_objective else (VIEW_I, VIEW_J)  # the views that the student's own objective contrasts
-    views = tuple(view for view in (VIEW_I, VIEW_J) if view in own or view in needs.views)
+    # the student's own objective contrasts both random views
+    views = tuple(view for view in (VIEW_I, VIEW_J) if view in needs.views or not method.replaces_objective)
     method_parameters, memory = method.init(
         knowledge._replace(student_features=student.backbone.features, teacher_features=teacher.width), seed=method_seed)
 
@@ -92,19 +102,20 @@ def student_stage(
         # of a frozen backbone dropout would only make the features noisy, so it is for those that learn
         of_student = student_outputs(constants["student_views"], model, batch, needs, views,
                                      drop_key if train_backbone else None)
+        of_teacher = teacher_outputs(constants["teacher"], batch, needs)
+        own = () if method.replaces_objective else cibhash_terms(
+            of_student[VIEW_I].logits, of_student[VIEW_J].logits, temperature=temperature, valid=batch.valid)
         seen = DistillationBatch(
             indices=batch.indices, valid=batch.valid, key=key, temperature=temperature,
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
-            student={view_name(view): of_student[view_name(view)].only(needs.student) for view in needs.views},
-            teacher=teacher_outputs(constants["teacher"], batch, needs),
-            step=carry["step"], steps=stage.epochs * stage.steps)
+            student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.views},
+            teacher=of_teacher, step=carry["step"], steps=stage.epochs * stage.steps)
         distillation, memory, metrics = method.loss(parameters["method"], carry["memory"], seen)
         check_metrics(metrics)
         metrics = {"distillation": distillation, **metrics}
         total = distillation
-        if not method.replaces_objective:
-            contrastive, kl = cibhash_terms(*(of_student[view].logits for view in own), temperature=temperature,
-                                            valid=batch.valid)
+        if own:
+            contrastive, kl = own
             metrics = {"contrastive": contrastive, "kl": kl, **metrics}
             total = contrastive + kl_weight * kl + distillation
         carry = {"statistics": nnx.state(model, nnx.BatchStat), "memory": memory, "step": carry["step"] + 1}
