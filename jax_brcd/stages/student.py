@@ -54,8 +54,12 @@ def teacher_outputs(source: TeacherSource, batch: Batches, needs: Needs) -> dict
         ITSELF if isinstance(view, str) else view).only(needs.teacher) for view in needs.views}
 
 
-def with_codes(outputs: Outputs) -> Outputs:
-    """The outputs with the codes of their logits computed once more."""
+def hashed_anew(outputs: Outputs) -> Outputs:
+    """The same outputs, with codes that are made here.
+
+    Made after the terms of the student's own objective they have their part of the gradient summed first, as it always was:
+    float32 sums in another order are other runs.
+    """
     return outputs._replace(codes=hash_codes(outputs.logits))
 
 
@@ -106,8 +110,7 @@ def student_stage(
         seen = DistillationBatch(
             indices=batch.indices, valid=batch.valid, key=key, temperature=temperature,
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
-            # Codes anew, so that the gradient adds the method's part to the objective's: earlier runs' numbers hang on the order
-            student={view_name(view): with_codes(of_student[view_name(view)]).only(needs.student) for view in needs.views},
+            student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.views},
             teacher=teacher_outputs(constants["teacher"], batch, needs),
             step=carry["step"], steps=stage.epochs * stage.steps)
         distillation, memory, own_metrics = method.loss(parameters["method"], carry["memory"], seen)
