@@ -1,4 +1,4 @@
-"""A run's model with the weights it is told to take: whole teachers with their heads, classifiers, tags, and what is said of each."""
+"""A run's model with the weights it is told to take: whole teachers, classifiers, tags, and what is said of each."""
 
 import hashlib
 

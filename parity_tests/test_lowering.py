@@ -41,7 +41,8 @@ def test_a_model_has_all_its_convolutions_on_every_accelerator(name):
     backbone = short_backbone(name)
     graph, state = nnx.split(backbone)
     size = BACKBONES[name].preprocessing.size if backbone.fixed_size else 64
-    operations = lowered(lambda state, images: nnx.merge(graph, state)(images, train=False), state, pixels(BATCH, size, size, 3))
+    operations = lowered(lambda state, images: nnx.merge(graph, state)(images, train=False), state,
+                         pixels(BATCH, size, size, 3))
     layers = [layer for _, layer in nnx.iter_modules(backbone) if isinstance(layer, nnx.Conv)]
     of_each_channel = [layer for layer in layers if layer.feature_group_count > 1]
     assert operations["cuda"]["convolution"] == operations["tpu"]["convolution"] == len(layers)
@@ -50,8 +51,6 @@ def test_a_model_has_all_its_convolutions_on_every_accelerator(name):
     for operation in ("dot_general", "rsqrt", "exponential", "logistic", "tanh"):
         assert operations["cuda"][operation] == operations["tpu"][operation], operation
     assert operations["cpu"]["dot_general"] >= operations["cuda"]["dot_general"]
-    # what is not of this platform is not in the program: a choice that is left has one branch
-    assert "convolution" not in operations["cpu"] or operations["cpu"]["convolution"] < len(layers) or not of_each_channel
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet8"])
@@ -76,7 +75,8 @@ def test_views_are_the_same_operations_on_every_platform(shape):
     def views(keys, images):
         return random_views(keys, images, ViewConfig(size=24)), evaluation_views(images, 24, resize=28)
 
-    operations = lowered(views, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)), pixels(*shape, dtype=jnp.uint8))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    operations = lowered(views, keys, pixels(*shape, dtype=jnp.uint8))
     kinds = {platform: set(counts) for platform, counts in operations.items()}
     # a CPU takes images in turn and skips what was not drawn, others take a batch at once and select
     for needed in ("gather", "floor", "sort", "minimum", "maximum", "divide", "sqrt", "while"):

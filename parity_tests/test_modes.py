@@ -1,4 +1,4 @@
-"""NNX's `model.train()` and `model.eval()`: what they set, what an explicit argument overrides, and that nothing compiles again."""
+"""NNX's `model.train()` and `model.eval()`: what they set, what an argument overrides, and that nothing compiles again."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from model_pairs import random_images
 from jax_brcd.models import BACKBONES, HashModel, create_backbone, create_hash_model, torchvision_state
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.efficientnet import EfficientNet, EfficientNetClassifier, Stage, mbconv
-from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import BatchNorm, Dropping
 
 KEY = jax.random.key(0)
@@ -77,7 +76,8 @@ def test_a_part_of_a_model_can_be_put_into_a_mode_of_its_own():
     images, model = random_images(4, 32), create_hash_model("resnet8", 8)
     before = torchvision_state(model)
     model.train()
-    model.backbone.layer1.eval() if hasattr(model.backbone.layer1, "eval") else [block.eval() for block in model.backbone.layer1]
+    for block in model.backbone.layer1:
+        block.eval()
     model(images)
     after = torchvision_state(model)
     for name in (name for name in before if name.endswith("running_mean")):
@@ -102,7 +102,6 @@ def test_models_in_one_mode_have_one_structure_and_compile_once(name):
 
 
 def test_every_family_begins_in_evaluation_mode():
-    assert issubclass(type(efficientnet()), Dropping) and linear_head(4, 2, rngs=nnx.Rngs(0)) is not None
     for name in ("resnet8", "vit_lite_4_8", "mobilenet_v2", "mobilenet_v3_large"):
         model = nnx.eval_shape(lambda name=name: BACKBONES[name].build(dtype=jnp.float32, rngs=nnx.Rngs(0)))
         for _, module in nnx.iter_modules(model):

@@ -92,7 +92,8 @@ def test_a_training_step_holds_no_array_of_64_bits(name):
                                        jax.ShapeDtypeStruct((2,), jnp.bool_), jax.random.key(0))
     found = {variable.aval for equation in equations(program.jaxpr) for variable in (*equation.invars, *equation.outvars)}
     # a key of two 32-bit numbers has a type that is not NumPy's
-    wide = [aval for aval in found if getattr(aval, "shape", ()) and isinstance(aval.dtype, np.dtype) and aval.dtype.itemsize == 8]
+    wide = [aval for aval in found
+            if getattr(aval, "shape", ()) and isinstance(aval.dtype, np.dtype) and aval.dtype.itemsize == 8]
     assert not wide and {aval.dtype for aval in program.out_avals} <= {np.dtype(np.float32), np.dtype(np.int32)}
 
 

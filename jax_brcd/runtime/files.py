@@ -1,12 +1,19 @@
 """Writing files so that what is on disk is always whole."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+
+def as_path(path: os.PathLike | str) -> pathlib.Path:
+    """A path as users give it: text or a Path, `~` being their home."""
+    return pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager
@@ -15,7 +22,7 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
 
     Raises OSError where the disk is full; `path` then holds what it held before.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -30,6 +37,27 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Yields a temporary sibling folder that takes the place of `folder` only if the block succeeds.
+
+    Raises OSError where the disk is full; `folder` is then as it was.
+    """
+    folder = as_path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: os.PathLike | str, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -38,9 +66,13 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(pathlib.Path(path).read_text())
+    return json.loads(as_path(path).read_text())
 
 
-def as_path(path: os.PathLike | str) -> pathlib.Path:
-    """A path that a user gave: `~` is their home."""
-    return pathlib.Path(path).expanduser()
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock file `path` for the block, waiting for another process that holds it; it ends with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

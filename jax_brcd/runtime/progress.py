@@ -1,8 +1,9 @@
-"""How far something long has come: told to a callback, so that the library draws nothing by itself."""
+"""How long work tells of itself: a callback that the caller gives. The library is silent by itself."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # (description, done, total)
+# (description, done, total): `done` of `total` items of what is described are done
+Progress = Callable[[str, int, int], None]
 
 
 def silent(description: str, done: int, total: int) -> None:
