@@ -9,7 +9,11 @@ import torch
 from flax import nnx
 from torch import nn
 
-from jax_brcd.models import Backbone, create_backbone, load_torchvision_state
+from jax_brcd.models import BACKBONES, Backbone, create_backbone, load_torchvision_state
+from jax_brcd.models.adapt import adapted
+from jax_brcd.models.convnext import ConvNeXt
+from jax_brcd.models.resnet import ResNet
+from jax_brcd.models.vit import VisionTransformer
 from torch_ref.models import create_hash_model, set_head, train
 
 # one layer of 24 or 32 has all their widths and head counts, and takes seconds
@@ -84,15 +88,37 @@ def abstract_backbone(name: str, dtype=jnp.float32) -> Backbone:
     return nnx.clone(_abstract(name, dtype))
 
 
+def _shortened(build: functools.partial) -> functools.partial:
+    """A family's builder with at most two blocks a stage, or one layer of a transformer."""
+    first, second, *others = build.args if len(build.args) > 1 else (*build.args, None)
+    if build.func is VisionTransformer:
+        return functools.partial(build.func, first, second, 1, *others[1:])
+    if build.func in (ResNet, ConvNeXt):
+        return functools.partial(build.func, first, tuple(min(depth, 2) for depth in second), *others, **build.keywords)
+    return functools.partial(build.func, [stage._replace(depth=min(stage.depth, 2)) for stage in first], **build.keywords)
+
+
+@functools.cache
+def _short(name: str) -> Backbone:
+    build = BACKBONES[name].build
+    build = _shortened(build) if isinstance(build, functools.partial) else build
+    return nnx.eval_shape(lambda: adapted(build(dtype=jnp.float32, rngs=nnx.Rngs(0)), name=name, image_size=0))
+
+
+def short_backbone(name: str) -> Backbone:
+    """Our backbone with shapes for weights and without most repetitions, of which the largest consist."""
+    return nnx.clone(_short(name))
+
+
 def make_pair(name: str) -> tuple[nn.Module, Backbone]:
     """torchvision's headless model and ours, with the same random weights; of the largest not every repetition."""
-    theirs, ours = without_head(torch_model(name, device="meta")), abstract_backbone(name)
+    theirs = without_head(torch_model(name, device="meta"))
+    ours = short_backbone(name) if name in (*SHORTENED, *SHORT_STAGES) else abstract_backbone(name)
     if name in SHORTENED:
-        theirs.encoder.layers, ours.encoder.layers = theirs.encoder.layers[:1], nnx.List(ours.encoder.layers[:1])
+        theirs.encoder.layers = theirs.encoder.layers[:1]
     if name in SHORT_STAGES:
         for number in range(1, len(theirs.features) - 1):
             theirs.features[number] = theirs.features[number][:2]
-            ours.stages[number] = nnx.List(ours.stages[number][:2])
     theirs = randomise(theirs.to_empty(device="cpu"))
     return theirs, load_torchvision_state(ours, theirs.state_dict())
 

@@ -1,4 +1,4 @@
-"""A run's model with the weights it is told to take: whole teachers with their heads, classifiers, tags, and what is said of each."""
+"""A run's model with the weights it is told to take: whole teachers, classifiers, tags, and what is said of each."""
 
 import hashlib
 
@@ -130,9 +130,9 @@ def test_a_file_that_says_it_is_of_another_model_is_refused_by_that_name(built, 
 
 
 @pytest.mark.parametrize(("weights", "message"), [
-    ("/absent.safetensors", "teacher_weights /absent.safetensors: for resnet8: no such weight file; check the path"),
-    ("imagenet", "teacher_weights imagenet: for resnet8: no weights 'imagenet' of 'resnet8' are known; give a weight file"),
-    ("held-out", "teacher_weights held-out: for resnet8: no such weight file"),
+    ("/absent.safetensors", "teacher_weights /absent.safetensors: no such weight file; check the path"),
+    ("imagenet", "teacher_weights imagenet: no weights 'imagenet' of 'resnet8' are known; give a weight file"),
+    ("held-out", "teacher_weights held-out: no such weight file"),
 ])
 def test_an_error_names_the_setting_and_its_value_once(built, weights, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -141,6 +141,6 @@ def test_an_error_names_the_setting_and_its_value_once(built, weights, message):
 
 
 def test_broken_weights_are_refused_by_name(built, trained):
-    with pytest.raises(InputError, match=r"teacher_weights .*weights.safetensors: for resnet8: the weights are broken: NaN or infinity in "
+    with pytest.raises(InputError, match=r"teacher_weights .*weights.safetensors: the weights are broken: NaN or infinity in "
                                          "conv1.weight"):
         built({**trained, "conv1.weight": np.full_like(trained["conv1.weight"], np.nan)})

@@ -1,4 +1,4 @@
-"""A backbone family that lives outside the package: any NNX module from images to features, registered, trained, saved, loaded."""
+"""A backbone family from outside the package: any NNX module from images to features, registered, trained, saved, loaded."""
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,8 @@ def test_its_state_goes_through_a_file_bit_for_bit(tmp_path):
 
 def test_a_run_builds_it_from_its_file_head_included(tmp_path):
     safetensors.numpy.save_file(model_state(seeded(3)), tmp_path / "toy.safetensors")
-    built = build("toy", BITS, tmp_path / "toy.safetensors", option="teacher_weights", seed=0, dtype="float32", cache_dir=tmp_path)
+    built = build("toy", BITS, tmp_path / "toy.safetensors", option="teacher_weights", seed=0, dtype="float32",
+                  cache_dir=tmp_path)
     assert built.head_came
     np.testing.assert_array_equal(built.model(random_images(4)), seeded(3)(random_images(4)))
 
@@ -207,8 +208,9 @@ def test_preprocessing_goes_through_json_and_is_checked():
     whole = Preprocessing(48, 56, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert whole.to_dict() == {"size": 48, "resize": 56, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear"}
     assert Preprocessing.from_dict(whole.to_dict()) == whole and hash(whole) == hash(Preprocessing.from_dict(whole.to_dict()))
-    for fields, message in (({"size": 0}, "size 0: not a number of pixels"), ({"size": 32, "resize": 31}, "resize 31: a square of 32"),
-                            ({"resize": 32}, "needs size"), ({"size": 32, "crop": 1}, "unknown field of a preprocessing 'crop'"),
+    for fields, message in (({"size": 0}, "size 0: not a number of pixels"), ({"resize": 32}, "needs size"),
+                            ({"size": 32, "resize": 31}, "resize 31: a square of 32"),
+                            ({"size": 32, "crop": 1}, "unknown field of a preprocessing 'crop'"),
                             ({"size": 32, "std": [1, 1, 0]}, "divided by it"), ({"size": 32, "mean": [1, 1]}, "three numbers"),
                             ({"size": 32, "interpolation": "lanczos"}, "unknown interpolation 'lanczos'")):
         with pytest.raises(InputError, match=message):

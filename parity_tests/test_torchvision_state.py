@@ -217,7 +217,7 @@ def test_a_prefix_is_taken_off_a_backbone_and_before_a_vits_own_name_of_its_head
 def test_a_prefix_of_some_names_is_left_and_both_spellings_are_shown():
     state = torchvision_state(abstract := make_pair("resnet8")[1])
     given = {f"module.{key}" if key.startswith("layer") else key: value for key, value in state.items()}
-    with pytest.raises(InputError, match=r"missing layer1\.0\.conv1\.weight, .* more; unknown module\.layer1\.0\.conv1\.weight, .* more;"):
+    with pytest.raises(InputError, match=r"missing layer1\.0\.conv1.* more; unknown module\.layer1\.0\.conv1.* more;"):
         load_torchvision_state(abstract, given)
 
 
@@ -236,7 +236,8 @@ BROKEN_TENSORS = {
     "bytes": (lambda value: (255 * value).astype(np.uint8), "of another type conv1.weight uint8 instead of float32"),
     "words": (lambda value: "conv1.weight", "conv1.weight is no tensor of numbers but str"),
     "nothing": (lambda value: None, "conv1.weight is no tensor of numbers but NoneType"),
-    "quantised": (lambda value: torch.quantize_per_tensor(torch.from_numpy(value), 0.1, 0, torch.qint8), "conv1.weight is quantised"),
+    "quantised": (lambda value: torch.quantize_per_tensor(torch.from_numpy(value), 0.1, 0, torch.qint8),
+                  "conv1.weight is quantised"),
 }
 
 
@@ -246,7 +247,8 @@ def test_tensors_of_another_kind_are_refused_by_name_and_change_nothing(case):
     ours = make_pair("resnet8")[1]
     before = torchvision_state(ours)
     with pytest.raises(InputError, match=message) as caught:
-        load_torchvision_state(ours, {**before, "bn1.bias": before["bn1.bias"] + 1, "conv1.weight": break_(before["conv1.weight"])})
+        load_torchvision_state(ours, {
+            **before, "bn1.bias": before["bn1.bias"] + 1, "conv1.weight": break_(before["conv1.weight"])})
     assert "\n" not in str(caught.value)
     assert_equal_states(torchvision_state(ours), before)
 

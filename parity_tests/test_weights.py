@@ -106,7 +106,7 @@ def test_a_state_dict_among_other_things_is_read_and_said(tmp_path, key):
 
 def test_the_folder_of_an_encoder_is_read(tmp_path):
     safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors", metadata={"model": "toy", "bits": "8"})
-    refuse(tmp_path, "a folder, and no encoder's: it holds no config.json; give the folder of a saved encoder, or a weight file")
+    refuse(tmp_path, "a folder, and no encoder's: it holds no config.json; give the folder of a saved encoder")
     (tmp_path / "config.json").write_text("{}")
     read = read_weight_file(tmp_path)
     assert read.path == tmp_path / "model.safetensors" and read.metadata == {"model": "toy", "bits": "8"}
@@ -221,7 +221,7 @@ def test_imagenet_weights_offline_say_which_file_to_put_where(remote, tmp_path):
 
 
 def test_a_backbone_without_imagenet_weights_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no weights 'imagenet' of 'vit_lite_7_4' are known; give a weight file, or one of vit_b_16"):
+    with pytest.raises(InputError, match="no weights 'imagenet' of 'vit_lite_7_4' are known; give a weight file, or one of"):
         imagenet_weights("vit_lite_7_4", tmp_path)
 
 

@@ -78,7 +78,8 @@ class Adapted(Backbone):
         try:
             outputs = jax.eval_shape(lambda state, images: nnx.merge(graph, state).module(images), state, images)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{kind} does not take images (batch, {self.image_size}, {self.image_size}, 3): {error}") from error
+            size = self.image_size
+            raise InputError(f"{kind} does not take images (batch, {size}, {size}, 3): {error}") from error
         shape = getattr(outputs, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != 2:
             raise InputError(f"{kind} maps images (2, {self.image_size}, {self.image_size}, 3) to "
@@ -101,8 +102,8 @@ def _check_variables(module: nnx.Module) -> None:
     for path, node in nnx.iter_graph(module):
         place = ".".join(map(str, path))
         if isinstance(node, (jax.Array, np.ndarray)):
-            raise InputError(f"{type(module).__name__}.{place} is an array that would not be saved; wrap it in nnx.Param, or in "
-                             "nnx.Variable if it is not to learn")
+            raise InputError(f"{type(module).__name__}.{place} is an array that would not be saved; wrap it in nnx.Param, or "
+                             "in nnx.Variable if it is not to learn")
         if place == Adapted.head_key:
             raise InputError(f"{type(module).__name__}.{place}: the hash head is called so; give the attribute another name")
 
@@ -121,7 +122,8 @@ def _mode(module: nnx.Module, train: bool | None, *, drops: bool) -> Iterator[No
     if train is None:
         yield
         return
-    before = [(part, name, getattr(part, name)) for _, part in nnx.iter_modules(module) for name in MODES if hasattr(part, name)]
+    before = [(part, name, getattr(part, name)) for _, part in nnx.iter_modules(module) for name in MODES
+              if hasattr(part, name)]
     for part, name, _ in before:
         setattr(part, name, not train or (name == "deterministic" and not drops))
     try:

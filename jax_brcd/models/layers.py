@@ -20,8 +20,8 @@ class Backbone(nnx.Module):
 
     Called with (images, train=None, valid=None, key=None). `train` normalises by the statistics of the batch's `valid` rows.
     Without it each layer is in the mode that NNX's `model.train()` or `model.eval()` put it into; all begin in evaluation mode.
-    `key` is the randomness of dropout and stochastic depth, where a family has them, in training mode; without one both are off.
-    So a frozen backbone, which batch norm may still move, drops nothing, and the same key drops the same.
+    `key` is the randomness of dropout and stochastic depth in training mode, where a family has them; without one both are
+    off. So a frozen backbone, which batch norm may still move, drops nothing, and the same key drops the same.
 
     Attribute names are torchvision's but for those in `renames`, so that state_dicts convert by name. A family declares:
 

@@ -27,7 +27,7 @@ class Preprocessing:
     """
 
     size: int  # pixels of the square that the model sees
-    resize: int | None = None  # pixels of the shorter side before that square is cut out; None: the whole image is resized to it
+    resize: int | None = None  # pixels of the shorter side before that square is cut out; None: the whole image is resized
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green and blue in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
@@ -62,7 +62,8 @@ class Preprocessing:
             raise InputError(f"{unknown_name('field of a preprocessing', str(foreign[0]), known)}")
         if "size" not in fields:
             raise InputError("a preprocessing needs `size`, the pixels of the square that the model sees")
-        return cls(**{name: _three_numbers(name, value) if name in ("mean", "std") else value for name, value in fields.items()})
+        colours = {name: _three_numbers(name, fields[name]) for name in ("mean", "std") if name in fields}
+        return cls(**{**fields, **colours})
 
 
 def _whole(number: Any) -> bool:

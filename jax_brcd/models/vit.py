@@ -119,8 +119,8 @@ class VisionTransformer(Backbone):
             InputError: for images of another size than `image_size`, which the position embedding does not cover.
         """
         if images.shape[1:3] != (self.image_size, self.image_size):
-            raise InputError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}; resize them, "
-                             "or name a model that takes any size")
+            raise InputError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}; "
+                             "resize them, or name a model that takes any size")
         patches = self.conv_proj(images)
         patches = patches.reshape(patches.shape[0], -1, self.features)
         class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))

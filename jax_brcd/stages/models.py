@@ -64,7 +64,7 @@ def build(
         loaded = load_state(model, file.tensors, any_head=True)
     except InputError as error:
         problem = error.problem.removeprefix(f"{weights}: ").removeprefix(f"{as_path(weights)}: ")
-        raise InputError(f"for {name}: {problem}", field=option, value=weights) from None
+        raise InputError(problem, field=option, value=weights) from None
     came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
     return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
                  loaded.head)

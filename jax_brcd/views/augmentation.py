@@ -1,4 +1,4 @@
-"""The published views of an image, computed in batches on the device (method.md, "Data as published").
+"""The published views of an image, computed in batches on the device (docs/method.md, "Data as published").
 
 Every parameter of a view is drawn from one key an image, so a view is the same whatever batch it stands in. The
 operations follow torchvision's on float tensors; inside, one image is three planes of values in [0, 1]. All numbers are of 32
@@ -271,7 +271,7 @@ def apply_views(
         InputError: for images that are something else, with how to convert them.
     """
     check_images(images)
-    return each_image(lambda image, parameters: apply_view(image, parameters, config), images, parameters)
+    return each_image(lambda image, parameters: apply_view(image, parameters, config), jnp.asarray(images), parameters)
 
 
 def random_views(
@@ -308,7 +308,7 @@ def evaluation_views(
     height, width = images.shape[1:3]
     target_height, target_width = (size, size) if resize is None else _shorter_side(height, width, resize)
     rows, columns = _central_taps(height, target_height, size), _central_taps(width, target_width, size)
-    return each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), images)
+    return each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), jnp.asarray(images))
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:

@@ -91,7 +91,7 @@ class Mixture:
 
     def _draw(self, key, indices, views):
         keys = view_keys(jax.random.fold_in(key, MIXTURES + self.number), indices, views)
-        return jax.vmap(lambda key: jax.random.uniform(key, (2,)), out_axes=1)(keys)
+        return jax.vmap(lambda key: jax.random.uniform(key, (2,), jnp.float32), out_axes=1)(keys)
 
     def sources(self, key, indices, views, partners):
         """See Derivation."""

@@ -20,8 +20,8 @@ Colour = tuple[float, float, float]
 
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize", "mean", "std"))
 def encode_batch(
-    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int, resize: int | None = None,
-    mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD,
+    graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int,
+    resize: int | None = None, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD,
 ) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
     views = evaluation_views(images, size, resize=resize, mean=mean, std=std)

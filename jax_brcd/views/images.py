@@ -12,7 +12,7 @@ WANTED = "give uint8 pixels from 0 to 255 of shape (images, height, width, 3)"
 def check_images(images: Any) -> None:
     """Raises InputError for what is no uint8 array (images, height, width, 3); traced arrays are checked too."""
     if not (hasattr(images, "shape") and hasattr(images, "dtype")):
-        raise InputError(f"images are {type(images).__name__} and no array; {WANTED}: np.stack(images) makes them of equal ones")
+        raise InputError(f"images are {type(images).__name__} and no array; {WANTED}: np.stack(images) of equal ones")
     shape = tuple(images.shape)
     mend = _mend_shape(shape)
     if mend:
@@ -28,7 +28,7 @@ FROM_FLOATS = "values from 0 to 1 become pixels by (255 * images).round().astype
 CONVERSIONS = {
     "b": "black and white become pixels by 255 * images.astype(np.uint8)",
     "i": "whole numbers from 0 to 255 become pixels by images.astype(np.uint8)",
-    "u": "whole numbers from 0 to 255 become pixels by images.astype(np.uint8), 16-bit ones by (images // 257).astype(np.uint8)",
+    "u": "numbers from 0 to 255 become pixels by images.astype(np.uint8), 16-bit ones by (images // 257).astype(np.uint8)",
 }
 # of the last axis
 CHANNELS = {

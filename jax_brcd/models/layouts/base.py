@@ -25,8 +25,8 @@ class Layout(NamedTuple):
     """A way of naming, ordering and shaping a model's tensors.
 
     Attributes:
-        load: `load(model, state, any_head=False)` puts a state into a backbone or hash model, in place. With `any_head` a head that
-            is not the model's (a classifier, say) is left out with a remark instead of being refused.
+        load: `load(model, state, any_head=False)` puts a state into a backbone or hash model, in place. With `any_head` a head
+            that is not the model's (a classifier, say) is left out with a remark instead of being refused.
         state: `state(model)` is the other way: names to copies of the tensors.
     """
 
@@ -116,10 +116,11 @@ def _choose_head(backbone: Backbone, hashes: bool, expected, given, any_head: bo
         return expected, given, True, ()
     remark = ()
     if hashes and found:
-        bits = list(wanted.values())[-1][-1]
-        last = found.get(list(wanted)[-1], ())
-        remark = (f"its head of {last[-1]} outputs is left out: {bits} bits are asked for",) if last and last[-1] != bits else (
-            f"its head is left out, which is of another form ({listed(found)})",)
+        *_, last = wanted  # the bias of the last layer
+        (bits,), outputs = wanted[last], found.get(last, ())
+        another_length = outputs not in ((), (bits,))
+        remark = (f"its head of {outputs[0]} outputs is left out: {bits} bits are asked for" if another_length else
+                  f"its head is left out, which is of another form ({listed(found)})",)
     expected, given = ({name: value for name, value in tensors.items() if not name.startswith(prefix)}
                        for tensors in (expected, given))
     return expected, given, False, remark
@@ -131,12 +132,14 @@ def _check_fit(model: str, expected: Mapping[str, Tensor], given: Mapping[str, n
         "unknown": [name for name in given if name not in expected],
         "mis-shaped": [f"{name} {given[name].shape} instead of {tensor.shape}" for name, tensor in expected.items()
                        if name in given and given[name].shape != tensor.shape],
-        "of another type": [f"{name} {given[name].dtype} instead of {tensor.variable.dtype}" for name, tensor in expected.items()
+        "of another type": [f"{name} {given[name].dtype} instead of {tensor.variable.dtype}"
+                            for name, tensor in expected.items()
                             if name in given and not _same_kind(given[name], tensor.variable.dtype)],
     }
     told = [f"{problem} {listed(names)}" for problem, names in problems.items() if names]
     if told:
-        raise InputError(f"the weights do not fit {model}: {'; '.join(told)}; give weights of {model}, or name the model they are of")
+        raise InputError(f"the weights do not fit {model}: {'; '.join(told)}; give weights of {model}, or name the model they "
+                         "are of")
 
 
 def _same_kind(array: np.ndarray, dtype: np.dtype) -> bool:
@@ -144,8 +147,9 @@ def _same_kind(array: np.ndarray, dtype: np.dtype) -> bool:
     if jnp.issubdtype(dtype, jnp.floating):
         return bool(jnp.issubdtype(array.dtype, jnp.floating))
     if jnp.issubdtype(dtype, jnp.integer):
-        whole = jnp.issubdtype(array.dtype, jnp.floating) and bool(np.all(np.isfinite(array)) and np.all(array == np.round(array)))
-        return whole or bool(jnp.issubdtype(array.dtype, jnp.integer))
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return bool(np.all(np.isfinite(array)) and np.all(array == np.round(array)))
+        return bool(jnp.issubdtype(array.dtype, jnp.integer))
     return array.dtype == dtype
 
 
@@ -156,7 +160,7 @@ def _cast(model: str, arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, np.
         cast = {name: array.astype(dtypes[name]) for name, array in arrays.items()}
     lost = [name for name, array in cast.items() if not _holds(array, arrays[name])]
     if lost:
-        raise InputError(f"the weights of {model} are too large for {dtypes[lost[0]]} in {listed(lost)}; give weights of {model}")
+        raise InputError(f"the weights of {model} are too large for {dtypes[lost[0]]} in {listed(lost)}; give smaller ones")
     return cast
 
 
