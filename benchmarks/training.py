@@ -17,8 +17,10 @@ from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.loop import Stage, backbone_scans, start, stepped_epoch, train_epoch
+from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import epoch_batches
+from jax_brcd.views.source import Source
 from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, PixelViews
 from torch_ref.augment import random_views, training_view
 from torch_ref.losses import hash_codes
@@ -50,9 +52,10 @@ class JaxEpochs:
     def __call__(self) -> Any:
         """Runs an epoch to its end; returns its metrics."""
         stage = self.stage
-        batches = epoch_batches(stage.n_images, stage.batch_size, epoch=self.epoch, seed=stage.seed, views=stage.kept_views)
+        source, schedule = stage.source, stage.schedule
+        batches = epoch_batches(source.n_images, schedule.batch_size, epoch=self.epoch, seed=schedule.seed, views=source.kept_views)
         run = train_epoch if stage.scan else stepped_epoch
-        self.state, metrics = run(stage.loss, stage.optimizer, self.state, stage.constants, batches,
+        self.state, metrics = run(stage.task.loss, stage.task.optimizer, self.state, stage.task.constants, batches,
                                   jax.random.fold_in(jax.random.key(0), self.epoch))
         self.epoch += 1
         return jax.device_get(metrics)
@@ -64,16 +67,15 @@ def kept_features(model: HashModel, images: int) -> KeptFeatures:
     return KeptFeatures(jnp.asarray(features))
 
 
-def stage_settings(images: int, kept_views: int | None) -> dict[str, Any]:
+def stage_settings() -> dict[str, Any]:
     """What the stages have in common."""
-    return {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "kl_weight": KL_WEIGHT, "n_images": images,
-            "batch_size": BATCH, "epochs": 1, "seed": 0, "kept_views": kept_views}
+    return {"learning_rate": LEARNING_RATE, "temperature": TEMPERATURE, "kl_weight": KL_WEIGHT}
 
 
 def jax_teacher(images: int) -> JaxEpochs:
     """The teacher's hash head on kept views."""
     teacher = create_hash_model(TEACHER, BITS)
-    return JaxEpochs(*teacher_stage(teacher, kept_features(teacher, images), **stage_settings(images, VIEWS)))
+    return JaxEpochs(*teacher_stage(teacher, Source(kept_features(teacher, images), images, VIEWS), Schedule(BATCH, 1, 0), **stage_settings()))
 
 
 def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = False) -> JaxEpochs:
@@ -90,8 +92,9 @@ def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = Fals
     method = create_method("brcd", clusters=CLUSTERS, cluster_restarts=1)
     return JaxEpochs(*student_stage(
         student, source, method, TeacherKnowledge.of(noisy_codes(images, BITS), method.needs, seed=0),
-        student_views=student_views, train_backbone=train_backbone, method_seed=0,
-        scan=not train_backbone or backbone_scans(), **stage_settings(images, None if fresh else VIEWS)))
+        source=Source(student_views, images, None if fresh else VIEWS),
+        schedule=Schedule(BATCH, 1, 0, scan=not train_backbone or backbone_scans()), train_backbone=train_backbone, method_seed=0,
+        **stage_settings()))
 
 
 class TorchEpochs:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jobs import job, with_settings
 
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import create_hash_model
@@ -54,18 +55,20 @@ def kept_features(models, random):
     return KeptFeatures(jnp.asarray(random.standard_normal((VIEWS, N_IMAGES, models[0].backbone.features)), jnp.bfloat16))
 
 
-def drawn_stage(kind, models, **others):
+def drawn_stage(kind, models, validate=None, searches=(), **others):
     """A stage over random kept features, with its first parameters and carry."""
     random = np.random.default_rng(0)
     views = kept_features(models, random)
     if kind == "teacher":
-        return teacher_stage(models[0], views, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, **settings(**others))
+        stage, *rest = teacher_stage(models[0], learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, **job(views, **settings(**others)))
+        return with_settings(stage, validate=validate, searches=searches), *rest
     codes = random.choice([-1.0, 1.0], (N_IMAGES, BITS)).astype(np.float32)
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (VIEWS, N_IMAGES, BITS)), jnp.int8))
     method = create_method("brcd", clusters=2, cluster_restarts=1)
     return student_stage(
-        models[1], kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), student_views=views, train_backbone=False, learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, method_seed=0,
-        **settings(**others))
+        models[1], kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), train_backbone=False,
+        learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, method_seed=0, validate=validate, searches=searches,
+        **job(views, **settings(**others)))
 
 
 @pytest.mark.parametrize(("kind", "scan"), [("teacher", True), ("student", True), ("student", False)])
@@ -91,17 +94,17 @@ def test_a_scanned_epoch_stays_on_the_device_and_takes_over_the_state(models):
     """Nothing is copied from or to the host while it runs, no call back to Python is compiled in, and the state is donated."""
     stage, parameters, carry = drawn_stage("student", models)
     batches = epoch_batches(N_IMAGES, BATCH, epoch=0, seed=0, views=VIEWS)
-    arguments = jax.device_put((start(stage, parameters, carry), stage.constants, batches, jax.random.key(0)))
-    program = str(jax.make_jaxpr(train_epoch, static_argnums=(0, 1))(stage.loss, stage.optimizer, *arguments))
+    arguments = jax.device_put((start(stage, parameters, carry), stage.task.constants, batches, jax.random.key(0)))
+    program = str(jax.make_jaxpr(train_epoch, static_argnums=(0, 1))(stage.task.loss, stage.task.optimizer, *arguments))
     assert "scan[" in program and "callback" not in program and "infeed" not in program
     given = jax.tree.leaves(arguments[0])
     with jax.transfer_guard("disallow"):
-        state, metrics = train_epoch(stage.loss, stage.optimizer, *arguments)
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, *arguments)
         jax.block_until_ready((state, metrics))
     assert all(leaf.is_deleted() for leaf in given)
     assert all(metric.shape == (3,) for metric in metrics.values())
     with pytest.raises(Exception, match="Disallowed host-to-device"), jax.transfer_guard("disallow"):
-        train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(0))  # batches on the host
+        train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))  # batches on the host
 
 
 def test_parts_of_any_size_are_encoded_by_one_program(models, tmp_path):

@@ -26,6 +26,8 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax_brcd.runtime import devices
 from jax_brcd.training import loop as training
+from jax_brcd.training.schedule import Schedule
+from jax_brcd.views.source import Source
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.views.encoding import encode
@@ -56,9 +58,9 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
     method = create_method("brcd", clusters=2, cluster_restarts=1)
     stage, parameters, carry = student_stage(
-        student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), student_views=views, train_backbone=True, learning_rate=1e-4, temperature=0.3,
-        kl_weight=0.001, method_seed=0, n_images=20, batch_size=6, epochs=2, seed=0, kept_views=None, scan=False,
-        checkpoint_seconds=0.0)
+        student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), source=Source(views, 20),
+        schedule=Schedule(batch_size=6, epochs=2, seed=0, scan=False, checkpoint_seconds=0.0), train_backbone=True, learning_rate=1e-4,
+        temperature=0.3, kl_weight=0.001, method_seed=0)
     fitted = None
     try:
         fitted = fit(stage, start(stage, parameters, carry), Checkpoints(pathlib.Path(directory)))

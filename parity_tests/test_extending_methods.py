@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jobs import job
 
 from jax_brcd.losses import mse_loss
 from jax_brcd.losses.contrastive import masked_mean
@@ -84,9 +85,9 @@ SETTINGS = {"learning_rate": 1e-2, "temperature": 0.3, "kl_weight": 0.001, "n_im
 def train(stage, parameters, carry):
     """The metrics of each epoch, and the last state."""
     state, found = start(stage, parameters, carry), []
-    for epoch in range(stage.epochs):
+    for epoch in range(stage.schedule.epochs):
         batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=0, views=VIEWS)
-        state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(epoch))
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(epoch))
         found.append(jax.tree.map(np.asarray, metrics))
     return state, found
 
@@ -97,7 +98,7 @@ def test_a_method_of_ones_own_trains_by_its_name(registered):
     teacher = LiveTeacher.of(create_hash_model("resnet8", BITS, rngs=nnx.Rngs(1)), KeptFeatures(features()))
     codes = np.random.default_rng(1).choice([-1.0, 1.0], (IMAGES, BITS)).astype(np.float32)
     stage = student_stage(model, teacher, create_method("warm_logits"), TeacherKnowledge(codes),
-                          student_views=KeptFeatures(features()), train_backbone=False, method_seed=0, **SETTINGS)
+                          train_backbone=False, method_seed=0, **job(KeptFeatures(features()), **SETTINGS))
     state, (first, second) = train(*stage)
     np.testing.assert_allclose([*first["warm_weight"], *second["warm_weight"]], [1 / 3, 2 / 3, 1, 1, 1, 1], rtol=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)) and second["distillation"].min() > 0
@@ -113,7 +114,7 @@ def test_its_settings_are_options_and_it_stands_in_sums(registered):
 def test_an_objective_of_ones_own_trains_by_its_name(registered):
     config = create_config(teacher_objective="balanced", balance=2.0)
     assert config.hashing == create_objective("balanced", balance=2.0)
-    stage = teacher_stage(create_hash_model("resnet8", BITS, rngs=nnx.Rngs(0)), KeptFeatures(features()),
-                          objective=config.hashing, **SETTINGS)
+    stage = teacher_stage(create_hash_model("resnet8", BITS, rngs=nnx.Rngs(0)), objective=config.hashing,
+                          **job(KeptFeatures(features()), **SETTINGS))
     _, (first, second) = train(*stage)
     assert second["loss"].mean() < first["loss"].mean() and set(first) == {"loss", "size", "imbalance"}

@@ -1,6 +1,5 @@
 """A stage that goes on in other circumstances: run in another way, for more epochs, or at another rate after it diverged."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import toy_stage, with_settings
 
 from jax_brcd.runtime.errors import TrainingDiverged
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
-from jax_brcd.training.loop import Stage, fit, start
+from jax_brcd.training.loop import fit, start
 from jax_brcd.views.streaming import StepImages, Stream
 
 IMAGES, BATCH, STEPS, EPOCHS = 11, 4, 3, 4
@@ -36,9 +36,9 @@ adam = functools.cache(optax.adam)  # stages of one optimizer share their progra
 
 def stage(images, *, streamed=False, rate=0.05, scale=1.0, **settings):
     held, stream = (StepImages(), Stream(images)) if streamed else (jnp.asarray(images), None)
-    return Stage(**{"name": "toy", "loss": noisy_brightness, "optimizer": adam(rate), "n_images": IMAGES,
-                    "batch_size": BATCH, "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": EPOCHS,
-                    "seed": 0, "kept_views": None, "stream": stream, "checkpoint_seconds": 0.0, **settings})
+    return toy_stage(**{"name": "toy", "loss": noisy_brightness, "optimizer": adam(rate), "n_images": IMAGES,
+                        "batch_size": BATCH, "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": EPOCHS,
+                        "seed": 0, "kept_views": None, "stream": stream, "checkpoint_seconds": 0.0, **settings})
 
 
 def run(toy, directory, **told):
@@ -195,7 +195,7 @@ def runaway(parameters, carry, constants, batch, key):
 def growing(rate, **settings):
     """A stage whose first epoch is calm and whose others have the given rate."""
     schedule = optax.join_schedules([optax.constant_schedule(1e-3), optax.constant_schedule(rate)], [STEPS])
-    return Stage(**{"name": "toy", "loss": runaway, "optimizer": optax.sgd(schedule), "n_images": IMAGES, "batch_size": BATCH,
+    return toy_stage(**{"name": "toy", "loss": runaway, "optimizer": optax.sgd(schedule), "n_images": IMAGES, "batch_size": BATCH,
                     "constants": {"scale": jnp.ones(())}, "epochs": 4, "seed": 0, "kept_views": None,
                     "checkpoint_seconds": 1e9, **settings})
 
@@ -240,7 +240,7 @@ def test_the_optimizers_moments_go_on_with_another_rate(images, tmp_path):
     by_hand = run(stage(images, epochs=1), tmp_path / "first").state
     slower = stage(images, epochs=2, rate=0.005)
     batches = training.epoch_batches(IMAGES, BATCH, epoch=1, seed=0, views=None)
-    expected, _ = training.train_epoch(slower.loss, slower.optimizer, jax.tree.map(jnp.asarray, by_hand), slower.constants,
+    expected, _ = training.train_epoch(slower.task.loss, slower.task.optimizer, jax.tree.map(jnp.asarray, by_hand), slower.task.constants,
                                        batches, jax.random.fold_in(jax.random.key(0), 1))
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), fitted.state, expected)
 
@@ -257,7 +257,7 @@ def test_weights_that_the_last_step_spoils_are_neither_saved_nor_returned(tmp_pa
     def spoiled(parameters, carry, constants, batch, key):
         return jnp.where(carry == STEPS * 2 - 1, 3e38, 1e-6) * parameters["x"], (carry + 1, {})  # its tenfold is infinite
 
-    toy = dataclasses.replace(growing(1e-3), loss=spoiled, optimizer=optax.sgd(10.0), epochs=2, scan=scan)
+    toy = with_settings(growing(1e-3), loss=spoiled, optimizer=optax.sgd(10.0), epochs=2, scan=scan)
     with pytest.raises(TrainingDiverged, match="toy: the weights are no longer finite after step 3 of epoch 2"):
         run_growing(toy, tmp_path)
     kept, told = Checkpoints(tmp_path).restore({"state": first_state(toy), "best": {}})

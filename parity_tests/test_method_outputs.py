@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jobs import job
 
 from jax_brcd import distill
 from jax_brcd.clusters.choice import ClusterChoice, ClusterNeeds, make_clusters
@@ -59,15 +60,15 @@ def stage_of(method, epochs=2, **settings):
     if set(method.needs.teacher) - {"codes"}:
         teacher = teacher.with_features(KeptFeatures(jnp.asarray(FEATURES), turned), model.head)
     stage, parameters, carry = student_stage(
-        model, teacher, method, TeacherKnowledge(CODES), student_views=Spied(jnp.asarray(FEATURES), turned),
-        train_backbone=False, learning_rate=1e-2, temperature=0.3, kl_weight=0.001, method_seed=0, n_images=IMAGES,
-        batch_size=BATCH, epochs=epochs, seed=0, kept_views=VIEWS, **settings)
+        model, teacher, method, TeacherKnowledge(CODES), train_backbone=False, learning_rate=1e-2, temperature=0.3,
+        kl_weight=0.001, method_seed=0, **job(Spied(jnp.asarray(FEATURES), turned), n_images=IMAGES, batch_size=BATCH, epochs=epochs,
+                                              seed=0, kept_views=VIEWS, **settings))
     return stage, start(stage, parameters, carry)
 
 
 def one_epoch(stage, state, epoch=0):
     batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=0, views=VIEWS)
-    return train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(epoch))
+    return train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(epoch))
 
 
 @dataclasses.dataclass(frozen=True)

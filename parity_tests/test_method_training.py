@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jobs import job
 
 from jax_brcd.data import DATASETS, ImageDataset, Images, Source
 from jax_brcd.methods import METHODS, TeacherKnowledge, create_method
@@ -66,9 +67,9 @@ def stage_of(scene, model, name, epochs=6, **settings):
         KeptFeatures(scene["teacher_features"]["itself"], scene["teacher_features"]), model.head)
     stage, parameters, carry = student_stage(
         model, source, method, TeacherKnowledge.of(scene["codes"], method.needs, seed=3),
-        student_views=KeptFeatures(student[1], scene["student"]),
-        train_backbone=False, learning_rate=1e-2, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=IMAGES,
-        batch_size=BATCH, epochs=epochs, seed=5, kept_views=VIEWS, **settings)
+        train_backbone=False, learning_rate=1e-2, temperature=0.3, kl_weight=0.001, method_seed=3,
+        **job(KeptFeatures(student[1], scene["student"]), n_images=IMAGES, batch_size=BATCH, epochs=epochs, seed=5,
+              kept_views=VIEWS, **settings))
     return stage, start(stage, parameters, carry)
 
 
@@ -76,9 +77,9 @@ def stage_of(scene, model, name, epochs=6, **settings):
 def test_every_method_trains_and_its_loss_falls(scene, model, name):
     stage, state = stage_of(scene, model, name)
     found = []
-    for epoch in range(stage.epochs):
-        batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=stage.seed, views=VIEWS)
-        state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(epoch))
+    for epoch in range(stage.schedule.epochs):
+        batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=stage.schedule.seed, views=VIEWS)
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(epoch))
         found.append({name: np.asarray(values) for name, values in metrics.items()})
     assert all(np.isfinite(values).all() for metrics in found for values in metrics.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -252,11 +253,11 @@ def test_a_method_sees_the_same_of_views_encoded_now_or_kept(pixels, name):
     found = []
     for views in (pixels, features):
         stage, parameters, carry = student_stage(
-            student, LiveTeacher.of(teacher, views), method, TeacherKnowledge(codes), student_views=views, train_backbone=False,
-            learning_rate=1e-3, temperature=0.3, kl_weight=0.001, method_seed=3, n_images=8, batch_size=3, epochs=1, seed=5,
-            kept_views=2)
-        batches = epoch_batches(8, 3, epoch=0, seed=stage.seed, views=2)
-        _, metrics = train_epoch(stage.loss, stage.optimizer, start(stage, parameters, carry), stage.constants, batches,
+            student, LiveTeacher.of(teacher, views), method, TeacherKnowledge(codes), train_backbone=False,
+            learning_rate=1e-3, temperature=0.3, kl_weight=0.001, method_seed=3,
+            **job(views, n_images=8, batch_size=3, epochs=1, seed=5, kept_views=2))
+        batches = epoch_batches(8, 3, epoch=0, seed=stage.schedule.seed, views=2)
+        _, metrics = train_epoch(stage.task.loss, stage.task.optimizer, start(stage, parameters, carry), stage.task.constants, batches,
                                  jax.random.key(0))
         found.append(np.asarray(metrics["loss"]))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

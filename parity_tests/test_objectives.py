@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import job
 from sklearn.datasets import load_digits
 
 from jax_brcd import distill
@@ -174,12 +175,12 @@ def test_every_objective_gives_a_teacher_that_searches_well(digits, teacher_feat
         assert history[-1]["quantisation_error"] < history[0]["quantisation_error"]
     else:
         stage, parameters, carry = teacher_stage(
-            model, KeptFeatures(jnp.asarray(views)), objective=objective, learning_rate=5e-3, temperature=0.3, kl_weight=0.001,
-            n_images=len(views[0]), batch_size=64, epochs=12, seed=0, kept_views=4)
+            model, objective=objective, learning_rate=5e-3, temperature=0.3, kl_weight=0.001,
+            **job(KeptFeatures(jnp.asarray(views)), n_images=len(views[0]), batch_size=64, epochs=12, seed=0, kept_views=4))
         state = start(stage, parameters, carry)
-        for epoch in range(stage.epochs):
-            batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=0, views=4)
-            state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(0))
+        for epoch in range(stage.schedule.epochs):
+            batches = epoch_batches(stage.source.n_images, stage.schedule.batch_size, epoch=epoch, seed=0, views=4)
+            state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
         assert np.isfinite(metrics["loss"]).all()
         nnx.update(model, state.parameters)
     after = score(head_codes(model, pixels), digits[1])

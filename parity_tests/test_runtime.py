@@ -7,12 +7,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax_brcd.settings.command_line import bars
 
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, UnknownName
 from jax_brcd.runtime.files import as_path, read_json, write_json
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings.command_line import bars
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import toy_stage, with_settings
 
 from jax_brcd.models import create_hash_model
 from jax_brcd.runtime.errors import TrainingDiverged
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
-from jax_brcd.training.loop import Stage, fit, start
+from jax_brcd.training.loop import fit, start
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import epoch_batches
 from jax_brcd.views.sources import PixelViews
@@ -35,7 +36,7 @@ def brightness(parameters, carry, constants, batch, key):
 
 def stage(images, *, streamed: bool, scale=1.0, **settings):
     held, stream = (StepImages(), Stream(images)) if streamed else (jnp.asarray(images), None)
-    return Stage(**{"name": "toy", "loss": brightness, "optimizer": optax.adam(0.05), "n_images": IMAGES, "batch_size": BATCH,
+    return toy_stage(**{"name": "toy", "loss": brightness, "optimizer": optax.adam(0.05), "n_images": IMAGES, "batch_size": BATCH,
                     "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": 4, "seed": 0, "kept_views": None,
                     "scan": False, "stream": stream, "checkpoint_seconds": 0.0, **settings})
 
@@ -108,7 +109,7 @@ def test_views_of_streamed_images_are_the_same_pixels(images):
 def test_a_stage_cut_after_any_step_goes_on_with_the_next(images, tmp_path, monkeypatch, streamed, steps_done):
     toy = stage(images, streamed=streamed, epochs=2, validate=lambda state: {"symmetric": 0.5, "asymmetric": 0.5}, patience=9,
                 searches=("symmetric", "asymmetric"))
-    whole = numbers(run(dataclasses.replace(toy, checkpoint_seconds=1e9), tmp_path / "whole"))
+    whole = numbers(run(with_settings(toy, checkpoint_seconds=1e9), tmp_path / "whole"))
     original, calls = training._compiled_step, []
 
     def cut(*arguments):
@@ -122,7 +123,7 @@ def test_a_stage_cut_after_any_step_goes_on_with_the_next(images, tmp_path, monk
         run(toy, tmp_path / "cut")
     steps_done = None  # the second time it is not cut
     resumed = numbers(run(toy, tmp_path / "cut"))
-    assert len(calls) == toy.epochs * STEPS  # no step was run twice
+    assert len(calls) == toy.schedule.epochs * STEPS  # no step was run twice
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import toy_stage
 
 from jax_brcd.runtime.errors import TrainingDiverged
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
-from jax_brcd.training.loop import Stage, fit, start, stepped_epoch, train_epoch
+from jax_brcd.training.loop import fit, start, stepped_epoch, train_epoch
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import epoch_batches
 
@@ -62,7 +63,7 @@ def quadratic(parameters, carry, constants, batch, key):
 
 def stage(**settings):
     constants = {"targets": jnp.full(10, 3.0), "scale": jnp.ones(())}
-    return Stage(**{"name": "toy", "loss": quadratic, "optimizer": optax.sgd(0.05), "constants": constants, "n_images": 10,
+    return toy_stage(**{"name": "toy", "loss": quadratic, "optimizer": optax.sgd(0.05), "constants": constants, "n_images": 10,
                     "batch_size": 4, "epochs": 6, "seed": 0, "kept_views": 2, "checkpoint_seconds": 0.0, **settings})
 
 
@@ -73,7 +74,7 @@ def first_state(toy):
 def test_a_scanned_epoch_and_a_stepped_one_are_the_same():
     toy = stage()
     batches = epoch_batches(10, 4, epoch=0, seed=0, views=2)
-    results = [run(toy.loss, toy.optimizer, first_state(toy), toy.constants, batches, jax.random.key(0))
+    results = [run(toy.task.loss, toy.task.optimizer, first_state(toy), toy.task.constants, batches, jax.random.key(0))
                for run in (train_epoch, stepped_epoch)]
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)

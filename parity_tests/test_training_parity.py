@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jobs import job
 
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import TeacherKnowledge, create_method
@@ -62,9 +63,10 @@ def stage_settings(epochs, **settings):
 def step_losses(stage, parameters, carry):
     """The loss of every step of a stage, an epoch at a time."""
     state, found = start(stage, parameters, carry), []
-    for epoch in range(stage.epochs):
-        batches = epoch_batches(stage.n_images, stage.batch_size, epoch=epoch, seed=stage.seed, views=stage.kept_views)
-        state, metrics = train_epoch(stage.loss, stage.optimizer, state, stage.constants, batches, jax.random.key(0))
+    for epoch in range(stage.schedule.epochs):
+        source, schedule = stage.source, stage.schedule
+        batches = epoch_batches(source.n_images, schedule.batch_size, epoch=epoch, seed=schedule.seed, views=source.kept_views)
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
         found.extend(np.asarray(metrics["loss"]).tolist())
     return found
 
@@ -73,8 +75,8 @@ def test_fifty_steps_of_a_teachers_head_follow_the_same_losses(scene, heads):
     """Within 1e-4: float32 rounding that Adam carries along; a code bit that flips a step early would show as 1e-2."""
     model, reference = heads
     stage, parameters, carry = teacher_stage(
-        model, KeptFeatures(jnp.asarray(scene["teacher_views"])), learning_rate=1e-3, temperature=TEMPERATURE,
-        kl_weight=KL_WEIGHT, **stage_settings(5))
+        model, learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT,
+        **job(KeptFeatures(jnp.asarray(scene["teacher_views"])), **stage_settings(5)))
     features = torch.tensor(scene["teacher_views"])
     expected = train_teacher(
         reference.fc, lambda indices, views: features[views, indices], Schedule(**stage_settings(5)), learning_rate=1e-3,
@@ -94,10 +96,9 @@ def student_in_both(scene, heads, epochs, validate=None, name="brcd", **settings
         KeptFeatures(jnp.asarray(scene["teacher_views"])), teacher_head)
     stage, parameters, carry = student_stage(
         model, teacher, method, TeacherKnowledge.of(scene["teacher_codes"], method.needs, seed=3),
-        student_views=KeptFeatures(jnp.asarray(scene["student_views"])), train_backbone=False,
-        learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
+        train_backbone=False, learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
         searches=("symmetric", "asymmetric") if validate else (),
-        **stage_settings(epochs, validation_interval=5, patience=100))
+        **job(KeptFeatures(jnp.asarray(scene["student_views"])), **stage_settings(epochs, validation_interval=5, patience=100)))
     known = Known(torch.tensor(scene["teacher_codes"]), 3, TEMPERATURE, (2, 30), 64, 64)
     distillation = create_torch_method(name, method, known)
     features, of_teacher = torch.tensor(scene["student_views"]), Outputs(*map(torch.tensor, (

@@ -20,6 +20,7 @@ from jax_brcd.stages.folder import DIVERGED, StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, fit, start
+from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.plan import ViewPlan
@@ -103,10 +104,10 @@ class Context:
         """The digests of some parts, for the names of stages."""
         return {name: self.digests[name] for name in parts}
 
-    def stage_settings(self, stage: int, **settings: Any) -> dict[str, Any]:
-        """The fields of a training job that every stage fills alike."""
-        return {"batch_size": self.config.run.batch_size, "seed": self.seed(stage), "kept_views": self.plan.kept,
-                "checkpoint_seconds": self.config.run.checkpoint_seconds, **settings}
+    def schedule(self, stage: int, epochs: int, **settings: Any) -> Schedule:
+        """The schedule of a stage; `settings` are those of its fields that only this stage has."""
+        run = self.config.run
+        return Schedule(run.batch_size, epochs, self.seed(stage), checkpoint_seconds=run.checkpoint_seconds, **settings)
 
     def folder(self, stage: str, depends_on: Mapping[str, Any], epochs: int | None = None) -> StageFolder:
         """The folder of a stage, whose name also tells what a diverged training was gone on from."""

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -27,7 +26,7 @@ from jax_brcd.stages.student import student_stage
 from jax_brcd.teachers.base import Parts, Teacher
 from jax_brcd.training.loop import Fit, TrainState, backbone_scans
 from jax_brcd.views.features import weights_digest
-from jax_brcd.views.sources import KeptFeatures, ViewSource
+from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
 SETTINGS = ("train_backbone", "lr", "validation_interval", "patience")
@@ -84,25 +83,23 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
     config, needs = context.config, context.config.method.needs
     partners = nearest_neighbours(knowledge.codes, needs.neighbours) if needs.neighbours else None
+    student = config.student
+    schedule = context.schedule(
+        STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
+        min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
     stage, parameters, carry = student_stage(
         model, teacher.source(context.plan, needs, partners), config.method, knowledge,
-        student_views=_views(context, model, needs, partners), train_backbone=config.student.train_backbone,
-        scan=not config.student.train_backbone or backbone_scans(), stream=context.plan.stream if live(context) else None,
-        learning_rate=config.student.lr, temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
-        method_seed=context.seed(STUDENT), n_images=len(context.dataset.train), min_epochs=config.min_epochs,
-        patience=config.student.patience, validation_interval=config.student.validation_interval,
-        **_validation(context, model, teacher), **context.stage_settings(STUDENT, epochs=config.student.epochs))
+        source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,
+        learning_rate=student.lr, temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
+        method_seed=context.seed(STUDENT), **_validation(context, model, teacher))
     return context.fit(folder, stage, parameters, carry)
 
 
-def _views(context: Context, model: HashModel, needs: Needs, partners: np.ndarray | None) -> ViewSource:
+def _source(context: Context, model: HashModel, needs: Needs, partners: np.ndarray | None) -> Source:
     """What the student trains on."""
     if live(context):
         return context.plan.pixels(train=True, partners=partners)
-    cache = context.cache(context.config.student.student, model)
-    derived = {derivation.name: jnp.asarray(context.plan.features(cache, derivation=derivation, partners=partners))
-               for derivation in needs.derivations}
-    return KeptFeatures(jnp.asarray(context.plan.features(cache)), derived)
+    return context.plan.kept_features(context.cache(context.config.student.student, model), needs.derivations, partners)
 
 
 def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import PRETRAINING, Context
 from jax_brcd.stages.folder import HISTORY, read_history, write_history
 from jax_brcd.stages.models import partition
-from jax_brcd.training.loop import Stage, backbone_scans
-from jax_brcd.views.sources import PixelViews
+from jax_brcd.training.loop import Stage, Task, backbone_scans
+from jax_brcd.training.schedule import Schedule
+from jax_brcd.views.source import Source
 
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
 HELD_OUT = "held-out"  # in place of a file of weights
@@ -29,12 +30,11 @@ def needs_pretraining(config: Config) -> bool:
     return config.teacher.teacher_weights == HELD_OUT
 
 
-def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name: str, **settings: Any):
+def pretraining_stage(classifier: HashModel, source: Source, labels, schedule: Schedule):
     """Cross-entropy of one view an image under AdamW with a warm-up and a cosine, the whole model learning.
 
     Args:
         classifier: a hash model whose head has a logit a class. labels: one-hot (images, classes).
-        settings: further fields of the Stage.
 
     Returns:
         The stage, its first parameters and its first carry.
@@ -47,12 +47,11 @@ def pretraining_stage(classifier: HashModel, views: PixelViews, labels, *, name:
         errors = optax.softmax_cross_entropy(logits, constants["labels"][batch.indices])
         return masked_mean(errors, batch.valid), (nnx.state(model, nnx.BatchStat), {})
 
-    steps = max(1, settings["epochs"] * -(-len(labels) // settings["batch_size"]))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, int(WARMUP * steps), steps)
-    constants = {"frozen": frozen, "views": views, "labels": jnp.asarray(labels, jnp.float32)}
-    stage = Stage(name=name, loss=loss, optimizer=optax.adamw(schedule, weight_decay=WEIGHT_DECAY), constants=constants,
-                  n_images=len(labels), **settings)
-    return stage, trainable, statistics
+    steps = max(1, schedule.epochs * -(-len(labels) // schedule.batch_size))
+    rate = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, int(WARMUP * steps), steps)
+    constants = {"frozen": frozen, "views": source.views, "labels": jnp.asarray(labels, jnp.float32)}
+    task = Task("pretraining", loss, optax.adamw(rate, weight_decay=WEIGHT_DECAY), constants)
+    return Stage(task, source, schedule), trainable, statistics
 
 
 def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
@@ -69,9 +68,8 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
             classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
             plan = context.plan_of(held_out.images)
             stage, parameters, carry = pretraining_stage(
-                classifier, plan.pixels(train=True), held_out.labels, name="pretraining",
-                **context.stage_settings(PRETRAINING, epochs=config.teacher.pretraining_epochs, kept_views=None,
-                                         scan=backbone_scans(), stream=plan.stream))
+                classifier, plan.pixels(train=True), held_out.labels,
+                context.schedule(PRETRAINING, config.teacher.pretraining_epochs, scan=backbone_scans()))
             fitted = context.fit(folder, stage, parameters, carry)
             nnx.update(classifier, fitted.state.parameters, fitted.state.carry)
             write_weights(folder.path / BACKBONE, LAYOUTS[model.backbone.layout].state(model.backbone))

@@ -1,6 +1,6 @@
 """The student: its own CIBHash objective plus what a distillation method adds (method.md, "The student objective")."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +16,12 @@ from jax_brcd.methods.base import Needs, view_name
 from jax_brcd.models import HashModel
 from jax_brcd.models.layers import split_key
 from jax_brcd.stages.models import partition
-from jax_brcd.training.loop import Stage
+from jax_brcd.training.loop import Stage, Task, TrainState
+from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.batches import Batches
 from jax_brcd.views.derivations import ITSELF
 from jax_brcd.views.outputs import VIEW_I, VIEW_J, Outputs
+from jax_brcd.views.source import Source
 from jax_brcd.views.sources import TeacherSource, ViewSource
 
 OWN_METRICS = ("loss", "contrastive", "kl", "distillation")  # of the stage, beside which a method's own stand
@@ -76,21 +78,23 @@ def student_stage(
     method: Method,
     knowledge: TeacherKnowledge,
     *,
-    student_views: ViewSource,
+    source: Source,
+    schedule: Schedule,
     train_backbone: bool,
     learning_rate: float,
     temperature: float,
     kl_weight: float,
     method_seed: int,
-    **settings: Any,
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    searches: tuple[str, ...] = (),
 ):
-    """The student's training. `settings` are further fields of the Stage.
+    """The student's training on `source`; `validate` and `searches` are the Task's.
 
     Returns:
         The stage, its first parameters {"model", "method"} and its first carry {"statistics", "memory", "step"}.
     """
     graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
-    needs, n_images = method.needs, settings["n_images"]
+    needs, n_images = method.needs, source.n_images
     own = () if method.replaces_objective else (VIEW_I, VIEW_J)  # the views that the student's own objective contrasts
     views = tuple(view for view in (VIEW_I, VIEW_J) if view in own or view in needs.views)
     method_parameters, memory = method.init(
@@ -112,14 +116,14 @@ def student_stage(
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
             student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.views},
             teacher=teacher_outputs(constants["teacher"], batch, needs),
-            step=carry["step"], steps=stage.epochs * stage.steps)
+            step=carry["step"], steps=schedule.epochs * stage.steps)
         distillation, memory, own_metrics = method.loss(parameters["method"], carry["memory"], seen)
         check_metrics(own_metrics)
         total, metrics = total + distillation, {**metrics, "distillation": distillation, **own_metrics}
         carry = {"statistics": nnx.state(model, nnx.BatchStat), "memory": memory, "step": carry["step"] + 1}
         return total, (carry, metrics)
 
-    constants = {"frozen": frozen, "teacher": teacher, "student_views": student_views}
-    stage = Stage(name="student", loss=loss, optimizer=optax.adam(learning_rate), constants=constants, **settings)
+    constants = {"frozen": frozen, "teacher": teacher, "student_views": source.views}
+    stage = Stage(Task("student", loss, optax.adam(learning_rate), constants, validate, searches), source, schedule)
     first = {"statistics": statistics, "memory": memory, "step": jnp.int32(0)}
     return stage, {"model": trainable, "method": method_parameters}, first

@@ -22,9 +22,10 @@ from jax_brcd.stages.pretraining import needs_pretraining, pretrain
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
-from jax_brcd.training.loop import Stage
+from jax_brcd.training.loop import Stage, Task
+from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.features import weights_digest
-from jax_brcd.views.sources import KeptFeatures, ViewSource
+from jax_brcd.views.source import Source
 
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
@@ -32,10 +33,10 @@ SETTINGS = ("teacher_objective", "teacher_lr", "teacher_temperature", "teacher_k
 
 
 def teacher_stage(
-    teacher: HashModel, views: ViewSource, *, learning_rate: float, temperature: float, kl_weight: float,
-    objective: LearntObjective = CIBHASH, **settings: Any,
+    teacher: HashModel, source: Source, schedule: Schedule, *, learning_rate: float, temperature: float, kl_weight: float,
+    objective: LearntObjective = CIBHASH,
 ):
-    """The head's training under an objective that is learnt. `settings` are further fields of the Stage.
+    """The head's training under an objective that is learnt.
 
     Returns:
         The stage, its first parameters and its first carry.
@@ -51,9 +52,8 @@ def teacher_stage(
         value, metrics = objective.loss(seen, temperature=temperature, kl_weight=kl_weight)
         return value, (nnx.state(model, nnx.BatchStat), metrics)
 
-    constants = {"frozen": frozen, "views": views}
-    stage = Stage(name="teacher", loss=loss, optimizer=optax.adam(learning_rate), constants=constants, **settings)
-    return stage, trainable, statistics
+    task = Task("teacher", loss, optax.adam(learning_rate), {"frozen": frozen, "views": source.views})
+    return Stage(task, source, schedule), trainable, statistics
 
 
 def check_objective(teacher: HashModel, objective: Objective, *, bits: int, images: int, name: str) -> None:
@@ -131,13 +131,10 @@ def _train_head(context: Context, folder: StageFolder, model: HashModel, epochs:
     if isinstance(config.hashing, ClosedFormObjective):  # solved in moments, so it has no checkpoint
         return solve_head(model, config.hashing, context.kept_parts(cache).features["train"], seed=context.seed(TEACHER))
     # A frozen teacher always runs in evaluation mode
-    views = context.plan.pixels(train=False) if context.plan.kept is None else KeptFeatures(
-        jnp.asarray(context.plan.features(cache)))
+    source = context.plan.pixels(train=False) if context.plan.kept is None else context.plan.kept_features(cache)
     stage, parameters, carry = teacher_stage(
-        model, views, objective=config.hashing, learning_rate=config.teacher.teacher_lr,
-        temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight,
-        n_images=len(context.dataset.train), stream=context.plan.stream if context.plan.kept is None else None,
-        **context.stage_settings(TEACHER, epochs=epochs))
+        model, source, context.schedule(TEACHER, epochs), objective=config.hashing, learning_rate=config.teacher.teacher_lr,
+        temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight)
     fitted = context.fit(folder, stage, parameters, carry)
     nnx.update(model, fitted.state.parameters)
     return fitted.history

@@ -62,7 +62,7 @@ class HashTeacher:
         """See Teacher. Kept views give kept codes, and features only where the method asks for more than codes."""
         model = self.encoder.model
         if plan.kept is None:
-            return LiveTeacher.of(model, plan.pixels(train=False, partners=partners))
+            return LiveTeacher.of(model, plan.pixels(train=False, partners=partners).views)
         itself = plan.features(self.cache)
         derived = {derivation.name: plan.features(self.cache, derivation=derivation, partners=partners)
                    for derivation in needs.derivations}

@@ -17,8 +17,10 @@ from jax_brcd.runtime.errors import TrainingDiverged
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.training.checkpoints import Checkpoints
+from jax_brcd.training.schedule import Schedule
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
+from jax_brcd.views.source import Source
 from jax_brcd.views.streaming import Stream, with_images
 
 Tree = Any
@@ -38,40 +40,42 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One training job: what is minimised, over what, for how long."""
+class Task:
+    """What a stage minimises.
+
+    Attributes:
+        constants: frozen weights and data, on the device for the whole stage. validate: a score for each of `searches`.
+    """
 
     name: str
     loss: LossFunction
     optimizer: optax.GradientTransformation
-    constants: Tree  # frozen weights and data, on the device for the whole stage
-    n_images: int
-    batch_size: int
-    epochs: int
-    seed: int
-    kept_views: int | None  # kept views to draw from; None for new ones each epoch
-    validate: Callable[[TrainState], Mapping[str, float]] | None = None  # a score for each of `searches`
+    constants: Tree
+    validate: Callable[[TrainState], Mapping[str, float]] | None = None
     searches: tuple[str, ...] = ()
-    validation_interval: int = 1
-    patience: int = 0
-    min_epochs: int = 0
-    checkpoint_seconds: float = 30.0
-    scan: bool = True  # an epoch as one program; else one program a step, dispatched a step ahead
-    stream: Stream | None = None  # images that travel with each step, which then is a program of its own
 
     def __post_init__(self):
         if bool(self.searches) != (self.validate is not None):
             raise ValueError(f"stage {self.name}: name the searches that `validate` scores, and only those")
 
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training job: what is minimised, over what, for how long."""
+
+    task: Task
+    source: Source
+    schedule: Schedule
+
     @property
     def scanned(self) -> bool:
         """Whether an epoch is one program. Else a checkpoint may be written after any step."""
-        return self.scan and self.stream is None
+        return self.schedule.scan and self.source.stream is None
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return -(-self.n_images // self.batch_size)
+        return -(-self.source.n_images // self.schedule.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     """The state before the first step; a copy, because steps take over the buffers of the state they are given."""
     parameters, carry = jax.tree.map(jnp.array, devices.agreed((parameters, carry)))
-    return devices.replicate(TrainState(parameters, carry, stage.optimizer.init(parameters)))
+    return devices.replicate(TrainState(parameters, carry, stage.task.optimizer.init(parameters)))
 
 
 def backbone_scans() -> bool:
@@ -183,13 +187,14 @@ def fit(
             one of that epoch, is on disk.
         OSError: where the disk is full.
     """
-    stage = dataclasses.replace(stage, constants=devices.replicate(stage.constants))
+    task = dataclasses.replace(stage.task, constants=devices.replicate(stage.task.constants))
+    stage = dataclasses.replace(stage, task=task)
     course = _Course(stage, state, checkpoints)
-    progress(stage.name, course.epoch, course.last_epoch)
+    progress(task.name, course.epoch, course.last_epoch)
     while not course.finished:
         record = _run_epoch(course)
         course.end_epoch(record)
-        progress(stage.name, course.epoch, course.last_epoch)
+        progress(task.name, course.epoch, course.last_epoch)
         if on_epoch:
             on_epoch(record)
     return Fit(*devices.local((course.state, course.best)), course.history)
@@ -200,7 +205,7 @@ class _Course:
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: Checkpoints):
         self.stage, self.state, self.checkpoints = stage, state, checkpoints
-        best = {search: state for search in stage.searches}
+        best = {search: state for search in stage.task.searches}
         self.epoch, self.begun = 0, NOT_BEGUN
         self.stopping, self.history = EarlyStopping(), []
         restored = checkpoints.restore({"state": state, "best": best})
@@ -217,19 +222,19 @@ class _Course:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left. Early stopping is only looked at where an epoch ends in a validation of its turn."""
-        stage = self.stage
-        stops = self.epoch > 0 and self.epoch % stage.validation_interval == 0 and self.stopping.finished(
-            self.epoch, patience=stage.patience, min_epochs=stage.min_epochs)
-        return self.begun["step"] == 0 and (self.epoch >= stage.epochs or stops)
+        schedule = self.stage.schedule
+        stops = self.epoch > 0 and self.epoch % schedule.validation_interval == 0 and self.stopping.finished(
+            self.epoch, patience=schedule.patience, min_epochs=schedule.min_epochs)
+        return self.begun["step"] == 0 and (self.epoch >= schedule.epochs or stops)
 
     @property
     def last_epoch(self) -> int:
         """The epoch that will be the last, as far as is known."""
-        return self.epoch if self.finished else self.stage.epochs
+        return self.epoch if self.finished else self.stage.schedule.epochs
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return devices.agreed(time.monotonic() - self.saved_at >= self.stage.checkpoint_seconds)
+        return devices.agreed(time.monotonic() - self.saved_at >= self.stage.schedule.checkpoint_seconds)
 
     def save(self, state: TrainState, begun: dict[str, Any] = NOT_BEGUN) -> None:
         """Commits `state` and what is known of the epochs behind it. `begun`: what is done of the epoch it stands in."""
@@ -239,13 +244,13 @@ class _Course:
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Counts the epoch that the state has just left, validates in its turn, and saves at the end or where it is due."""
-        stage = self.stage
+        task, schedule = self.stage.task, self.stage.schedule
         self.epoch, self.begun = self.epoch + 1, NOT_BEGUN
         self.history.append(record)
-        if stage.validate and (self.epoch % stage.validation_interval == 0 or self.epoch >= stage.epochs):
-            scores = devices.agreed(dict(stage.validate(devices.local(self.state))))
-            if set(scores) != set(stage.searches):
-                raise ValueError(f"stage {stage.name}: validated {sorted(scores)}, not its searches {sorted(stage.searches)}")
+        if task.validate and (self.epoch % schedule.validation_interval == 0 or self.epoch >= schedule.epochs):
+            scores = devices.agreed(dict(task.validate(devices.local(self.state))))
+            if set(scores) != set(task.searches):
+                raise ValueError(f"stage {task.name}: validated {sorted(scores)}, not its searches {sorted(task.searches)}")
             self.stopping, gains = self.stopping.update(scores)
             self.best = self.best | {search: on_host(self.state) for search in gains}
             record |= {f"{search}_map": score for search, score in scores.items()}
@@ -272,7 +277,7 @@ class _Course:
         where = self.checkpoints.directory
         kept = (f"the last good checkpoint is kept in {where} (delete it to begin anew)" if self.on_disk
                 else f"it begins anew, as no checkpoint is kept in {where}")
-        raise TrainingDiverged(f"{self.stage.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher "
+        raise TrainingDiverged(f"{self.stage.task.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher "
                                f"temperature; {kept}")
 
 
@@ -296,8 +301,9 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
     Where an epoch is not one program, a checkpoint is written after any step that finds one due.
     """
     began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
-    batches = epoch_batches(stage.n_images, stage.batch_size, epoch=course.epoch, seed=stage.seed, views=stage.kept_views)
-    key = devices.replicate(jax.random.fold_in(jax.random.key(stage.seed), course.epoch))
+    task, source, schedule = stage.task, stage.source, stage.schedule
+    batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed, views=source.kept_views)
+    key = devices.replicate(jax.random.fold_in(jax.random.key(schedule.seed), course.epoch))
     before = course.begun["metrics"]
 
     def so_far(metrics: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
@@ -311,16 +317,16 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
             course.check(values["loss"], state)
             course.save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
 
-    arguments = (stage.loss, stage.optimizer, course.state, stage.constants)
+    arguments = (task.loss, task.optimizer, course.state, task.constants)
     if stage.scanned and first:  # the rest of an epoch that another way of running it began
         rest = devices.spread(Batches(*(part[first:] for part in batches)), axis=1)
         state, metrics = train_epoch(*arguments, rest, key, np.int32(first))
     elif stage.scanned:
         state, metrics = train_epoch(*arguments, devices.spread(batches, axis=1), key)
     else:
-        state, metrics = stepped_epoch(*arguments, batches, key, stream=stage.stream, first=first, after_step=after_step)
+        state, metrics = stepped_epoch(*arguments, batches, key, stream=source.stream, first=first, after_step=after_step)
     values = so_far(metrics)
     course.unsaved = course.check(values["loss"], state)
     course.state = state
     means = {name: float(np.mean(value)) for name, value in values.items()}
-    return {"stage": stage.name, "epoch": course.epoch + 1, **means, "seconds": time.perf_counter() - began}
+    return {"stage": task.name, "epoch": course.epoch + 1, **means, "seconds": time.perf_counter() - began}

@@ -1,6 +1,7 @@
 """The training views of a run: of which images, how drawn, how many are kept, and whether their pixels travel with a step."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jax_brcd.views.augmentation import ViewConfig
+from jax_brcd.views.derivations import Derivation
 from jax_brcd.views.features import FeatureCache
-from jax_brcd.views.sources import PixelViews
+from jax_brcd.views.source import Source
+from jax_brcd.views.sources import KeptFeatures, PixelViews
 from jax_brcd.views.streaming import StepImages, Stream
 
 
@@ -40,14 +43,25 @@ class ViewPlan:
         """What gives each step its images; None where all of them fit on the device."""
         return Stream(self.images) if self.images.nbytes > self.resident_bytes else None
 
-    def pixels(self, *, train: bool, partners: Int[np.ndarray, "images neighbours"] | None = None) -> PixelViews:
-        """Views drawn from pixels, with the images on the device or travelling with each step.
+    def pixels(self, *, train: bool, partners: Int[np.ndarray, "images neighbours"] | None = None) -> Source:
+        """Views drawn from pixels, which lie on the device or travel with each step. Kept views are drawn again.
 
         Args:
             train: puts batch norm into training mode. partners: the images that each may be mixed with.
         """
-        held = jnp.asarray(self.images) if self.stream is None else StepImages()
-        return PixelViews(held, self.key, self.config, train, None if partners is None else jnp.asarray(partners))
+        stream = self.stream
+        held = jnp.asarray(self.images) if stream is None else StepImages()
+        views = PixelViews(held, self.key, self.config, train, None if partners is None else jnp.asarray(partners))
+        return Source(views, len(self.images), self.kept, stream)
+
+    def kept_features(
+        self, cache: FeatureCache, derivations: Iterable[Derivation] = (),
+        partners: Int[np.ndarray, "images neighbours"] | None = None,
+    ) -> Source:
+        """The features that a frozen backbone gives for every kept view, and for what is derived of them."""
+        derived = {derivation.name: jnp.asarray(self.features(cache, derivation=derivation, partners=partners))
+                   for derivation in derivations}
+        return Source(KeptFeatures(jnp.asarray(self.features(cache)), derived), len(self.images), self.kept)
 
     def features(self, cache: FeatureCache, **made: Any) -> np.ndarray:
         """The features that a frozen backbone gives for every kept view, or for what is `made` of it (see FeatureCache.views)."""
