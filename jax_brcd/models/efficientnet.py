@@ -103,7 +103,7 @@ class EfficientNet(Dropping, Backbone):
 
 class EfficientNetClassifier(EfficientNet):
     """An EfficientNet with its classifier: features are the 1000 ImageNet logits, as the published students' hash head has
-    them (method.md, "Run settings")."""
+    them (docs/method.md, "Run settings")."""
 
     renames: ClassVar[tuple[tuple[str, str], ...]] = (*EfficientNet.renames, (r"^classifier\b", "classifier.1"))
     head_key: ClassVar[str] = "classifier.2"

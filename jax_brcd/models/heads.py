@@ -1,4 +1,4 @@
-"""Hash heads: what stands between a backbone's features and the logits of its codes (method.md, "Run settings")."""
+"""Hash heads: what stands between a backbone's features and the logits of its codes (docs/method.md, "Run settings")."""
 
 import jax.numpy as jnp
 from flax import nnx

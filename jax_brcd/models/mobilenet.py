@@ -51,7 +51,7 @@ class InvertedResidual(nnx.Module):
 
 class MobileNetV2(Dropping, Backbone):
     """MobileNetV2 with its classifier: features are the 1000 ImageNet logits, as the published students' hash head has them
-    (method.md, "Run settings")."""
+    (docs/method.md, "Run settings")."""
 
     name = "MobileNetV2"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (

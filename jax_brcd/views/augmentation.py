@@ -1,4 +1,4 @@
-"""The published views of an image, computed in batches on the device (method.md, "Data as published").
+"""The published views of an image, computed in batches on the device (docs/method.md, "Data as published").
 
 Every parameter of a view is drawn from one key an image, so a view is the same whatever batch it stands in. The
 operations follow torchvision's on float tensors; inside, one image is three planes of values in [0, 1]. All numbers are of 32
