@@ -1,6 +1,6 @@
 """BRCD in the published style: PyTorch, Python loops over the images of a batch, and every pair's product kept, (N, N, K).
 
-Written from method.md. The values are torch_ref's; only how they are come by differs. Where the published code loops over
+Written from docs/method.md. The values are torch_ref's; only how they are come by differs. Where the published code loops over
 the images, so does this: the nearest center, the weights, and the matrix that says which entries are negatives.
 """
 

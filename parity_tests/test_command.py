@@ -185,7 +185,7 @@ def test_help_explains_every_setting_with_its_default(capsys):
 
 
 def test_the_published_preset_holds_the_published_settings():
-    """method.md, "Run settings" and "The teacher"."""
+    """docs/method.md, "Run settings" and "The teacher"."""
     config = create_config("cifar10-vit_b_16-resnet18").flat()
     published = {"dataset": "cifar10", "teacher": "vit_b_16", "student": "resnet18", "bits": 64, "temperature": 0.3,
                  "kl_weight": 0.001, "alpha": 0.8, "margin": 0.5, "clusters": 10, "cluster_restarts": 30, "robust": True,

@@ -124,7 +124,7 @@ def test_the_teacher_gets_no_gradient():
 
 
 def test_variants_agree_where_the_released_code_has_no_slip():
-    """Without the robust option and with the same mask nothing of method.md's last table applies."""
+    """Without the robust option and with the same mask nothing of docs/method.md's last table applies."""
     arguments = random_batch()
     values = [brcd_distillation_loss(*arguments, robust=False, remove_false_negatives=True, variant=variant)
               for variant in ("released", "corrected")]

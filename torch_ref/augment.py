@@ -13,7 +13,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def training_view(size: int, flip: bool) -> v2.Transform:
-    """uint8 (3, H, W) -> float (3, size, size), normalised (method.md, "Data as published")."""
+    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published")."""
     return v2.Compose([
         v2.ToDtype(torch.float32, scale=True),
         v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),

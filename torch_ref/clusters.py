@@ -1,4 +1,4 @@
-"""Bit masks of clusters (method.md, "What the student sees before training")."""
+"""Bit masks of clusters (docs/method.md, "What the student sees before training")."""
 
 import torch
 from torch import Tensor

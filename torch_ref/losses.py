@@ -1,4 +1,4 @@
-"""The losses as method.md writes them down."""
+"""The losses as docs/method.md writes them down."""
 
 import torch
 from torch import Tensor

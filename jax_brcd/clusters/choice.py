@@ -1,5 +1,5 @@
-"""How many clusters: k-means over a range of C, and the C that the silhouette or the elbow picks (method.md, "What the student
-sees before training")."""
+"""How many clusters: k-means over a range of C, and the C that the silhouette or the elbow picks (docs/method.md, "What the
+student sees before training")."""
 
 import dataclasses
 import functools

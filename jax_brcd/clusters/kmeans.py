@@ -1,4 +1,4 @@
-"""Clusters of the teacher's codes and the bits each cluster agrees on (method.md, "What the student sees before training")."""
+"""Clusters of the teacher's codes, and the bits they agree on (docs/method.md, "What the student sees before training")."""
 
 import functools
 from typing import NamedTuple

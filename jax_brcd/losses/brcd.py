@@ -1,4 +1,4 @@
-"""BRCD's distillation term: bit-masked robust contrast between student and teacher codes (method.md, "The student objective")."""
+"""BRCD's distillation term: bit-masked robust contrast of student and teacher (docs/method.md, "The student objective")."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def brcd_distillation_loss(
         robust: drop structural positives whose view j falls to another cluster, and remove false negatives.
         mask_bits: multiply codes by the mask of the image's cluster before they are compared.
         remove_false_negatives: remove negatives of the row's own cluster without the rest of `robust`.
-        variant: "corrected" (as meant) or "released" (as the published code computes it; method.md's last table).
+        variant: "corrected" (as meant) or "released" (as the published code computes it; docs/method.md's last table).
         valid: images that count; None for all. block_rows: of `paired_cross_entropy`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Hash codes: the straight-through sign of logits (method.md, "Notation")."""
+"""Hash codes: the straight-through sign of logits (docs/method.md, "Notation")."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Contrastive terms over two views of a batch: NT-Xent, the Bernoulli KL and CIBHash, their sum (method.md, "The teacher")."""
+"""Contrastive terms over two views: NT-Xent, the Bernoulli KL and CIBHash, their sum (docs/method.md, "The teacher")."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -179,7 +179,7 @@ def nt_xent(
     valid: Bool[AnyArray, "batch"] | None = None,
     block_rows: int | None = None,
 ) -> Float[Array, ""]:
-    """NT-Xent over the 2B rows [z_i; z_j] (Chen et al., ICML 2020; method.md "The teacher").
+    """NT-Xent over the 2B rows [z_i; z_j] (Chen et al., ICML 2020; docs/method.md "The teacher").
 
     Args:
         z_i, z_j: codes or embeddings of two views of the same images.
@@ -205,7 +205,7 @@ def bernoulli_kl(
     p_j: Float[AnyArray, "batch bits"],
     valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean of KL(p_i || p_j) and KL(p_j || p_i) between independent bits, in nats an image (method.md "The teacher").
+    """Mean of KL(p_i || p_j) and KL(p_j || p_i) between independent bits, in nats an image (docs/method.md "The teacher").
 
     Each direction holds its second argument fixed (stop-gradient).
     """

@@ -1,4 +1,4 @@
-"""BRCD as a method: clusters and bit masks of the teacher's codes, then its distillation loss (method.md)."""
+"""BRCD as a method: clusters and bit masks of the teacher's codes, then its distillation loss (docs/method.md)."""
 
 import dataclasses
 from typing import Literal

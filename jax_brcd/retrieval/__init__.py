@@ -1,4 +1,4 @@
-"""Codes as bits, search by Hamming distance and its measures (method.md, "Search and its measure")."""
+"""Codes as bits, search by Hamming distance and its measures (docs/method.md, "Search and its measure")."""
 
 from jax_brcd.retrieval.index import HammingIndex
 from jax_brcd.retrieval.metrics import (

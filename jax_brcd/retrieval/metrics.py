@@ -61,7 +61,7 @@ def mean_average_precision(
 ) -> float:
     """mAP@k as published: precision averaged over the relevant items among the top k, ties by database index.
 
-    A query without a relevant item among its top k scores 0 (method.md, "Search and its measure").
+    A query without a relevant item among its top k scores 0 (docs/method.md, "Search and its measure").
 
     Args:
         query_codes, database_codes: packed codes, or matrices (n, bits) of -1, 0 and +1 or of bool. query_labels,

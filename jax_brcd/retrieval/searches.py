@@ -1,4 +1,4 @@
-"""The two searches that a student is made for: whose codes the database holds (method.md, "Search and its measure")."""
+"""The two searches that a student is made for: whose codes the database holds (docs/method.md, "Search and its measure")."""
 
 import enum
 

@@ -1,4 +1,4 @@
-"""Clusters of the teacher's codes, for the methods that need them (method.md, "What the student sees before training")."""
+"""Clusters of the teacher's codes, for the methods that need them (docs/method.md, "What the student sees before training")."""
 
 import dataclasses
 

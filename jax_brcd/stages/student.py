@@ -1,4 +1,4 @@
-"""The student: its own CIBHash objective plus what a distillation method adds (method.md, "The student objective")."""
+"""The student: its own CIBHash objective plus what a distillation method adds (docs/method.md, "The student objective")."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The hashing teacher: a hash head over a frozen backbone, learnt, solved or brought along (method.md, "The teacher")."""
+"""The hashing teacher: a hash head over a frozen backbone, learnt, solved or brought along (docs/method.md, "The teacher")."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""CIBHash (Qiu et al., IJCAI 2021), the published teacher: contrast of two views' codes (method.md, "The teacher")."""
+"""CIBHash (Qiu et al., IJCAI 2021), the published teacher: contrast of two views' codes (docs/method.md, "The teacher")."""
 
 import dataclasses
 
