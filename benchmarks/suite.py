@@ -91,4 +91,4 @@ def parse_settings(parser: OneLineParser, argv: list[str] | None) -> Settings:
     """Settings from a command line; other options of the parser are left out."""
     add_options(parser, "options", [Settings])
     names = {field.name for field in dataclasses.fields(Settings)}
-    return convert(Settings(**{name: value for name, value in vars(parser.parse_args(argv)).items() if name in names}))
+    return convert(Settings, {name: value for name, value in vars(parser.parse_args(argv)).items() if name in names})

@@ -13,7 +13,7 @@ from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings import options
-from jax_brcd.settings.command_line import OneLineParser, add_options
+from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
@@ -107,13 +107,13 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         merged |= {"fresh_views": False, **layer} if "views" in layer else layer
     known = {field.name: stage for stage in STAGES for field in options.settings_of(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
-    objectives_own, methods_own = names_of(*OBJECTIVES.values()), names_of(*METHODS.values(), *part_settings(METHODS).values())
-    for name in merged:
-        if not (name in known or name in objectives_own or name in methods_own):
-            raise UnknownName(unknown_name("setting", name, {*known, *objectives_own, *methods_own}), field=name, value=merged[name])
+    objectives_own = names_of(*OBJECTIVES.values())
+    usual = {*known, *objectives_own, *names_of(*METHODS.values())}
+    for name in sorted({*merged} - usual - names_of(*part_settings(METHODS).values())):
+        raise UnknownName(unknown_name("setting", name, usual), field=name, value=merged[name])
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
-    data, objective, teacher, student, run = (options.convert(stage(**given[stage])) for stage in STAGES)
+    data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
     for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
                                   (BACKBONES, "student", student.student)):
         if name not in registry:
@@ -126,12 +126,12 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
 def create_parser(
     program: str, description: str, wanted: Callable[[str], bool] = lambda name: True, *, presets: bool = True
 ) -> OneLineParser:
-    """A parser with an option for each setting that is `wanted`, and `--preset`."""
+    """A parser with an option for each setting that is `wanted`, and one for the preset."""
     parser = OneLineParser(prog=program, description=description, allow_abbrev=False,
                            epilog=f"Data sets: {', '.join(DATASETS)}. Backbones: {', '.join(BACKBONES)}. "
                            f"Teacher objectives: {', '.join(OBJECTIVES)}. Methods: {', '.join(METHODS)}.")
     if presets:
-        parser.add_argument("--preset", default=None, metavar="NAME",
+        parser.add_argument(flag("preset"), default=None, metavar="NAME",
                             help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
     for stage, title in zip(STAGES, TITLES, strict=True):
         add_options(parser, title, [stage], wanted)
