@@ -10,7 +10,7 @@ from benchmarks.results import Row, Skipped, record_suite, results_path
 from jax_brcd.runtime.files import atomic_path
 from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import OneLineParser, add_options
-from jax_brcd.settings.options import check, option
+from jax_brcd.settings.options import convert, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,4 @@ def parse_settings(parser: OneLineParser, argv: list[str] | None) -> Settings:
     """Settings from a command line; other options of the parser are left out."""
     add_options(parser, "options", [Settings])
     names = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings(**{name: value for name, value in vars(parser.parse_args(argv)).items() if name in names})
-    check(settings)
-    return settings
+    return convert(Settings, {name: value for name, value in vars(parser.parse_args(argv)).items() if name in names})

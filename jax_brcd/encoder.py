@@ -4,14 +4,14 @@ The folder holds `config.json` and `model.safetensors`, the weights in the layou
 with the hash head in place of the classifier).
 """
 
-import collections
 import dataclasses
-import functools
+import itertools
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.images import as_items, read_ahead
+from jax_brcd.models import BACKBONES, HashModel, create_hash_model
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.models.weights import read_weights, write_weights
@@ -29,19 +30,18 @@ from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, read_json, replacing_folder, write_json
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.views.fitting import canvas_side, fitted_views
+from jax_brcd.runtime.registry import unknown_name
+from jax_brcd.views.fitting import check_fits, fitted_view
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
-FIELDS = ("format", "backbone", "layout", "dtype", "bits", "role", "space", "preprocessing", "provenance")
+FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": int, "role": str, "space": str, "preprocessing": dict,
+          "provenance": dict}
 TEACHER, STUDENT = "teacher", "student"
-BATCHES = (1, 8, 64)  # images that a compiled program encodes at once; the first is what every bit is decided by
-CANVAS_BYTES = 2**26  # of a batch of canvases at most
-# A logit within this part of the largest of its image is decided anew by the program of one image: with another number of images
-# beside it XLA adds in another order, and a bit must not depend on that.
-DOUBT = {"float32": 2e-4, "bfloat16": 5e-2}
-LONGEST = 2**31  # (twice an image's pixels times those it is resized to) must be a 32-bit number
-
-Image = Any  # a uint8 array (height, width, 3), a Pillow image, or the path of an image file
+FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which every bit is decided by
+# A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA adds
+# in another order, and a bit must not depend on that. Fifty times the largest difference of random models. In bfloat16 differences
+# are ten thousand times larger and would leave every image in doubt, so each is encoded alone.
+DOUBT = {"float32": 2e-5, "bfloat16": math.inf}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,204 +73,148 @@ class HashEncoder:
 
         Args:
             images: uint8 RGB, an array (n, height, width, 3) or one image (height, width, 3); a Pillow image; the path of an image
-                file; or a sequence of such images of any sizes. Pillow images and files of other modes (gray, palette) become
+                file; or any iterable of such images of any sizes. Pillow images and files of other modes (gray, palette) become
                 RGB; orientation tags are ignored, as where data sets are read. No image gives no code.
-            progress: told how many images are encoded.
+            progress: told how many images are encoded; of an iterable without a length, how many there are so far.
 
         Raises:
             InputError: for arrays that are no uint8 RGB images (floats in 0..1: `(255 * images).round().astype("uint8")`; gray
                 ones: repeat their channel), and files that are no images.
         """
-        items = as_items(images)
-        packed = np.zeros((len(items), -(-self.bits // 8)), np.uint8)
-        for positions, logits in self._batches(items, progress):
-            packed[positions] = np.packbits(logits > 0, axis=1)
-        return PackedCodes(packed, self.bits, self.space)
+        packed = [np.packbits(logits > 0, axis=1) for logits in self._batches(images, progress)]
+        return PackedCodes(np.concatenate([np.zeros((0, -(-self.bits // 8)), np.uint8), *packed]), self.bits, self.space)
 
     def logits(self, images: Any, *, progress: Progress = silent) -> Float[np.ndarray, "images bits"]:
         """What the bits are the signs of, float32. Beyond the sign their last digits depend on how many images are encoded at once.
 
         Arguments and errors as `encode`.
         """
-        items = as_items(images)
-        found = np.zeros((len(items), self.bits), np.float32)
-        for positions, logits in self._batches(items, progress):
-            found[positions] = logits
-        return found
+        return np.concatenate([np.zeros((0, self.bits), np.float32), *self._batches(images, progress)])
 
     def save(self, folder: os.PathLike | str) -> pathlib.Path:
         """Writes the encoder's folder, whole or not at all, in place of an encoder that is there; returns its path.
 
         Raises:
-            InputError: where something else lies there.
+            InputError: where something else lies there, and for a provenance that JSON does not hold.
         """
         folder = as_path(folder)
-        if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: holds something that is no encoder; name another folder")
+        _check_place(folder)
         layout = self.model.backbone.layout
+        config = {"format": FORMAT, "backbone": self.backbone, "layout": layout, "dtype": self.dtype, "bits": self.bits,
+                  "role": self.role, "space": self.space, "preprocessing": self.preprocessing.to_dict(),
+                  "provenance": dict(self.provenance)}
+        try:
+            json.dumps(config, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not what a JSON file holds ({error}); give text, finite numbers, lists and dictionaries",
+                             field="provenance") from None
         with replacing_folder(folder) as temporary:
             write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits))
-            write_json(temporary / CONFIG, {
-                "format": FORMAT, "backbone": self.backbone, "layout": layout, "dtype": self.dtype, "bits": self.bits,
-                "role": self.role, "space": self.space, "preprocessing": self.preprocessing.to_dict(),
-                "provenance": dict(self.provenance)})
+            write_json(temporary / CONFIG, config)
         return folder
 
     def with_provenance(self, **facts: Any) -> "HashEncoder":
         """The encoder with further facts of where it comes from."""
         return dataclasses.replace(self, provenance={**self.provenance, **facts})
 
-    @functools.cached_property
-    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
-        return nnx.split(self.model)
+    def _batches(self, images: Any, progress: Progress) -> Iterator[Float[np.ndarray, "batch bits"]]:
+        """Logits of all images in order, a batch at a time; the next batch is begun before one is waited for."""
+        items = as_items(images)
+        placed, begun, done = Placed.of(self.model), None, 0
 
-    def _batches(self, items: Sequence[Image], progress: Progress) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        """Positions and logits (batch, bits) of all images, a batch at a time."""
-        done = 0
-        for batch in batches_of_canvases(items, self.preprocessing):
-            yield batch.positions, self._batch_logits(batch)
-            done += len(batch.positions)
-            progress("encode images", done, len(items))
+        def finish(views: list[Array], batch: "Batch") -> np.ndarray:
+            nonlocal done
+            done += len(views)
+            found = self._decided(placed, views, batch)
+            progress("encode images", done, len(items) if isinstance(items, Sized) else done)
+            return found
 
-    def _batch_logits(self, batch: "CanvasBatch") -> Float[np.ndarray, "batch bits"]:
+        for views in in_batches((self._view(pixels) for pixels in read_ahead(items)), together=math.isfinite(DOUBT[self.dtype])):
+            following = views, placed.logits(views)
+            if begun is not None:
+                yield finish(*begun)
+            begun = following
+        if begun is not None:
+            yield finish(*begun)
+
+    def _view(self, pixels: np.ndarray) -> Float[Array, "1 size size 3"]:
         p = self.preprocessing
-        views = fitted_views(jnp.asarray(batch.canvases), jnp.asarray(batch.sizes), size=p.size, resize=p.resize, mean=p.mean, std=p.std)
-        logits = np.array(self._forward(views))
+        check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)
+        return fitted_view(pixels, size=p.size, resize=p.resize, mean=p.mean, std=p.std)
+
+    def _decided(self, placed: "Placed", views: list[Array], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
+        """The logits of a batch; of images with a logit in doubt those that the program of one image gives."""
+        logits, terms = (np.array(part)[: len(views)] for part in batch)
         if len(views) > 1:
-            bound = DOUBT[self.dtype] * np.abs(logits).max(axis=1, initial=0.0)
-            for row in np.flatnonzero((np.abs(logits).min(axis=1, initial=np.inf) <= bound)[: len(batch.positions)]):
-                logits[row] = np.asarray(self._forward(views[row : row + 1]))[0]
-        return logits[: len(batch.positions)]
+            doubtful = np.flatnonzero((np.abs(logits) <= DOUBT[self.dtype] * terms).any(axis=1))
+            for row, alone in [(row, placed.logits(views[row : row + 1])) for row in doubtful]:
+                logits[row] = np.asarray(alone.logits)[0]
+        return logits
 
-    def _forward(self, views: Float[Array, "batch size size 3"]) -> Float[Array, "batch bits"]:
-        graph, state = self._split
+
+class Batch(NamedTuple):
+    """Logits, and of each the sum of the sizes of its terms, by which its rounding errors go."""
+
+    logits: Float[Array, "batch bits"]
+    terms: Float[Array, "batch bits"]
+
+
+class Placed(NamedTuple):
+    """A model on the one device that decides bits, and on all devices."""
+
+    graph: nnx.GraphDef
+    alone: nnx.State
+    everywhere: nnx.State
+
+    @classmethod
+    def of(cls, model: HashModel) -> "Placed":
+        """Places the model's present weights."""
+        graph, state = nnx.split(model)
+        alone = state if devices.count() == 1 else jax.device_put(devices.local(state), jax.local_devices()[0])
+        return cls(graph, alone, devices.replicate(state))
+
+    def logits(self, views: list[Array]) -> Batch:
+        """Of up to FEW views, or of MANY; rows beyond them are padding."""
         if len(views) == 1:
-            return _logits(graph, state, views)[:1]
-        graph, state = devices.replicate((graph, state))
-        return _logits(graph, state, devices.spread(views))
+            return _logits_alone(self.graph, self.alone, views[0])
+        size = FEW if len(views) <= FEW else MANY
+        together = _stacked(*views, *(views[-1] for _ in range(size - len(views))))
+        return _logits_together(self.graph, self.everywhere, devices.spread(together))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]) -> Float[Array, "batch bits"]:
+def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]) -> Batch:
     # In full float32 where a device would round its operands, so that bits are the same on all of them
     with jax.default_matmul_precision("highest"):
-        return devices.gathered(nnx.merge(graph, state)(views))
+        model = nnx.merge(graph, state)
+        features = model.backbone(views, train=False)
+        logits = model.head(features)
+        return Batch(logits, _terms(model.head, features, logits))
 
 
-@dataclasses.dataclass(frozen=True)
-class CanvasBatch:
-    """Images of about one size on canvases of the same size; those beyond the positions are padding."""
-
-    positions: Sequence[int]
-    canvases: np.ndarray  # uint8 (batch, side, side, 3)
-    sizes: np.ndarray  # int32 (batch, 2)
+_logits_alone = jax.jit(_logits, static_argnums=0)
+_logits_together = jax.jit(lambda *arguments: devices.gathered(_logits(*arguments)), static_argnums=0)
+_stacked = jax.jit(lambda *views: jnp.concatenate(views))
 
 
-def as_items(images: Any) -> Sequence[Image]:
-    """What `HashEncoder.encode` is given as a sequence of single images.
-
-    Raises:
-        InputError: for an array that is no image or stack of images.
-    """
-    if isinstance(images, jax.Array):
-        images = np.asarray(images)
-    if isinstance(images, np.ndarray):
-        if images.ndim == 4 or (images.ndim == 1 and len(images) == 0):
-            if len(images):
-                check_pixels(images[0])
-            return images
-        check_pixels(images)
-        return images[None]
-    if isinstance(images, (str, os.PathLike)) or hasattr(images, "convert"):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise InputError(f"{type(images).__name__} is no image and no sequence of images")
-    return images if isinstance(images, Sequence) else list(images)
+def _terms(head: nnx.Module, features: Float[Array, "batch features"], logits: Float[Array, "batch bits"]) -> Float[Array, "batch bits"]:
+    """The sum of the sizes of the terms that make up each logit; of a head of unknown form, that of the image's logits."""
+    *before, last = head.layers if isinstance(head, nnx.Sequential) else (head,)
+    if not isinstance(last, nnx.Linear):
+        return jnp.broadcast_to(jnp.sum(jnp.abs(logits), axis=1, keepdims=True), logits.shape)
+    for layer in before:
+        features = layer(features)
+    return jnp.abs(features) @ jnp.abs(last.kernel[...]) + (0 if last.bias is None else jnp.abs(last.bias[...]))
 
 
-def check_pixels(image: np.ndarray) -> None:
-    """Raises InputError for anything but uint8 RGB (height, width, 3), saying how to convert it."""
-    shown = f"{image.dtype} {image.shape}"
-    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-        raise InputError(f"gray image {shown}: three channels are needed; repeat it: np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)")
-    if image.ndim == 3 and image.shape[2] == 4:
-        raise InputError(f"image {shown} with an alpha channel: RGB is needed; give image[..., :3]")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"array {shown}: no RGB image (height, width, 3) or stack of them (n, height, width, 3)")
-    if image.dtype != np.uint8:
-        raise InputError(f"image {shown}: uint8 pixels in 0..255 are needed; of floats in 0..1 give (255 * images).round()."
-                         "astype('uint8')")
-
-
-def read_item(image: Image) -> np.ndarray:
-    """An image's pixels, uint8 (height, width, 3).
-
-    Raises:
-        InputError: for what is no image.
-    """
-    if isinstance(image, jax.Array):
-        image = np.asarray(image)
-    if isinstance(image, np.ndarray):
-        check_pixels(image)
-        return image
-    if isinstance(image, (str, os.PathLike)) or hasattr(image, "convert"):
-        from jax_brcd.data.reading import read_image
-
-        return read_image(as_path(image) if isinstance(image, (str, os.PathLike)) else image)
-    raise InputError(f"{type(image).__name__} is no image; give a uint8 array (height, width, 3), a Pillow image or the path of a file")
-
-
-def batches_of_canvases(items: Sequence[Image], preprocessing: Preprocessing) -> Iterator[CanvasBatch]:
-    """All images in batches of one canvas size each, read a few ahead."""
-    waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for position, pixels in enumerate(_read_ahead(items)):
-        _check_size(pixels, preprocessing)
-        side = canvas_side(*pixels.shape[:2])
-        waiting.setdefault(side, []).append((position, pixels))
-        if len(waiting[side]) == _most(side):
-            yield _on_canvases(waiting.pop(side), side)
-    for side, rest in waiting.items():
-        yield _on_canvases(rest, side)
-
-
-def _most(side: int) -> int:
-    """Images of a batch of such canvases: as many as memory allows."""
-    return next(size for size in reversed(BATCHES) if size * side * side * 3 <= CANVAS_BYTES or size == BATCHES[0])
-
-
-def _on_canvases(images: list[tuple[int, np.ndarray]], side: int) -> CanvasBatch:
-    count = len(images)
-    size = next(size for size in BATCHES if size >= count)
-    size = size if size == 1 else devices.whole_size(size)
-    canvases, sizes = np.zeros((size, side, side, 3), np.uint8), np.ones((size, 2), np.int32)
-    for row, (_, pixels) in enumerate(images):
-        height, width = pixels.shape[:2]
-        canvases[row, :height, :width], sizes[row] = pixels, (height, width)
-    return CanvasBatch([position for position, _ in images], canvases, sizes)
-
-
-def _check_size(pixels: np.ndarray, preprocessing: Preprocessing) -> None:
-    longer, shorter = max(pixels.shape[:2]), min(pixels.shape[:2])
-    target = preprocessing.size if preprocessing.resize is None else preprocessing.resize * longer // shorter
-    if (2 * longer + 1) * target >= LONGEST:
-        raise InputError(f"an image of {pixels.shape[1]} x {pixels.shape[0]} pixels is too elongated; cut it, or make it smaller")
-
-
-def _read_ahead(items: Sequence[Image]) -> Iterator[np.ndarray]:
-    """Pixels of each image in order. Files are decoded by threads, as many as there are cores, a few images ahead."""
-    if isinstance(items, np.ndarray) or not any(isinstance(item, (str, os.PathLike)) for item in items):
-        yield from map(read_item, items)
+def in_batches(views: Iterable[Array], *, together: bool) -> Iterator[list[Array]]:
+    """MANY at a time, and what is left FEW at a time, so that little is padding; one at a time where not `together`."""
+    if not together:
+        yield from ([view] for view in views)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = collections.deque(pool.submit(read_item, item) for item in items[: 8 * threads])
-        for number in range(len(items)):
-            pixels = ahead.popleft().result()
-            if number + 8 * threads < len(items):
-                ahead.append(pool.submit(read_item, items[number + 8 * threads]))
-            yield pixels
+    views = iter(views)
+    while batch := list(itertools.islice(views, MANY)):
+        size = MANY if len(batch) == MANY else FEW
+        yield from (batch[begin : begin + size] for begin in range(0, len(batch), size))
 
 
 def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing) -> str:
@@ -293,7 +237,7 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     """What an encoder's folder says of it.
 
     Raises:
-        InputError: for a folder that is absent or no encoder's, or of a newer format.
+        InputError: for a folder that is absent or no encoder's, of a newer format, or broken.
     """
     path = as_path(folder) / CONFIG
     if not path.is_file():
@@ -301,15 +245,17 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
                          "as runs/NAME/student_asymmetric")
     try:
         config = read_json(path)
-        absent = [name for name in FIELDS if name not in config]
-        if absent:
-            raise InputError(f"{path}: says nothing of {', '.join(absent)}, so it is no encoder's; give an encoder's folder")
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except ValueError as error:
         raise InputError(f"{path}: broken ({error}); save the encoder again") from None
-    if config["format"] > FORMAT:
+    config = config if isinstance(config, dict) else {}
+    if _is(int, config.get("format")) and config["format"] > FORMAT:
         raise InputError(f"{path}: written by a newer jax_brcd; update this one")
+    absent = [name for name in FIELDS if name not in config]
+    if absent:
+        raise InputError(f"{path}: says nothing of {', '.join(absent)}, so it is no encoder's; give an encoder's folder")
+    wrong = [name for name, kind in FIELDS.items() if not _is(kind, config[name])]
+    if wrong:
+        raise InputError(f"{path}: broken ({wrong[0]} is {json.dumps(config[wrong[0]])[:40]}); save the encoder again")
     return config
 
 
@@ -319,8 +265,57 @@ def load(folder: os.PathLike | str) -> HashEncoder:
     Raises:
         InputError: for a folder that is absent or no encoder's, of a newer format, or whose weights do not fit.
     """
-    config = read_config(folder)
-    model = nnx.eval_shape(lambda: create_hash_model(config["backbone"], config["bits"], dtype=jnp.dtype(config["dtype"])))
-    LAYOUTS[config["layout"]].load(model, read_weights(as_path(folder) / WEIGHTS))
-    return HashEncoder(model, config["backbone"], Preprocessing.from_dict(config["preprocessing"]), config["bits"], config["role"],
-                       config["space"], config["dtype"], config["provenance"])
+    folder, config = as_path(folder), read_config(folder)
+    try:
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        model = _load_model(config, folder / WEIGHTS)
+        backbone = model.backbone
+        if backbone.fixed_size and backbone.image_size != preprocessing.size:
+            raise InputError(f"{config['backbone']} takes {backbone.image_size} pixels; give that", field="size",
+                             value=preprocessing.size)
+    except InputError as error:
+        raise error if str(folder) in error.problem else InputError(f"{folder}: {error}") from None
+    return HashEncoder(model, config["backbone"], preprocessing, config["bits"], config["role"], config["space"], config["dtype"],
+                       config["provenance"])
+
+
+def _load_model(config: Mapping[str, Any], weights: pathlib.Path) -> HashModel:
+    if config["dtype"] not in DOUBT:
+        raise InputError(unknown_name("arithmetic", config["dtype"], DOUBT))
+    if config["backbone"] not in BACKBONES:
+        raise InputError(f"{unknown_name('backbone', config['backbone'], BACKBONES)}; one of your own is registered before it is loaded")
+    layout, state = LAYOUTS[config["layout"]], read_weights(weights)
+
+    def create() -> HashModel:
+        return create_hash_model(config["backbone"], config["bits"], dtype=jnp.dtype(config["dtype"]))
+
+    model = nnx.eval_shape(create)
+    if not layout.load(model, state).head:
+        raise InputError(f"{weights}: holds no hash head; give an encoder's folder, whose weights have one")
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+        model = create()  # it has what no file holds, such as the random streams of a user's module
+        layout.load(model, state)
+    return model
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_place(folder: pathlib.Path) -> None:
+    """Raises InputError where a folder holds anything but an encoder, which would be lost."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder")
+    there = {path.name for path in folder.iterdir()}
+    if there and not (there <= {CONFIG, WEIGHTS} and _is_encoder(folder)):
+        others = ", ".join(sorted(there - {CONFIG, WEIGHTS})[:3]) or CONFIG
+        raise InputError(f"{folder}: holds something that is no encoder ({others}); name another folder")
+
+
+def _is_encoder(folder: pathlib.Path) -> bool:
+    try:
+        return bool(read_config(folder))
+    except InputError:
+        return False

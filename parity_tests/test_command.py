@@ -16,7 +16,7 @@ from jax_brcd.models import create_backbone, torchvision_state
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, write_json
 from jax_brcd.runtime.registry import Registry
-from jax_brcd.settings.command_line import run_command
+from jax_brcd.settings.command_line import run_command, spelled
 from jax_brcd.stages.configuration import PRESETS, STAGES, create_config
 from jax_brcd.teachers.objectives import OBJECTIVES
 from jax_brcd.training.checkpoints import Checkpoints
@@ -180,7 +180,7 @@ def test_help_explains_every_setting_with_its_default(capsys):
     for stage in (*STAGES, *OBJECTIVES.values(), *METHODS.values()):
         for name, field in stage.__dataclass_fields__.items():
             assert f"--{name.replace('_', '-')}" in text
-            assert " ".join(field.metadata["help"].split())[:30] in text
+            assert spelled(" ".join(field.metadata["help"].split()))[:30] in text
     assert "(default: 0.3)" in text and "(default: 400)" in text
 
 

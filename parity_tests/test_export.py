@@ -32,7 +32,7 @@ class Preprocessing:
 @pytest.fixture(scope="module")
 def encoder():
     model = create_hash_model("resnet8", BITS, rngs=nnx.Rngs(3))
-    return types.SimpleNamespace(model=model, preprocessing=Preprocessing(), bits=BITS, name="resnet8", space=None)
+    return types.SimpleNamespace(model=model, preprocessing=Preprocessing(), bits=BITS, backbone="resnet8", space=None)
 
 
 def logits_of(path, images):

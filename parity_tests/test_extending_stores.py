@@ -77,7 +77,7 @@ def test_a_store_from_outside_is_opened_by_its_url(registered):
 
 def test_an_exporter_from_outside_is_called_by_its_name(registered, tmp_path):
     EXPORTERS.register("arrays")(export_arrays)
-    encoder = types.SimpleNamespace(model=create_hash_model("resnet8", 8), preprocessing=None, bits=8, name="resnet8")
+    encoder = types.SimpleNamespace(model=create_hash_model("resnet8", 8), preprocessing=None, bits=8, backbone="resnet8")
     (path,) = export(encoder, "arrays", tmp_path / "out")
     with np.load(path) as arrays:
         assert arrays["kernel"].shape == (64, 8) and arrays["bias"].shape == (8,)

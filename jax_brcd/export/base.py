@@ -11,13 +11,13 @@ class Exportable(Protocol):
 
     Attributes:
         model: the hash model. preprocessing: a dataclass of plain values, how images become what the model sees.
-        bits: the length of a code. name: of the backbone.
+        bits: the length of a code. backbone: its registered name.
     """
 
     model: Any
     preprocessing: Any
     bits: int
-    name: str
+    backbone: str
 
 
 # Writes an encoder into a folder, which is there, and returns the files it wrote

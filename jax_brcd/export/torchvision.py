@@ -6,7 +6,10 @@ import pathlib
 
 from jax_brcd.export.base import Exportable
 from jax_brcd.models import HashModel, torchvision_state
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, write_json
+
+LAYOUT = "torchvision"
 
 
 def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, bits: int) -> None:
@@ -21,8 +24,14 @@ def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, 
 
 
 def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:
-    """The state_dict as `<name>.safetensors`, and beside it `preprocessing.json`: size, resize, mean, std, interpolation."""
-    weights, preprocessing = folder / f"{encoder.name}.safetensors", folder / "preprocessing.json"
-    export_safetensors(encoder.model, weights, name=encoder.name, bits=encoder.bits)
+    """The state_dict as `<backbone>.safetensors`, and beside it `preprocessing.json`: size, resize, mean, std, interpolation.
+
+    Raises:
+        InputError: for a backbone that torchvision does not know.
+    """
+    if encoder.model.backbone.layout != LAYOUT:
+        raise InputError(f"{encoder.backbone} is no model of torchvision's; give an encoder of one that is")
+    weights, preprocessing = folder / f"{encoder.backbone}.safetensors", folder / "preprocessing.json"
+    export_safetensors(encoder.model, weights, name=encoder.backbone, bits=encoder.bits)
     write_json(preprocessing, dataclasses.asdict(encoder.preprocessing))
     return [weights, preprocessing]

@@ -20,12 +20,12 @@ from jax_brcd.methods.pkt import PKT
 from jax_brcd.methods.rkd import RKD
 from jax_brcd.methods.sp import SP
 from jax_brcd.methods.sskd import SSKD
-from jax_brcd.methods.sums import PLUS, create_sum
+from jax_brcd.methods.sums import PLUS, create_sum, in_sum
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
 
-METHODS: Registry[type[Method]] = Registry("method", check=options.claiming("a method"))
+METHODS: Registry[type[Method]] = Registry("method", check=options.claiming("a method", in_sum))
 METHODS.register("brcd")(BRCD)
 METHODS.register("none")(NoDistillation)
 METHODS.register("kl")(KL)

@@ -20,7 +20,8 @@ class InputError(ValueError):
 
     def line(self, spell: Callable[[str], str] = str) -> str:
         """The error on one line, with the names of settings as `spell` writes them: a command's options, say."""
-        value = "" if self.value is None else f" {self.value}"
+        quoted = self.value is None or f"'{self.value}'" in self.problem  # and so is not said twice
+        value = "" if quoted else f" {self.value}"
         start = "" if self.field is None else f"{spell(self.field)}{value}: "
         return " ".join((start + NAMED_SETTING.sub(lambda name: spell(name[1]), self.problem)).split())
 
@@ -29,7 +30,11 @@ class InputError(ValueError):
 
 
 class UnknownName(InputError, KeyError):
-    """A name that a registry does not hold."""
+    """A name that is not known. Its text says which, so the field and value are not said once more."""
+
+    def line(self, spell: Callable[[str], str] = str) -> str:
+        """See InputError."""
+        return InputError(self.problem).line(spell)
 
 
 class TrainingDiverged(InputError):

@@ -53,7 +53,12 @@ def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
         new.chmod(0o755)
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

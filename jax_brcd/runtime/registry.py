@@ -37,7 +37,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __getitem__(self, name: str) -> Entry:
         """Raises UnknownName, a KeyError, for an unknown name."""
         if name not in self._entries:
-            raise UnknownName(unknown_name(self.kind, name, self._entries))
+            raise UnknownName(unknown_name(self.kind, name, self._entries), value=name)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -50,8 +50,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len(self._entries)
 
 
-def unknown_name(kind: str, name: str, known) -> str:
+def unknown_name(kind: str, name: object, known) -> str:
     """The error line for `name`, with the nearest of the `known` names first."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {kind} '{name}': {hint}known: {', '.join(sorted(known))}"

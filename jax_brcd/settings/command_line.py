@@ -12,7 +12,7 @@ from typing import Any
 
 from jax_brcd.runtime.errors import NAMED_SETTING, InputError
 from jax_brcd.runtime.registry import unknown_name
-from jax_brcd.settings.options import plain_type, read_number, settings_of, words_of
+from jax_brcd.settings.options import plain_type, settings_of, words_of
 
 
 def flag(name: str) -> str:
@@ -48,7 +48,8 @@ def add_options(
 
     Several dataclasses may share a field (two distillation methods with a weight of their own): it is added once, with the
     first one's help. Where the dataclasses are given by name, the help says whose the option is and each one's default.
-    `wanted` says of a setting by its name whether the command has it.
+    `wanted` says of a setting by its name whether the command has it. What is given stays text (a switch is a bool), for
+    `options.convert` to read by the type that the setting has where it belongs.
     """
     group = parser.add_argument_group(title)
     taken = {name for action in parser._actions for name in action.option_strings}
@@ -62,19 +63,8 @@ def add_options(
         kind = plain_type(field.type)
         text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)})"
         extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
-                 else {"type": kind if kind in (str, pathlib.Path) else _reader(kind, words_of(field.type)),
-                       "metavar": _metavar([field for _, field in fields], kind)})
+                 else {"metavar": _metavar([field for _, field in fields], kind)})
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
-
-
-def _reader(kind: type, words: tuple[str, ...]):
-    def read(word: str) -> Any:
-        try:
-            return word if word in words else read_number(kind, words, word)
-        except InputError as error:
-            raise argparse.ArgumentTypeError(spelled(error.problem)) from None
-
-    return read
 
 
 def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:
@@ -107,36 +97,48 @@ def say(text: str) -> None:
 
 
 class Bars:
-    """Progress bars on the terminal for what the library reports by `progress(description, done, total)`."""
+    """Progress bars for what the library reports by `progress(description, done, total)`.
+
+    They are drawn where stderr is a terminal: in a log every step of a bar would be a line.
+    """
 
     def __init__(self, *, shown: bool = True):
-        self.shown = shown
+        self.shown = shown and sys.stderr is not None and sys.stderr.isatty()
         self._bar = None
         self._description = ""
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Shows one bar at a time; a new description begins a new one."""
+        if not self.shown:
+            return
         try:
             self._show(description, done, total)
-        except BrokenPipeError:
+        except OSError:  # a terminal that has gone is no reason to stop the work
+            self.shown, self._bar = False, None
             _drop(sys.stderr)
 
     def _show(self, description: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if description != self._description or self._bar is None:
-            self.close()
-            self._bar = tqdm(total=total, desc=description, dynamic_ncols=True, leave=False, disable=not self.shown)
+            self._end()
+            self._bar = tqdm(total=total, desc=description, dynamic_ncols=True, leave=False)
             self._description = description
         self._bar.update(done - self._bar.n)
         if done >= total:
-            self.close()
+            self._end()
 
     def close(self) -> None:
         """Takes the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar, self._description = None, ""
+        try:
+            self._end()
+        except OSError:
+            _drop(sys.stderr)
+
+    def _end(self) -> None:
+        bar, self._bar, self._description = self._bar, None, ""
+        if bar is not None:
+            bar.close()
 
 
 @contextlib.contextmanager
@@ -159,29 +161,62 @@ def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:
 
     A reader who has gone (`| head`) is no error: the program ends quietly, as what it was to write to disk is written.
     """
+    status = _status(main, argv)
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    sys.exit(status)
+
+
+def _status(main, argv: list[str] | None) -> Any:
     try:
         main(argv)
-        sys.stdout.flush()
+    except SystemExit as stop:  # of the parser, which has said why
+        return stop.code
     except InputError as error:
-        sys.exit(_complain(one_line(error)))
-    except BrokenPipeError:
-        _drop(sys.stdout)
+        return _complain(one_line(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 0
+        if isinstance(error, ConnectionError):
+            return _complain(f"another process that this one works with has gone ({one_line(error)}); run the same command again to "
+                             "go on")
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_complain(f"{where}{error.strerror or one_line(error)}; "
-                           "free space or mend the path, then run the same command again to go on"))
+        return _complain(f"{where}{error.strerror or one_line(error)}; "
+                         "free space or mend the path, then run the same command again to go on")
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from the last checkpoint", status=130))
-    sys.exit(0)
+        return _complain("interrupted; the same command goes on from the last checkpoint", status=130)
+    return 0
+
+
+def _reader_has_gone() -> bool:
+    """Whether what was printed finds no reader: it still lies in the buffer, and so fails once more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _flush(stream: typing.TextIO | None) -> None:
+    """Writes what is left, or lets it go where it cannot be: the interpreter would try again as it ends, and fail."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        _drop(stream)
 
 
 def _drop(stream: typing.TextIO) -> None:
-    """Sends what is left in the buffer nowhere, and all that follows: the interpreter flushes it once more when it ends."""
+    """Sends what is left in the buffer nowhere, and all that follows."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
 
 
 def _complain(message: str, status: int = 2) -> int:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(f"error: {message}", file=sys.stderr, flush=True)
     return status

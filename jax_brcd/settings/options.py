@@ -3,19 +3,20 @@
 import dataclasses
 import math
 import numbers
+import os
 import pathlib
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.registry import Registry, unknown_name
 
 Number = int | float
 
 # Whose each setting is. Groups share one command line and one flat configuration, so a name has one meaning in all of them.
-_OWNERS: dict[str, str] = {}
+_OWNERS: dict[str, str] = {"preset": "the run"}
 
 
 def option(default: Any, help: str, *, low: Number | None = None, high: Number | None = None,
@@ -36,16 +37,20 @@ def settings_of(kind: Any) -> tuple[dataclasses.Field, ...]:
     return tuple(field for field in dataclasses.fields(kind) if field.metadata)
 
 
-def claiming(group: str) -> Callable[[str, type], None]:
+def claiming(group: str, alias: Callable[[str, str], str] | None = None) -> Callable[[str, type], None]:
     """A check for registries of settings: what they register may not take the name of another group's setting.
 
     Within a group a name may be shared: two methods may each have a `distillation_weight`.
+
+    Args:
+        alias: gives the name that a setting (second) of what is registered (first) goes by as well.
 
     Raises:
         InputError: from the check, for a dataclass with a field that another group has.
     """
     def claim(name: str, kind: type) -> None:
         fields = [field.name for field in settings_of(kind)]
+        fields += [] if alias is None else [alias(name, field) for field in fields]
         for field in fields:
             owner = _OWNERS.get(field, group)
             if owner != group:
@@ -55,14 +60,14 @@ def claiming(group: str) -> Callable[[str, type], None]:
     return claim
 
 
-def convert(settings: Any) -> Any:
-    """A dataclass instance with each value as the command line would have read it: "64" as 64, 1 as 1.0, "~/x" as a path.
+def convert(kind: type, given: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass with what is given, each value as the command line reads it: "64" as 64, 1 as 1.0, "~/x" as a path.
 
     Raises:
         InputError: for a value of another type, or out of its bounds.
     """
-    converted = {field.name: _convert(field, getattr(settings, field.name)) for field in settings_of(settings)}
-    settings = dataclasses.replace(settings, **converted)
+    fields = {field.name: field for field in settings_of(kind)}
+    settings = kind(**{name: _convert(fields[name], value) for name, value in given.items()})
     check(settings)
     return settings
 
@@ -72,22 +77,20 @@ def _convert(field: dataclasses.Field, value: Any) -> Any:
     if (value is None and type(None) in _parts(field.type)) or (isinstance(value, str) and value in words):
         return value
     if kind is bool:
-        if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy's is no bool
+        if type(value).__name__ in ("bool", "bool_"):  # NumPy's is no bool
             return bool(value)
         raise InputError("neither True nor False; give one of them", field=field.name, value=repr(value))
-    if kind is pathlib.Path and isinstance(value, (str, pathlib.PurePath)):
-        return pathlib.Path(value)
-    if kind is str and isinstance(value, (str, pathlib.PurePath)):
-        return str(value)
-    if isinstance(value, bool) or kind not in NOUNS:
-        raise InputError(f"not a {'path' if kind is pathlib.Path else 'text'}; give one", field=field.name, value=repr(value))
-    return read_number(kind, words, value, field.name)
+    if kind in NOUNS:
+        return read_number(kind, words, value, field.name)
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise InputError(f"no {'path' if kind is pathlib.Path else 'text'}; give one", field=field.name, value=repr(value))
+    return kind(value) if kind is pathlib.Path else str(value)
 
 
 NOUNS = {int: "whole number", float: "number"}
 
 
-def read_number(kind: type, words: tuple[str, ...], value: Any, name: str | None = None) -> Any:
+def read_number(kind: type, words: tuple[str, ...], value: Any, name: str) -> Any:
     """A number of text or of another number.
 
     Raises:
@@ -95,12 +98,14 @@ def read_number(kind: type, words: tuple[str, ...], value: Any, name: str | None
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
-        if not (number or isinstance(value, str)) or (number and kind is int and not float(value).is_integer()):
-            raise ValueError
-        return kind(value)
-    except ValueError:
-        allowed = " or ".join((NOUNS[kind], *(f"'{each}'" for each in words)))
-        raise InputError(f"'{value}' is no {allowed}", field=name) from None
+        if number or isinstance(value, str):
+            read = kind(value)
+            if not number or kind is float or read == value:
+                return read
+    except (ValueError, OverflowError):
+        pass
+    allowed = " or ".join((NOUNS[kind], *(f"'{each}'" for each in words)))
+    raise InputError(f"'{value}' is no {allowed}", field=name, value=value)
 
 
 def check(settings: Any) -> None:
@@ -111,7 +116,7 @@ def check(settings: Any) -> None:
             continue
         known = rules["choices"] or (words_of(field.type) if isinstance(value, str) else ())
         if known and value not in known:
-            raise InputError(unknown_name(f"value of `{field.name}`", str(value), known))
+            raise UnknownName(unknown_name(f"value of `{field.name}`", value, known), field=field.name, value=value)
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             _check_number(field.name, value, rules)
 
@@ -128,7 +133,7 @@ def create(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
     if foreign:
         has = ", ".join(f"`{each}`" for each in own) or "none"
         raise InputError(f"not a setting of {registry.kind} '{name}'; its own are: {has}", field=foreign[0])
-    return convert(kind(**settings))
+    return convert(kind, settings)
 
 
 def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:

@@ -82,7 +82,8 @@ class RunConfig:
     batch_size: int = option(64, "images a training step", low=1)
     dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
                         choices=("float32", "bfloat16"))
-    seed: int = option(0, "the one seed of splits, heads, batches and views", low=0)
+    # Each stage makes one of its own of it, which must be a number of 32 bits: JAX would take larger ones for others
+    seed: int = option(0, "the one seed of splits, heads, batches and views", low=0, high=(2**32 - 3) // 3)
     checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
     compile_cache: bool = option(True, "keep compiled programs under `cache_dir`, so that a later run compiles nothing again")
     out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")

@@ -9,9 +9,11 @@ from jax_brcd.data import DATASETS
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.methods.sums import part_settings
 from jax_brcd.models import BACKBONES
+from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings import options
-from jax_brcd.settings.command_line import OneLineParser, add_options
+from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
@@ -98,19 +100,24 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         InputError: for unknown names, and for settings of other types or out of bounds.
     """
     chosen = settings.get("dataset", "digits")
-    if preset is None and chosen in PRESETS:
+    if preset is None and isinstance(chosen, str) and chosen in PRESETS:
         preset = chosen
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset] if preset else {}, settings):
         merged |= {"fresh_views": False, **layer} if "views" in layer else layer
     known = {field.name: stage for stage in STAGES for field in options.settings_of(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
-    objectives_own = {field.name for kind in OBJECTIVES.values() for field in options.settings_of(kind)}
+    objectives_own = names_of(*OBJECTIVES.values())
+    usual = {*known, *objectives_own, *names_of(*METHODS.values())}
+    for name in sorted({*merged} - usual - names_of(*part_settings(METHODS).values())):
+        raise UnknownName(unknown_name("setting", name, usual), field=name, value=merged[name])
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
-    data, objective, teacher, student, run = (options.convert(stage(**given[stage])) for stage in STAGES)
-    for registry, name in ((DATASETS, data.dataset), (BACKBONES, teacher.teacher), (BACKBONES, student.student)):
-        registry[name]
+    data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
+    for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
+                                  (BACKBONES, "student", student.student)):
+        if name not in registry:
+            raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))
@@ -119,12 +126,12 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
 def create_parser(
     program: str, description: str, wanted: Callable[[str], bool] = lambda name: True, *, presets: bool = True
 ) -> OneLineParser:
-    """A parser with an option for each setting that is `wanted`, and `--preset`."""
+    """A parser with an option for each setting that is `wanted`, and one for the preset."""
     parser = OneLineParser(prog=program, description=description, allow_abbrev=False,
                            epilog=f"Data sets: {', '.join(DATASETS)}. Backbones: {', '.join(BACKBONES)}. "
                            f"Teacher objectives: {', '.join(OBJECTIVES)}. Methods: {', '.join(METHODS)}.")
     if presets:
-        parser.add_argument("--preset", default=None, metavar="NAME",
+        parser.add_argument(flag("preset"), default=None, metavar="NAME",
                             help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
     for stage, title in zip(STAGES, TITLES, strict=True):
         add_options(parser, title, [stage], wanted)
@@ -168,4 +175,3 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 def spelled(changes: Mapping[str, tuple[Any, Any]]) -> str:
     """`bits` 32 (now 64); ... in the way that errors name settings."""
     return "; ".join(f"`{name}` {theirs} (now {ours})" for name, (theirs, ours) in changes.items())
-
