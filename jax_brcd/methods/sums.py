@@ -157,12 +157,25 @@ def create_sum(
                          field="method", value=name)
     chosen = {part: kinds[part] for part in names}
     own = divided(name, chosen, settings)
-    parts = {part: create(part, own[part]) for part in names}
+    parts = {part: _create_part(create, part, own[part], settings) for part in names}
     values = {in_sum(part, setting): getattr(method, setting)
               for part, method in parts.items() for setting in settings_of(chosen[part])}
     made = sum_kind(tuple(chosen.items()))(weights=weights_of(name, weights), **values)
     made.needs  # parts that cannot be together are refused now
     return made
+
+
+def _create_part(
+    create: Callable[[str, Mapping[str, Any]], Method], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> Method:
+    """A part of its own settings, which errors call as they were given."""
+    try:
+        return create(part, own)
+    except InputError as error:
+        if error.field is None or in_sum(part, error.field) not in given:
+            raise
+        problem = error.problem.replace(f"`{error.field}`", f"`{in_sum(part, error.field)}`")
+        raise type(error)(problem, field=in_sum(part, error.field), value=error.value) from None
 
 
 def divided(name: str, kinds: Mapping[str, type], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         return file
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: object) -> Entry:
         """Raises UnknownName, a KeyError, for an unknown name."""
         if name not in self._entries:
             raise UnknownName(unknown_name(self.kind, name, self._entries), value=name)

@@ -197,7 +197,7 @@ def _reader_has_gone() -> bool:
     return False
 
 
-def _flush(stream: typing.TextIO | None) -> None:
+def _flush(stream: Any) -> None:
     """Writes what is left, or lets it go where it cannot be: the interpreter would try again as it ends, and fail."""
     try:
         if stream is not None:
@@ -206,7 +206,7 @@ def _flush(stream: typing.TextIO | None) -> None:
         _drop(stream)
 
 
-def _drop(stream: typing.TextIO) -> None:
+def _drop(stream: Any) -> None:
     """Sends what is left in the buffer nowhere, and all that follows."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

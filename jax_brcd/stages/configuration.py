@@ -7,7 +7,7 @@ from typing import Any
 
 from jax_brcd.data import DATASETS
 from jax_brcd.methods import METHODS, create_method
-from jax_brcd.methods.sums import part_settings
+from jax_brcd.methods.sums import PLUS, part_settings
 from jax_brcd.models import BACKBONES
 from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
@@ -152,23 +152,24 @@ def names_of(*kinds: Any) -> frozenset[str]:
     return frozenset(field.name for kind in kinds for field in options.settings_of(kind))
 
 
-def defaults() -> dict[str, Any]:
-    """The default of every setting of the stages, and of a method's or an objective's where all that have it agree."""
-    values: dict[str, set] = {}
-    for kind in (*STAGES, *OBJECTIVES.values(), *METHODS.values(), *part_settings(METHODS).values()):
-        for field in options.settings_of(kind):
-            default = str(field.default) if isinstance(field.default, pathlib.PurePath) else field.default
-            values.setdefault(field.name, set()).add(default)
-    return {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+def defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every setting of the stages, and of the objective and the methods that a flat configuration names."""
+    values = {name: value for stage in STAGES for name, value in flat(stage()).items()}
+    chosen = values | dict(settings)
+    parts = chosen["method"].split(PLUS)
+    kinds = [OBJECTIVES.get(chosen["teacher_objective"])]
+    kinds += [(METHODS if len(parts) == 1 else part_settings(METHODS)).get(part) for part in parts]
+    return values | {field.name: field.default for kind in kinds if kind is not None for field in options.settings_of(kind)}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings on which two flat configurations differ, each with (theirs, ours).
 
-    A setting that one of them does not know was added since, and had its default's effect.
+    A setting that one of them does not know was added since, or is another method's, and had its default's effect.
     """
-    usual = defaults()
-    pairs = {name: (theirs.get(name, usual.get(name)), ours.get(name, usual.get(name))) for name in sorted({*ours, *theirs})}
+    usual, usual_theirs = defaults(ours), defaults(theirs)
+    ours, theirs, names = usual_theirs | usual | dict(ours), usual | usual_theirs | dict(theirs), sorted({*ours, *theirs})
+    pairs = {name: (theirs.get(name), ours.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
