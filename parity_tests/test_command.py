@@ -59,7 +59,7 @@ def test_a_setting_that_cannot_be_is_refused(capsys, arguments, message):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--k", "798"], "--k 798: the database of digits holds 797 images"),
     (["--clusters", "798"], "--clusters 798: more clusters than the 797 training images"),
-    (["--student-weights", "/absent.safetensors"], "--student-weights /absent.safetensors: for resnet8: no such weight file"),
+    (["--student-weights", "/absent.safetensors"], "--student-weights /absent.safetensors: no such weight file"),
     (["--student-weights", "held-out"], "held-out"),
     (["--student", "vit_b_32", "--student-weights", "random"],
      "--student vit_b_32: takes 224 pixels, but vit_lite_4_8 sees 32"),
