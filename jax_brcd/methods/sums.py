@@ -165,9 +165,7 @@ def create_sum(
     return made
 
 
-def _create_part(
-    create: Callable[[str, Mapping[str, Any]], Method], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
-) -> Method:
+def _create_part(create: Callable[[str, Mapping[str, Any]], Any], part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """A part of its own settings, which errors call as they were given."""
     try:
         return create(part, own)
