@@ -216,7 +216,7 @@ def broken_weights(tensors):
     (lambda folder: change(folder, preprocessing=[32]), "broken (preprocessing is [32])"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or no safetensors file"),
     (with_tensors(broken_weights), "NaN or infinity in conv1.weight"),
-    (with_tensors(lambda tensors: {name: value for name, value in tensors.items() if not name.startswith("fc.")}), "holds no hash head"),
+    (with_tensors(lambda tensors: {name: tensors[name] for name in tensors if "fc." not in name}), "holds no hash head"),
     (with_tensors(lambda tensors: {"fc.weight": tensors["fc.weight"]}), "missing conv1.weight"),
 ])
 def test_a_damaged_folder_is_refused_in_one_line_that_names_it(encoder, tmp_path, damage, message):
@@ -238,7 +238,7 @@ def test_a_size_that_the_backbone_cannot_see_is_refused_at_load(tmp_path):
 def test_what_is_no_encoder_is_refused(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("text")
-    with pytest.raises(InputError, match=f"{place}: no encoder's folder .*; give one that a run or `save` wrote|{place}: no encoder's"):
+    with pytest.raises(InputError, match=f"{place}: no encoder's folder .*; give one that a run wrote"):
         load(tmp_path / place)
 
 
@@ -255,7 +255,8 @@ class Dropping(nnx.Module):
 def test_a_users_own_backbone_is_saved_and_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES))
     BACKBONES.register("dropping")(Variant(Dropping, Preprocessing(16)))
-    encoder = create_encoder(create_hash_model("dropping", 8, rngs=nnx.Rngs(2)), "dropping", Preprocessing(16), bits=8, role="student")
+    model = create_hash_model("dropping", 8, rngs=nnx.Rngs(2))
+    encoder = create_encoder(model, "dropping", Preprocessing(16), bits=8, role="student")
     encoder.model.train()
     again = load(encoder.save(tmp_path / "own"))
     same(again.encode(noise(10, 20, 20)), encoder.encode(noise(10, 20, 20)))
@@ -373,8 +374,9 @@ def test_several_devices_and_64_bits_give_the_same_bits(wavering, tmp_path, envi
     images = [noise(*((32, 32), (50, 40))[number % 2], seed=number) for number in range(75)]
     np.savez(tmp_path / "images.npz", **{f"image_{number}": image for number, image in enumerate(images)})
     wavering.save(tmp_path / "encoder")
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path / "encoder", tmp_path / "images.npz", tmp_path / "codes.npz"],
-                          env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", ELSEWHERE, *(tmp_path / name for name in ("encoder", "images.npz", "codes.npz"))]
+    done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     with np.load(tmp_path / "codes.npz") as found:
         assert found["devices"] == devices and bool(found["wide"]) is wide

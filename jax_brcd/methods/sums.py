@@ -165,7 +165,9 @@ def create_sum(
     return made
 
 
-def _create_part(create: Callable[[str, Mapping[str, Any]], Any], part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _create_part(
+    create: Callable[[str, Mapping[str, Any]], Any], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> Any:
     """A part of its own settings, which errors call as they were given."""
     try:
         return create(part, own)
