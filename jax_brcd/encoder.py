@@ -34,13 +34,13 @@ from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.views.fitting import check_fits, fitted_view
 
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
-FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": int, "role": str, "space": str, "preprocessing": dict,
-          "provenance": dict}
+FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": int, "role": str, "space": str,
+          "preprocessing": dict, "provenance": dict}
 TEACHER, STUDENT = "teacher", "student"
-FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which every bit is decided by
-# A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA adds
-# in another order, and a bit must not depend on that. Fifty times the largest difference of random models. In bfloat16 differences
-# are ten thousand times larger and would leave every image in doubt, so each is encoded alone.
+FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which decides every bit
+# A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA
+# adds in another order, and a bit must not depend on that. Fifty times the largest difference of random models. In bfloat16
+# differences are ten thousand times larger and would leave every image in doubt, so each is encoded alone.
 DOUBT = {"float32": 2e-5, "bfloat16": math.inf}
 
 
@@ -72,9 +72,9 @@ class HashEncoder:
         The same pixels give the same bits alone, among others, from a file or from an array.
 
         Args:
-            images: uint8 RGB, an array (n, height, width, 3) or one image (height, width, 3); a Pillow image; the path of an image
-                file; or any iterable of such images of any sizes. Pillow images and files of other modes (gray, palette) become
-                RGB; orientation tags are ignored, as where data sets are read. No image gives no code.
+            images: uint8 RGB, an array (n, height, width, 3) or one image (height, width, 3); a Pillow image; the path of an
+                image file; or any iterable of such images of any sizes. Pillow images and files of other modes (gray, palette)
+                become RGB; orientation tags are ignored, as where data sets are read. No image gives no code.
             progress: told how many images are encoded; of an iterable without a length, how many there are so far.
 
         Raises:
@@ -85,7 +85,7 @@ class HashEncoder:
         return PackedCodes(np.concatenate([np.zeros((0, -(-self.bits // 8)), np.uint8), *packed]), self.bits, self.space)
 
     def logits(self, images: Any, *, progress: Progress = silent) -> Float[np.ndarray, "images bits"]:
-        """What the bits are the signs of, float32. Beyond the sign their last digits depend on how many images are encoded at once.
+        """What the bits are the signs of, float32. Their last digits depend on how many images are encoded at once.
 
         Arguments and errors as `encode`.
         """
@@ -129,7 +129,8 @@ class HashEncoder:
             progress("encode images", done, len(items) if isinstance(items, Sized) else done)
             return found
 
-        for views in in_batches((self._view(pixels) for pixels in read_ahead(items)), together=math.isfinite(DOUBT[self.dtype])):
+        every = (self._view(pixels) for pixels in read_ahead(items))
+        for views in in_batches(every, together=math.isfinite(DOUBT[self.dtype])):
             following = views, placed.logits(views)
             if begun is not None:
                 yield finish(*begun)
@@ -196,7 +197,9 @@ _logits_together = jax.jit(lambda *arguments: devices.gathered(_logits(*argument
 _stacked = jax.jit(lambda *views: jnp.concatenate(views))
 
 
-def _terms(head: nnx.Module, features: Float[Array, "batch features"], logits: Float[Array, "batch bits"]) -> Float[Array, "batch bits"]:
+def _terms(
+    head: nnx.Module, features: Float[Array, "batch features"], logits: Float[Array, "batch bits"]
+) -> Float[Array, "batch bits"]:
     """The sum of the sizes of the terms that make up each logit; of a head of unknown form, that of the image's logits."""
     *before, last = head.layers if isinstance(head, nnx.Sequential) else (head,)
     if not isinstance(last, nnx.Linear):
@@ -241,8 +244,8 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     """
     path = as_path(folder) / CONFIG
     if not path.is_file():
-        raise InputError(f"{as_path(folder)}: no encoder's folder ({CONFIG} and {WEIGHTS}); give one that a run or `save` wrote, such "
-                         "as runs/NAME/student_asymmetric")
+        raise InputError(f"{as_path(folder)}: no encoder's folder ({CONFIG} and {WEIGHTS}); give one that a run wrote, such as "
+                         "runs/NAME/student_asymmetric")
     try:
         config = read_json(path)
     except ValueError as error:
@@ -275,15 +278,16 @@ def load(folder: os.PathLike | str) -> HashEncoder:
                              value=preprocessing.size)
     except InputError as error:
         raise error if str(folder) in error.problem else InputError(f"{folder}: {error}") from None
-    return HashEncoder(model, config["backbone"], preprocessing, config["bits"], config["role"], config["space"], config["dtype"],
-                       config["provenance"])
+    return HashEncoder(model, config["backbone"], preprocessing, config["bits"], config["role"], config["space"],
+                       config["dtype"], config["provenance"])
 
 
 def _load_model(config: Mapping[str, Any], weights: pathlib.Path) -> HashModel:
     if config["dtype"] not in DOUBT:
         raise InputError(unknown_name("arithmetic", config["dtype"], DOUBT))
     if config["backbone"] not in BACKBONES:
-        raise InputError(f"{unknown_name('backbone', config['backbone'], BACKBONES)}; one of your own is registered before it is loaded")
+        unknown = unknown_name("backbone", config["backbone"], BACKBONES)
+        raise InputError(f"{unknown}; one of your own is registered before it is loaded")
     layout, state = LAYOUTS[config["layout"]], read_weights(weights)
 
     def create() -> HashModel:

@@ -44,7 +44,8 @@ def _of_array(images: np.ndarray) -> Iterable[Image]:
         return images[None]
     if len(images):
         if images.shape[1] == 3 != images.shape[3]:
-            raise InputError(f"images {images.dtype} {images.shape}: channels first, which np.moveaxis(images, 1, -1) puts last")
+            raise InputError(f"images {images.dtype} {images.shape}: channels first, which np.moveaxis(images, 1, -1) puts "
+                             "last")
         check_pixels(images[0])
     return images
 

@@ -1,4 +1,4 @@
-"""Views of images on canvases: those of `evaluation_views`, and so torchvision's, whatever the canvas (tolerance: test_augment.py)."""
+"""Views of images on canvases: those of `evaluation_views`, and so torchvision's (tolerance: test_augment.py)."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,8 @@ def test_there_are_few_canvases():
     assert sorted({canvas_side(length) for length in range(1, 1025)}) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 
 
-@pytest.mark.parametrize(("height", "width", "resize"), [(3000, 4000, None), (3000, 4000, 36), (1, 6000, None), (2300, 1100, 40)])
+@pytest.mark.parametrize(("height", "width", "resize"), [
+    (3000, 4000, None), (3000, 4000, 36), (1, 6000, None), (2300, 1100, 40)])
 def test_large_and_elongated_images_are_seen_whole(height, width, resize):
     """A black left or upper half, a white rest: what is seen is the same of any size."""
     image = np.full((height, width, 3), 255, np.uint8)

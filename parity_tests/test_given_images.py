@@ -113,7 +113,7 @@ def test_every_size_is_encoded(encoder):
     (np.zeros((8, 9, 3), np.float64), "image float64 (8, 9, 3): values from 0 to 1 become pixels"),
     (jnp.zeros((8, 9, 3)), "image float32 (8, 9, 3): values from 0 to 1"),
     (np.zeros((8, 9, 3), bool), "image bool (8, 9, 3): black and white become pixels by 255 * image"),
-    (np.zeros((8, 9, 3), np.int64), "image int64 (8, 9, 3): whole numbers from 0 to 255 become pixels by image.astype(np.uint8)"),
+    (np.zeros((8, 9, 3), np.int64), "image int64 (8, 9, 3): whole numbers from 0 to 255 become pixels by image.astype"),
     (np.zeros((8, 9, 3), np.uint16), "16-bit ones by (image // 257).astype(np.uint8)"),
     (np.zeros((8, 9), np.uint8), "image uint8 (8, 9): gray, which becomes colour by np.repeat(image[..., None], 3, axis=-1)"),
     (np.zeros((8, 9, 1), np.uint8), "image uint8 (8, 9, 1): gray, which becomes colour by np.repeat(image, 3, axis=-1)"),
@@ -153,7 +153,8 @@ def test_damaged_files_are_refused_by_name(encoder, files, tmp_path):
     paths[1].write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "folder").mkdir()
-    for path, message in ((paths[1], "truncated or corrupt"), (tmp_path / "text.png", "no JPEG, PNG"), (tmp_path / "folder", "")):
+    refused = {paths[1]: "truncated or corrupt", tmp_path / "text.png": "no JPEG, PNG", tmp_path / "folder": ""}
+    for path, message in refused.items():
         with pytest.raises(InputError) as refusal:
             encoder.encode([paths[0], path])
         assert str(refusal.value).startswith(f"{path}: {message}") and "\n" not in str(refusal.value)

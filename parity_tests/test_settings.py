@@ -1,4 +1,4 @@
-"""Settings: no two share a name, Python and the command line read the same values, and configurations are compared by what they do."""
+"""Settings: no two share a name, Python and the command line read the same values, configurations are compared by effect."""
 
 import ast
 import dataclasses
@@ -35,7 +35,8 @@ class Nothing(BaseMethod):
 
 def with_field(name, default=1.0, base=object, **about):
     """A dataclass with one setting."""
-    return dataclasses.make_dataclass("Kind", [(name, type(default), option(default, "a setting", **about))], bases=(base,), frozen=True)
+    fields = [(name, type(default), option(default, "a setting", **about))]
+    return dataclasses.make_dataclass("Kind", fields, bases=(base,), frozen=True)
 
 
 @pytest.fixture
@@ -50,8 +51,9 @@ def registries(monkeypatch):
 # No two settings share a name
 
 @pytest.mark.parametrize(("registry", "name", "owner"), [
-    (METHODS, "temperature", "the run"), (METHODS, "lr", "the run"), (METHODS, "out", "the run"), (METHODS, "preset", "the run"),
-    (METHODS, "greedyhash_penalty", "a teacher objective"), (OBJECTIVES, "temperature", "the run"),
+    (METHODS, "temperature", "the run"), (METHODS, "lr", "the run"), (METHODS, "out", "the run"),
+    (METHODS, "preset", "the run"), (METHODS, "greedyhash_penalty", "a teacher objective"),
+    (OBJECTIVES, "temperature", "the run"),
     (OBJECTIVES, "teacher_epochs", "the run"), (OBJECTIVES, "margin", "a method"), (OBJECTIVES, "rkd_angle_weight", "a method"),
 ])
 def test_a_setting_of_anothers_name_is_refused_where_it_is_registered(registries, registry, name, owner):
@@ -112,7 +114,8 @@ def every_setting():
         for name, kind in registry.items():
             yield from ((name, {chooser: name}, field) for field in settings_of(kind))
     for name, kind in part_settings(METHODS).items():
-        yield from ((f"{name} in a sum", {"method": f"none+{name}" if name != "none" else "none+kl"}, field) for field in settings_of(kind))
+        chosen = {"method": f"none+{name}" if name != "none" else "none+kl"}
+        yield from ((f"{name} in a sum", chosen, field) for field in settings_of(kind))
 
 
 SETTINGS = list(every_setting())
@@ -122,8 +125,8 @@ USUAL = {int: "3", float: "0.5", str: "some words", pathlib.Path: "~/some place"
 TYPED = {int: (3, 3.0, np.int64(3), np.uint8(3), np.float32(3)), float: (0.5, np.float32(0.5), np.float64(0.5)),
          pathlib.Path: (pathlib.Path("~/some place"),), str: ()}
 WRONG = {int: (True, np.bool_(True), 2.5, np.float32(2.5), "2.5", "x", "", [1], float("inf"), 1j),
-         float: (True, "x", "", [0.5], 10**400, b"0.5"), bool: (1, 0, "yes", "true", [True]), pathlib.Path: (3, True, ["x"], "", b"x"),
-         str: (3, True, ["x"], "", b"x")}
+         float: (True, "x", "", [0.5], 10**400, b"0.5"), bool: (1, 0, "yes", "true", [True]),
+         pathlib.Path: (3, True, ["x"], "", b"x"), str: (3, True, ["x"], "", b"x")}
 
 
 def text_of(field):
@@ -175,11 +178,13 @@ def test_a_value_of_another_type_is_refused_by_name(place):
 
 @pytest.mark.parametrize(("settings", "line"), [
     ({"bits": True}, "bits: 'True' is no whole number"), ({"bits": 2.5}, "bits: '2.5' is no whole number"),
-    ({"lr": "fast"}, "lr: 'fast' is no number"), ({"out": 3}, "out 3: no path; give one"), ({"bits": None}, "bits: 'None' is no whole number"),
+    ({"lr": "fast"}, "lr: 'fast' is no number"), ({"out": 3}, "out 3: no path; give one"),
+    ({"bits": None}, "bits: 'None' is no whole number"),
     ({"split": None}, "split None: no text; give one"), ({"out": ""}, "out '': no path; give one"),
     ({"train_backbone": 1}, "train_backbone 1: neither True nor False; give one of them"),
     ({"clusters": "x"}, "clusters: 'x' is no whole number or 'auto'"), ({"bits": 0}, "bits 0: too small; give 1 or more"),
-    ({"seed": 2**32}, f"seed {2**32}: too large; give 1431655764 or less"), ({"lr": float("nan")}, "lr nan: not a finite number; give one"),
+    ({"seed": 2**32}, f"seed {2**32}: too large; give 1431655764 or less"),
+    ({"lr": float("nan")}, "lr nan: not a finite number; give one"),
     ({"dtype": "flaot32"}, "unknown value of dtype 'flaot32': did you mean 'float32'? known: bfloat16, float32"),
 ])
 def test_what_a_refusal_says(settings, line):
@@ -236,13 +241,15 @@ def test_an_error_is_spelled_as_options_by_commands_alone():
 
 def strings(path):
     """Every text in a module, also the parts of f-strings and docstrings."""
-    return [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 def test_no_module_below_the_commands_names_an_option():
     guilty = [(str(path.relative_to(PACKAGE)), text) for path in PACKAGE.rglob("*.py")
               if path != PACKAGE / "settings" / "command_line.py" and not (path.parent == PACKAGE and path.stem in COMMANDS)
-              for text in strings(path) if re.search(r"(^|[^-\w])--([a-z]|$)", text) and not text.startswith("--xla_") and text != "--"]  # a dashed line
+              for text in strings(path) if re.search(r"(^|[^-\w])--([a-z]|$)", text)
+              and not text.startswith("--xla_") and text != "--"]  # a dashed line
     assert guilty == []
 
 
@@ -266,7 +273,8 @@ def test_settings_that_are_gone_are_named():
 
 
 def test_every_other_setting_that_differs_is_named_with_both_values():
-    assert differences(create_config(bits=16, lr=0.5).compared(), create_config().compared()) == {"bits": (64, 16), "lr": (2e-3, 0.5)}
+    ours, theirs = create_config(bits=16, lr=0.5).compared(), create_config().compared()
+    assert differences(ours, theirs) == {"bits": (64, 16), "lr": (2e-3, 0.5)}
 
 
 def test_where_a_run_lies_is_not_compared():

@@ -166,8 +166,8 @@ def create_sum(
 
 
 def _create_part(
-    create: Callable[[str, Mapping[str, Any]], Method], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
-) -> Method:
+    create: Callable[[str, Mapping[str, Any]], Any], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> Any:
     """A part of its own settings, which errors call as they were given."""
     try:
         return create(part, own)

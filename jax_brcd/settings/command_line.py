@@ -178,8 +178,8 @@ def _status(main, argv: list[str] | None) -> Any:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return 0
         if isinstance(error, ConnectionError):
-            return _complain(f"another process that this one works with has gone ({one_line(error)}); run the same command again to "
-                             "go on")
+            return _complain(f"another process that this one works with has gone ({one_line(error)}); run the same command "
+                             "again to go on")
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or one_line(error)}; "
                          "free space or mend the path, then run the same command again to go on")

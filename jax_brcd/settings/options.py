@@ -1,4 +1,4 @@
-"""Settings as dataclass fields: their help, unit and bounds stand beside the default; values are converted and checked by them."""
+"""Settings as dataclass fields: help, unit and bounds stand beside the default; values are converted and checked by them."""
 
 import dataclasses
 import math
@@ -54,14 +54,15 @@ def claiming(group: str, alias: Callable[[str, str], str] | None = None) -> Call
         for field in fields:
             owner = _OWNERS.get(field, group)
             if owner != group:
-                raise InputError(f"{group} ('{name}') has a setting of a name that {owner} has; give it another name", field=field)
+                raise InputError(f"{group} ('{name}') has a setting of a name that {owner} has; give it another name",
+                                 field=field)
         _OWNERS.update(dict.fromkeys(fields, group))
 
     return claim
 
 
 def convert(kind: type, given: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass with what is given, each value as the command line reads it: "64" as 64, 1 as 1.0, "~/x" as a path.
+    """An instance of a dataclass with what is given, each value as the command line reads it: "64" as 64, "~/x" as a path.
 
     Raises:
         InputError: for a value of another type, or out of its bounds.
