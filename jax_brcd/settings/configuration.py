@@ -145,6 +145,12 @@ def names_of(*kinds: Any) -> frozenset[str]:
     return frozenset(field.name for kind in kinds for field in options.settings_of(kind))
 
 
+def students_settings() -> frozenset[str]:
+    """The names of the settings that a teacher does not depend on."""
+    return names_of(StudentConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
+        "temperature", "kl_weight", "method", "method_weights"}
+
+
 def defaults() -> dict[str, Any]:
     """The default of every setting of the stages, and of a method's or an objective's where all that have it agree."""
     values: dict[str, set] = {}
