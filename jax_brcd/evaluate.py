@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
-    config = create_config(**known_settings(read_config(queries)["provenance"]) | given)
+    config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
     with session(config) as progress:
         encoder, path = load(queries), as_path(database)
         searched = load(path) if path.is_dir() else PackedCodes.load(path)
@@ -48,11 +48,13 @@ def main(argv: list[str] | None = None) -> None:
         say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
 
 
-def known_settings(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the data set that an encoder's run had, as far as it says."""
+def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
+    """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told."""
     from jax_brcd.runtime.files import as_path
 
     known = provenance.get("settings", {})
+    if dataset not in (None, known.get("dataset")):
+        return {}
     places = {name: known[name] for name in PLACES if known.get(name) and as_path(known[name]).is_dir()}
     return {name: known[name] for name in PROTOCOL if name in known} | places
 

@@ -98,7 +98,7 @@ class Context:
         """The pixels of every part, for a backbone that moves."""
         return PixelParts(self.parts(), view_of(self.preprocessing), self.progress)
 
-    def measure(self, encoder: HashEncoder, images: np.ndarray) -> dict[str, float]:
+    def measure(self, encoder: HashEncoder, images: np.ndarray) -> dict[str, int | float]:
         """What encoding images costs, as JSON holds it."""
         return dataclasses.asdict(measure_cost(encoder.model, images, **view_of(encoder.preprocessing)))
 

@@ -30,7 +30,8 @@ from jax_brcd.views.features import weights_digest
 from jax_brcd.views.sources import KeptFeatures, ViewSource
 
 SECTIONS = "report.json"
-SETTINGS = ("train_backbone", "lr", "validation_interval", "patience")
+# Settings that a student depends on by what becomes of them
+TOLD = ("student", "student_weights", "epochs", "min_epochs", "bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "teacher": teacher.space, "clusters": None if clusters is None else clusters.name,
         "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size, "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
-        "settings": {**unusual(config.student, SETTINGS), **unusual(config.objective, ("temperature", "kl_weight")),
+        "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.method)},
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
     with folder.held():

@@ -29,7 +29,8 @@ from jax_brcd.views.sources import KeptFeatures, ViewSource
 
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
-SETTINGS = ("teacher_objective", "teacher_lr", "teacher_temperature", "teacher_kl_weight")
+# Settings that a teacher depends on by what becomes of them
+TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs")
 
 
 def teacher_stage(
@@ -101,7 +102,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     if built.head_came and epochs == 0:
         folder = context.folder("teacher", {**facts, "space": space})
     else:
-        facts |= {"settings": {**unusual(config.teacher, SETTINGS), **unusual(config.hashing)},
+        facts |= {"settings": {**unusual(config.teacher, TOLD), **unusual(config.hashing)},
                   **context.data_facts("images of train"),
                   **({} if solved else {"views": context.plan.facts(), "batch_size": config.run.batch_size})}
         folder = context.folder("teacher", facts, None if solved else epochs)
