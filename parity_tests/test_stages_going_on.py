@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from image_trees import picture, write_lists
-from toy_runs import BRCD, content, history, refusal, scores, tiny, toys, trainings, words
+from toy_runs import BRCD, assert_same_tensors, content, history, refusal, scores, tiny, toys, trainings, words
 
 import jax_brcd
 from jax_brcd import distill
@@ -71,9 +71,9 @@ def test_more_epochs_of_a_finished_run_go_on_from_its_last_state(tmp_path, cache
         patch.setattr(stage_context, "fit", counted)
         found, _ = tiny(tmp_path / "run", cache, **more)
     assert scores(found) == scores(whole) and history(tmp_path / "run") == history(tmp_path / "whole")
-    ours, theirs = (content(tmp_path / name) for name in ("run", "whole"))
-    for name in ("teacher.safetensors", "student_symmetric.safetensors", "student_asymmetric.safetensors", "codes.npz"):
-        assert ours[name] == theirs[name]
+    for role in ("teacher", "student_symmetric", "student_asymmetric"):
+        assert_same_tensors(tmp_path / "run" / f"{role}.safetensors", tmp_path / "whole" / f"{role}.safetensors")
+    assert (tmp_path / "run" / "codes.npz").read_bytes() == (tmp_path / "whole" / "codes.npz").read_bytes()
     if "teacher_epochs" not in more:
         assert epochs == [("student", 2), ("student", 3)]  # the first was not run again
     else:
@@ -350,6 +350,7 @@ def test_weights_are_known_by_what_they_hold(cache, usual, tmp_path):
     ("{", "config.json: broken (Expecting"), ("[]", "broken (no settings and data of a run)"), ("3", "broken (no settings"),
     ('{"settings": 3, "data": {}}', "broken (no settings"), ('{"settings": {}}', "broken (no settings"),
     ('{"bits": 16, "dataset": "digits"}', "written by an older jax_brcd, which kept no record of the data it used"),
+    ('{"framework": "torch", "bits": 16}', "holds a run of torch_ref; name another out"),
     ('{"backbone": "toy", "bits": 16}', "the folder of an encoder, and no run's")])
 def test_a_directory_that_says_no_run_of_this_version_is_refused(cache, tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)

@@ -5,7 +5,9 @@ import json
 import pathlib
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from jax_brcd.models import BACKBONES, Preprocessing, Variant
@@ -115,3 +117,11 @@ def stages(cache):
 def content(folder):
     """Every file below a folder with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same_tensors(path, other):
+    """Two files of weights hold the same; the order of the notes in their headers is a matter of chance."""
+    ours, theirs = safetensors.numpy.load_file(path), safetensors.numpy.load_file(other)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name], err_msg=name)

@@ -1,7 +1,9 @@
 """Whose a run directory is: the settings and the data of its run, and whether another command may go on with it."""
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +12,14 @@ from jax_brcd import __version__
 from jax_brcd.models import BACKBONES
 from jax_brcd.models.weights import ENCODER_WEIGHTS
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.digests import LENGTH
+from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, read_json, write_json
 from jax_brcd.settings.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
+HEADER_BYTES = 100_000_000  # of safetensors at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ def read_claim(out: pathlib.Path) -> Claim | None:
         raise InputError(f"{out / CONFIG}: broken ({error}); name another `out`, or delete the directory") from None
     if isinstance(told, dict) and "backbone" in told:
         raise InputError(f"{out}: the folder of an encoder, and no run's; name another `out`")
+    if isinstance(told, dict) and "framework" in told:
+        raise InputError(f"{out}: holds a run of torch_ref; name another `out`")
     if isinstance(told, dict) and "settings" not in told:
         raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, or "
                          "delete it")
@@ -150,6 +155,19 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
         told, path = named[setting], as_path(named[setting])
         path = path / ENCODER_WEIGHTS if path.is_dir() else path
         if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
-            with open(path, "rb") as file:
-                found[role] = hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
+            found[role] = _tensors_digest(path)
     return found
+
+
+def _tensors_digest(path: pathlib.Path) -> str:
+    """A digest of what a file of weights holds; of safetensors without the notes in its header, whose order is a matter of chance."""
+    with open(path, "rb") as file:
+        sha = hashlib.sha256()
+        with contextlib.suppress(ValueError, AttributeError):  # of a broken file all bytes count, until it is refused
+            if path.suffix == ".safetensors":
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
+                header.pop("__metadata__", None)
+                sha.update(json.dumps(header, sort_keys=True).encode())
+        while piece := file.read(PIECE_BYTES):
+            sha.update(piece)
+    return sha.hexdigest()[:LENGTH]

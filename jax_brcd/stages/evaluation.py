@@ -61,7 +61,9 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     with folder.reading():
         with np.load(folder.path / CURVES, allow_pickle=False) as arrays:
             curves = {name: tuple(arrays[name]) for name in arrays.files}
-        return Evaluation(folder, read_json(folder.path / METRICS), curves)
+        found = Evaluation(folder, read_json(folder.path / METRICS), curves)
+        np.load(found.codes, allow_pickle=False).close()
+        return found
 
 
 def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: Student | None) -> None:

@@ -78,6 +78,7 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
         context, config=settled(config, head_came=teacher_built.head_came),
         continued={} if earlier is None else continued(out, changed, earlier))
     claim = Claim(context.config.flat(), data, context.continued, student, teacher_built.head_came)
+    devices.wait_for_all(f"{out} was read")  # before the first process changes what it says
     claim.write(out)
     if changed:
         unmark_diverged(out)
