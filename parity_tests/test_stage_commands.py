@@ -60,7 +60,7 @@ def test_teacher_and_student_give_the_numbers_of_distill(whole, cache, tmp_path,
     for place in (tmp_path / "own cache", cache):
         with trainings() as trained:
             table = answer(teacher.main, teachers(tmp_path / place.name / "teacher", place), capsys)
-            assert f"{whole[1]['teacher']['map']:.4f}" in table and "student" not in table
+            assert f"{whole[1]['teacher']['map']:.4f}" in table and "student," not in table
             folder = tmp_path / place.name / "teacher" / "teacher"
             table = answer(student.main, students(tmp_path / place.name / "student", place, folder, **BRCD), capsys)
         assert trained == ([] if place == cache else ["teacher", "student"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from image_trees import picture, write_lists
-from toy_runs import BRCD, assert_same_tensors, content, history, refusal, scores, tiny, toys, trainings, words
+from toy_runs import BRCD, assert_same_tensors, content, history, loss_of, name_of, refusal, scores, tiny, toys, trainings, with_loss, words
 
 import jax_brcd
 from jax_brcd import distill
@@ -64,7 +64,7 @@ def test_more_epochs_of_a_finished_run_go_on_from_its_last_state(tmp_path, cache
     epochs = []
 
     def counted(stage, state, checkpoints, **told):
-        return fit(stage, state, checkpoints, on_epoch=lambda record: epochs.append((stage.name, record["epoch"])), **told)
+        return fit(stage, state, checkpoints, on_epoch=lambda record: epochs.append((name_of(stage), record["epoch"])), **told)
 
     fit = stage_context.fit
     with pytest.MonkeyPatch.context() as patch:
@@ -99,14 +99,14 @@ def diverging(stage="student", *, above, after=5):
 
     def spoiled(*arguments, learning_rate, **told):
         toy, parameters, carry = made(*arguments, learning_rate=learning_rate, **told)
-        loss = toy.loss
+        loss = loss_of(toy)
 
         def counted(parameters, carry, constants, batch, key):
             value, (moved, metrics) = loss(parameters, carry["own"], constants, batch, key)
             bad = (carry["count"] >= after) & (learning_rate > above)
             return jnp.where(bad, jnp.nan, value), ({"own": moved, "count": carry["count"] + 1, **inner(moved)}, metrics)
 
-        return dataclasses.replace(toy, loss=counted), parameters, {"own": carry, "count": jnp.int32(0), **inner(carry)}
+        return with_loss(toy, counted), parameters, {"own": carry, "count": jnp.int32(0), **inner(carry)}
 
     def inner(carry):  # what the student's stage looks at when it is over
         return {name: carry[name] for name in ("statistics", "memory")} if stage == "student" else {}
@@ -154,7 +154,7 @@ def interrupted(stage):
     fit = stage_context.fit
 
     def stopped(job, *arguments, **told):
-        if job.name == stage:
+        if name_of(job) == stage:
             raise KeyboardInterrupt
         return fit(job, *arguments, **told)
 

@@ -1,6 +1,7 @@
 """Whole runs that take seconds: toy backbones from outside the package on the digits, each run in this process."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 
@@ -47,13 +48,28 @@ def toys():
         yield
 
 
+def name_of(stage):
+    """What a training job is called."""
+    return stage.name
+
+
+def loss_of(stage):
+    """What a training job minimises."""
+    return stage.loss
+
+
+def with_loss(stage, loss):
+    """A training job with another loss."""
+    return dataclasses.replace(stage, loss=loss)
+
+
 @contextlib.contextmanager
 def trainings():
     """The names of the stages that are trained while the block runs, one a call of the loop."""
     names, original = [], context.fit
 
     def counted(stage, *arguments, **told):
-        names.append(stage.name)
+        names.append(name_of(stage))
         return original(stage, *arguments, **told)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -108,7 +108,7 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     objectives_own = {field.name for kind in OBJECTIVES.values() for field in options.settings_of(kind)}
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
-    data, objective, teacher, student, run = (options.convert(stage(**given[stage])) for stage in STAGES)
+    data, objective, teacher, student, run = (options.build(stage, given[stage]) for stage in STAGES)
     for registry, name in ((DATASETS, data.dataset), (BACKBONES, teacher.teacher), (BACKBONES, student.student)):
         registry[name]
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))

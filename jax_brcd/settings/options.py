@@ -55,14 +55,15 @@ def claiming(group: str) -> Callable[[str, type], None]:
     return claim
 
 
-def convert(settings: Any) -> Any:
-    """A dataclass instance with each value as the command line would have read it: "64" as 64, 1 as 1.0, "~/x" as a path.
+def build(kind: type, values: Mapping[str, Any]) -> Any:
+    """An instance of a settings dataclass with each value as the command line would have read it: "64" as 64, 1 as 1.0, "~/x" as
+    a path.
 
     Raises:
         InputError: for a value of another type, or out of its bounds.
     """
-    converted = {field.name: _convert(field, getattr(settings, field.name)) for field in settings_of(settings)}
-    settings = dataclasses.replace(settings, **converted)
+    fields = {field.name: field for field in settings_of(kind)}
+    settings = kind(**{name: _convert(fields[name], value) for name, value in values.items()})
     check(settings)
     return settings
 
@@ -128,7 +129,7 @@ def create(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
     if foreign:
         has = ", ".join(f"`{each}`" for each in own) or "none"
         raise InputError(f"not a setting of {registry.kind} '{name}'; its own are: {has}", field=foreign[0])
-    return convert(kind(**settings))
+    return build(kind, settings)
 
 
 def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:

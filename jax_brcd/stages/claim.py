@@ -163,7 +163,7 @@ def _tensors_digest(path: pathlib.Path) -> str:
     """A digest of what a file of weights holds; of safetensors without the notes in its header, whose order is a matter of chance."""
     with open(path, "rb") as file:
         sha = hashlib.sha256()
-        with contextlib.suppress(ValueError, AttributeError):  # of a broken file all bytes count, until it is refused
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # of a broken file all bytes count, until it is refused
             if path.suffix == ".safetensors":
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
                 header.pop("__metadata__", None)
