@@ -12,8 +12,8 @@ def main(argv: list[str] | None = None) -> None:
     others = students_settings()
     given = vars(create_parser("python -m jax_brcd.teacher", __doc__, lambda name: name not in others).parse_args(argv))
     config = create_config(given.pop("preset"), **given)
-    data, teacher = config.data, config.teacher
-    carry_out(run_teacher, config.with_out(f"{data.dataset}-{teacher.teacher}-{config.objective.bits}bits-teacher-seed{config.run.seed}"))
+    name = f"{config.data.dataset}-{config.teacher.teacher}-{config.objective.bits}bits-teacher-seed{config.run.seed}"
+    carry_out(run_teacher, config.with_out(name))
 
 
 if __name__ == "__main__":

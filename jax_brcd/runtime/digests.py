@@ -33,7 +33,7 @@ def digest(*parts: object) -> str:
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance that differ from their defaults: they tell it apart whatever fields are added later."""
+    """The fields of a dataclass instance that differ from their defaults: what tells it apart, whatever is added later."""
     return {field.name: value for field in dataclasses.fields(settings)
             if (value := getattr(settings, field.name)) != field.default}
 

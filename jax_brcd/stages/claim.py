@@ -45,6 +45,10 @@ class Claim:
         if devices.is_first():
             write_json(out / CONFIG, {"version": __version__, **dataclasses.asdict(self)})
 
+    def finish(self, out: pathlib.Path) -> None:
+        """Says that everything is there."""
+        dataclasses.replace(self, finished=True).write(out)
+
 
 def read_claim(out: pathlib.Path) -> Claim | None:
     """What a run directory says of its run; None for a new one.
@@ -160,10 +164,10 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
 
 
 def _tensors_digest(path: pathlib.Path) -> str:
-    """A digest of what a file of weights holds; of safetensors without the notes in its header, whose order is a matter of chance."""
+    """A digest of a file of weights; of safetensors without the notes in its header, whose order is a matter of chance."""
     with open(path, "rb") as file:
         sha = hashlib.sha256()
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # of a broken file all bytes count, until it is refused
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # a broken file is refused where it is read
             if path.suffix == ".safetensors":
                 header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
                 header.pop("__metadata__", None)

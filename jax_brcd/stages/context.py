@@ -11,7 +11,6 @@ from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.encoder import HashEncoder, read_config
 from jax_brcd.models import BACKBONES, HashModel
 from jax_brcd.models.variants import Preprocessing
-from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.runtime.files import as_path

@@ -67,7 +67,8 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
     folder = context.folder("student", {
         "teacher": teacher.space, "clusters": None if clusters is None else clusters.name,
-        "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size, "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
+        "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
+        "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.method)},

@@ -54,7 +54,8 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     encoders = {} if student is None else {str(search): encoder for search, encoder in student.encoders.items()}
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
-        "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()}, **context.data_facts(*TESTED)})
+        "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
+        **context.data_facts(*TESTED)})
     with folder.held():
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -103,7 +104,8 @@ def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> Non
     """Raises InputError for codes of different spaces or lengths, which say nothing of each other."""
     check_spaces(queries, database)
     if queries.bits != database.bits:
-        raise InputError(f"queries of {queries.bits} bits cannot be searched in codes of {database.bits}; give codes of one length")
+        raise InputError(f"queries of {queries.bits} bits cannot be searched in codes of {database.bits}; give codes of one "
+                         "length")
 
 
 def evaluate_pair(

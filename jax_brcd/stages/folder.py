@@ -79,7 +79,8 @@ class StageFolder:
             yield
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
             said = error.problem if isinstance(error, InputError) else " ".join(str(error).split())
-            raise InputError(f"{self.path}: finished once, and damaged since ({said}); delete that folder to make it again") from error
+            raise InputError(f"{self.path}: finished once, and damaged since ({said}); delete that folder to make it "
+                             "again") from error
 
     def finish(self, **gave: Any) -> None:
         """Marks the folder as whole, with facts about the result. The first process writes it."""

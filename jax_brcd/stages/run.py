@@ -1,6 +1,8 @@
 """A whole run: data -> teacher -> clusters -> student -> both searches -> report. What any run has made is not made again."""
 
+import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -9,12 +11,13 @@ from typing import Any
 from flax import nnx
 
 from jax_brcd import __version__
+from jax_brcd.models import BACKBONES
 from jax_brcd.report import SKIPPED, Report, results, write_report
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, read_json, write_json
+from jax_brcd.runtime.files import atomic_path, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.settings.configuration import Config
 from jax_brcd.stages.claim import (
@@ -79,12 +82,29 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
         continued={} if earlier is None else continued(out, changed, earlier))
     claim = Claim(context.config.flat(), data, context.continued, student, teacher_built.head_came)
     devices.wait_for_all(f"{out} was read")  # before the first process changes what it says
-    claim.write(out)
-    if changed:
-        unmark_diverged(out)
+    with _alone(context):
+        claim.write(out)
+        if changed:
+            unmark_diverged(out)
+        metrics = _carry_out(context, data, teacher_built, student_built)
+        claim.finish(out)
+    return metrics
+
+
+def _alone(context: Context) -> contextlib.AbstractContextManager[None]:
+    """Keeps another run of the same directory waiting, which then finds all of this one's stages."""
+    place = hashlib.sha256(str(context.config.out.absolute()).encode()).hexdigest()[:16]
+    return locked(context.root / f".run-{place}.lock") if devices.is_first() else contextlib.nullcontext()
+
+
+def _carry_out(
+    context: Context, data: Mapping[str, str], teacher_built: Built, student_built: Built | None
+) -> dict[str, Any]:
+    """All stages, and what they leave in the run directory; returns the metrics."""
+    out = context.config.out
     notes = _notes(context, teacher_built, student_built)
     for note in notes:
-        say(note)
+        context.say(note)
     try:
         teacher, history = train_teacher(context, teacher_built)
         taught = None if student_built is None else teach_student(context, student_built, teacher)
@@ -94,8 +114,7 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
     found = evaluate_run(context, teacher, taught)
     if devices.is_first():
         _write(context, data, teacher, taught, found, history, notes)
-        unmark_diverged(out)
-    dataclasses.replace(claim, finished=True).write(out)
+    unmark_diverged(out)
     return dict(found.metrics)
 
 
@@ -144,7 +163,18 @@ def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]
     unlabelled = [] if context.dataset.labelled else [f"{SKIPPED} The student is the one of the last epoch."]
     remarks = [*teacher.remarks, *(student.remarks if student else ())]
     pretrained = [NOTE.format(images=len(context.dataset.pretraining))] if needs_pretraining(context.config) else []
-    return [*context.dataset.notes, *(views_notes(context, student) if student else ()), *remarks, *unlabelled, *pretrained]
+    for_student = [*views_notes(context, student), *colour_notes(context)] if student else []
+    return [*context.dataset.notes, *for_student, *remarks, *unlabelled, *pretrained]
+
+
+def colour_notes(context: Context) -> list[str]:
+    """Says where the student's weights are meant for other colours than it is given."""
+    config, seen = context.config, context.preprocessing
+    meant = BACKBONES[config.student.student].preprocessing
+    if config.student.student_weights == "random" or (meant.mean, meant.std) == (seen.mean, seen.std):
+        return []
+    return [f"The student sees colours normalised as {config.teacher.teacher} does, and not as {config.student.student} is "
+            "meant to."]
 
 
 def views_notes(context: Context, student: Built) -> list[str]:
