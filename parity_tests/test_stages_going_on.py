@@ -93,17 +93,18 @@ def test_fewer_epochs_of_a_finished_run_are_refused(cache, tmp_path):
 
 @contextlib.contextmanager
 def diverging(stage="student", *, above, after=5):
-    """Losses of a stage that are not a number after so many steps where the rate is above the given one."""
+    """Losses of a stage that are not a number after so many steps where the rate is above the given one and the temperature
+    below a half."""
     module = {"student": distillation, "teacher": teacher}[stage]
     made = getattr(module, f"{stage}_stage")
 
-    def spoiled(*arguments, learning_rate, **told):
-        toy, parameters, carry = made(*arguments, learning_rate=learning_rate, **told)
+    def spoiled(*arguments, learning_rate, temperature, **told):
+        toy, parameters, carry = made(*arguments, learning_rate=learning_rate, temperature=temperature, **told)
         loss = loss_of(toy)
 
         def counted(parameters, carry, constants, batch, key):
             value, (moved, metrics) = loss(parameters, carry["own"], constants, batch, key)
-            bad = (carry["count"] >= after) & (learning_rate > above)
+            bad = (carry["count"] >= after) & (learning_rate > above and temperature < 0.5)
             return jnp.where(bad, jnp.nan, value), ({"own": moved, "count": carry["count"] + 1, **inner(moved)}, metrics)
 
         return with_loss(toy, counted), parameters, {"own": carry, "count": jnp.int32(0), **inner(carry)}
@@ -169,10 +170,11 @@ def test_a_higher_temperature_goes_on_too_and_so_does_a_run_interrupted_before_t
         diverged(out, cache, lr=0.3, epochs=2)
         with interrupted("student"):
             tiny(out, cache, lr=0.3, epochs=2)
-    assert [record["epoch"] for record in history_of(tiny(out, cache, lr=0.3, epochs=2, temperature=0.6), out)] == [1, 2]
+        tiny(out, cache, lr=0.3, epochs=2, temperature=0.6)
+    assert [record["epoch"] for record in history_of(out)] == [1, 2]
 
 
-def history_of(_, out):
+def history_of(out):
     return [record for record in history(out) if record["stage"] == "student"]
 
 
@@ -182,13 +184,13 @@ def test_a_run_that_diverged_at_once_or_whose_checkpoints_are_gone_begins_anew(c
         line = diverged(out, cache, lr=0.2)
         assert "it begins anew, as no checkpoint is kept" in line
         tiny(out, cache, lr=2e-3)
-    assert history_of(None, out) and json.loads((out / "config.json").read_text())["finished"]
+    assert history_of(out) and json.loads((out / "config.json").read_text())["finished"]
     other, gone = tmp_path / "other", tmp_path / "gone"
     with diverging(above=1e-2):
         diverged(other, gone, lr=0.2, epochs=2)
     shutil.rmtree(gone)
     tiny(other, gone, lr=2e-3, epochs=2)
-    assert [record["epoch"] for record in history_of(None, other)] == [1, 2]
+    assert [record["epoch"] for record in history_of(other)] == [1, 2]
 
 
 def test_the_command_says_how_to_go_on_and_does_so(cache, tmp_path, capsys):
@@ -298,7 +300,8 @@ def test_changed_data_is_told_by_name_and_the_run_left_alone(lists, tmp_path, ca
     assert all(name in rest for name in named) and not any(name in rest for name in not_named), rest
     assert content(out) == before
     found, _ = tiny(tmp_path / "fresh", cache, data_dir=lists, **LISTS)
-    assert (found["teacher"] != json.loads(before["metrics.json"])["teacher"]) == (change is not add_line) or change is add_line
+    if change is swap_labels:
+        assert found["teacher"] != json.loads(before["metrics.json"])["teacher"]
 
 
 def test_a_data_set_that_was_moved_is_the_same(lists, tmp_path):

@@ -111,7 +111,7 @@ def refusal(main, arguments, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run_command(main, list(map(str, arguments)))
-    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "it/s]" not in line]  # but for bars
     assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 

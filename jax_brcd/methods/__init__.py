@@ -4,6 +4,7 @@ A method is a frozen dataclass of its settings that implements `Method` (see met
 Names joined by + are a sum of methods (see methods/sums.py).
 """
 
+import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,7 +40,12 @@ METHODS.register("packd")(PACKD)
 METHODS.register("mse")(MSE)
 METHODS.register("bits")(Bits)
 
-__all__ = ["METHODS", "BaseMethod", "DistillationBatch", "Method", "Needs", "TeacherKnowledge", "create_method"]
+__all__ = ["METHODS", "BaseMethod", "DistillationBatch", "Method", "Needs", "TeacherKnowledge", "create_method", "list_methods"]
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of methods that a shell pattern matches, sorted."""
+    return sorted(fnmatch.filter(METHODS, pattern))
 
 
 def create_method(name: str, *, method_weights: str | Iterable[float | int] | None = None, **settings: Any) -> Method:

@@ -140,15 +140,15 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
     return create_config(given.pop("preset"), **given)
 
 
-def names_of(*kinds: Any) -> frozenset[str]:
-    """The names of the settings of some dataclasses."""
-    return frozenset(field.name for kind in kinds for field in options.settings_of(kind))
-
-
 def students_settings() -> frozenset[str]:
     """The names of the settings that a teacher does not depend on."""
     return names_of(StudentConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
         "temperature", "kl_weight", "method", "method_weights"}
+
+
+def names_of(*kinds: Any) -> frozenset[str]:
+    """The names of the settings of some dataclasses."""
+    return frozenset(field.name for kind in kinds for field in options.settings_of(kind))
 
 
 def defaults() -> dict[str, Any]:
