@@ -1,12 +1,14 @@
 """python -m jax_brcd.evaluate: how well one encoder's queries find in a database of another's codes, or of its own."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from jax_brcd.settings.command_line import run_command, say
 
-SETTINGS = frozenset({"dataset", "data_dir", "split", "train_images", "label_format", "k", "max_bad_images", "decode_workers", "cache_dir",
-                      "seed", "compile_cache"})
-HERE = frozenset({"data_dir", "cache_dir", "decode_workers", "compile_cache"})  # of this machine, and not of the encoder's run
+# Taken over from the encoder's run; places where they are on this machine too
+PROTOCOL, PLACES = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed"), ("data_dir", "cache_dir")
+SETTINGS = frozenset({*PROTOCOL, *PLACES, "decode_workers", "compile_cache"})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,35 +16,46 @@ def main(argv: list[str] | None = None) -> None:
 
     The data set and its protocol are those of the run that made the queries' encoder, unless told.
     """
-    from jax_brcd.encoder import load
+    from jax_brcd.encoder import load, read_config
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
+    from jax_brcd.runtime import devices
     from jax_brcd.runtime.files import as_path
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
-    from jax_brcd.stages.evaluation import evaluate_pair, load_for_evaluation
+    from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
-    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, or a "
-                        "file of its packed codes, in the data set's order")
+    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, or "
+                        "a file of its packed codes, in the data set's order")
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
-    places = {name: given.pop(name) for name in ("queries", "database", "save_codes")}
-    queries = load(places["queries"])
-    known = queries.provenance.get("settings", {})
-    config = create_config(**{name: value for name, value in known.items() if name in SETTINGS - HERE} | given)
+    queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
+    config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
     with session(config) as progress:
-        path = as_path(places["database"])
-        database = load(path) if path.is_dir() else PackedCodes.load(path)
+        encoder, path = load(queries), as_path(database)
+        searched = load(path) if path.is_dir() else PackedCodes.load(path)
+        check_pair(encoder, searched)
         dataset, k = load_for_evaluation(config, progress=progress)
-        scores, codes = evaluate_pair(queries, database, dataset, k, progress=progress)
-        if places["save_codes"] is not None:
-            codes.save(places["save_codes"])
+        scores, codes = evaluate_pair(encoder, searched, dataset, k, progress=progress)
+        if save_codes is not None and devices.is_first():
+            codes.save(save_codes)
         progress.close()
-        protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test), "database": len(dataset.database),
-                    "k": k, "ties": "stable", "bits": queries.bits, "seed": config.run.seed}
-        say(pair_table(places["queries"], places["database"], dataclasses.asdict(scores), protocol))
+        protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
+                    "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed}
+        say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
+
+
+def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
+    """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told."""
+    from jax_brcd.runtime.files import as_path
+
+    known = provenance.get("settings", {})
+    if dataset not in (None, known.get("dataset")):
+        return {}
+    places = {name: known[name] for name in PLACES if known.get(name) and as_path(known[name]).is_dir()}
+    return {name: known[name] for name in PROTOCOL if name in known} | places
 
 
 if __name__ == "__main__":

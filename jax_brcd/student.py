@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = given.pop("teacher")
     encoder = read_config(folder)
     config = create_config(given.pop("preset"), **given, teacher=encoder["backbone"], teacher_weights=folder, bits=encoder["bits"])
-    carry_out(run, config.with_out(f"{config.out.name}-of-a-teacher"))
+    carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
 
 
 if __name__ == "__main__":

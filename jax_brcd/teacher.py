@@ -5,19 +5,15 @@ from jax_brcd.settings.command_line import run_command
 
 def main(argv: list[str] | None = None) -> None:
     """Makes the teacher that the options describe, or goes on with it; a run with the same settings takes it as it is."""
-    from jax_brcd.methods import METHODS
-    from jax_brcd.methods.sums import part_settings
-    from jax_brcd.settings.stages import StudentConfig
     from jax_brcd.stages.command import carry_out
-    from jax_brcd.stages.configuration import create_config, create_parser, names_of
+    from jax_brcd.stages.configuration import create_config, create_parser, students_settings
     from jax_brcd.stages.run import run_teacher
 
-    others = names_of(StudentConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
-        "temperature", "kl_weight", "method", "method_weights"}
+    others = students_settings()
     given = vars(create_parser("python -m jax_brcd.teacher", __doc__, lambda name: name not in others).parse_args(argv))
     config = create_config(given.pop("preset"), **given)
-    data, teacher = config.data, config.teacher
-    carry_out(run_teacher, config.with_out(f"{data.dataset}-{teacher.teacher}-{config.objective.bits}bits-teacher-seed{config.run.seed}"))
+    name = f"{config.data.dataset}-{config.teacher.teacher}-{config.objective.bits}bits-teacher-seed{config.run.seed}"
+    carry_out(run_teacher, config.with_out(name))
 
 
 if __name__ == "__main__":

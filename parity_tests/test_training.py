@@ -141,7 +141,7 @@ def test_the_best_state_of_each_search_is_kept_apart(tmp_path):
 def test_a_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     fit(stage(epochs=2), first_state(stage()), Checkpoints(tmp_path / "good"))
     broken = stage(constants={"targets": jnp.full(10, 3.0), "scale": jnp.full((), jnp.nan)})
-    with pytest.raises(TrainingDiverged, match="toy: the loss is nan at step 1 of epoch 1; try a lower learning rate"):
+    with pytest.raises(TrainingDiverged, match="toy: the loss is nan at step 1 of epoch 1; "):
         fit(broken, first_state(broken), Checkpoints(tmp_path / "broken"))
     arrays, progress = Checkpoints(tmp_path / "good").restore({"state": first_state(stage()), "best": {}})
     assert progress["epoch"] == 2 and np.isfinite(arrays["state"].parameters["x"])

@@ -2,24 +2,32 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 from jax_brcd.methods.sections import Curve, Heatmap, Section
 from jax_brcd.report.grid import RetrievalGrid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 SERIES = {"teacher": (GRAY, "-"), "student symmetric": (BLUE, "-"), "student asymmetric": (ORANGE, "--")}
 
 
-def loss_curves(history: list[dict[str, Any]]) -> Figure:
+def _figure(**settings: Any) -> "Figure":
+    from matplotlib.figure import Figure  # not above: only those who plot need it
+
+    return Figure(**settings)
+
+
+def loss_curves(history: list[dict[str, Any]]) -> "Figure":
     """A column a stage: what it minimised above, its validation scores below where it has any."""
     stages = list(dict.fromkeys(record["stage"] for record in history)) or [""]
-    figure = Figure(figsize=(4.2 * len(stages), 5.6), layout="constrained")
+    figure = _figure(figsize=(4.2 * len(stages), 5.6), layout="constrained")
     axes = figure.subplots(2, len(stages), squeeze=False)
     for column, stage in enumerate(stages):
         records = [record for record in history if record["stage"] == stage]
@@ -46,9 +54,9 @@ def _lines(axis, records: list[dict[str, Any]], names: list[str], title: str) ->
 
 def precision_recall_plot(
     curves: Mapping[str, tuple[Float[np.ndarray, "radii"], Float[np.ndarray, "radii"]]]
-) -> Figure:
+) -> "Figure":
     """Precision against recall, a point for each Hamming radius."""
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    figure = _figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
     for name, (precision, recall) in curves.items():
         color, line = SERIES.get(name, (GREEN, "-."))
@@ -61,7 +69,7 @@ def precision_recall_plot(
 
 
 @functools.singledispatch
-def section_plot(section: Section) -> Figure:
+def section_plot(section: Section) -> "Figure":
     """What a method shows of itself; each kind of section is drawn in its own way.
 
     Raises:
@@ -70,10 +78,10 @@ def section_plot(section: Section) -> Figure:
     raise TypeError(f"no plot for a section of type {type(section).__name__}")
 
 
-@section_plot.register
-def heatmap_plot(section: Heatmap) -> Figure:
+@section_plot.register(Heatmap)
+def heatmap_plot(section: Heatmap) -> "Figure":
     """A cell an entry, the darker the nearer to 1."""
-    figure = Figure(figsize=(8, 1.4 + 0.22 * len(section.matrix)), layout="constrained")
+    figure = _figure(figsize=(8, 1.4 + 0.22 * len(section.matrix)), layout="constrained")
     axis = figure.subplots()
     axis.pcolormesh(np.asarray(section.matrix), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=0.5)
     axis.set_yticks(np.arange(len(section.matrix)) + 0.5, section.rows, fontsize=8)
@@ -83,10 +91,10 @@ def heatmap_plot(section: Heatmap) -> Figure:
     return figure
 
 
-@section_plot.register
-def curve_plot(section: Curve) -> Figure:
+@section_plot.register(Curve)
+def curve_plot(section: Curve) -> "Figure":
     """Points joined by a line; the one that is marked has a line of its own."""
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    figure = _figure(figsize=(5.6, 3.4), layout="constrained")
     axis = figure.subplots()
     axis.plot(section.x, section.y, color=BLUE, marker="o", markersize=4)
     if section.marked is not None:
@@ -100,10 +108,10 @@ def curve_plot(section: Curve) -> Figure:
     return figure
 
 
-def retrieval_grid_plot(grid: RetrievalGrid) -> Figure:
+def retrieval_grid_plot(grid: RetrievalGrid) -> "Figure":
     """Each row a query and its first results; a solid green frame is right, a dashed red one wrong."""
     queries, results = grid.correct.shape
-    figure = Figure(figsize=(0.86 * (results + 1) + 0.3, 1.0 * queries + 0.5), layout="constrained")
+    figure = _figure(figsize=(0.86 * (results + 1) + 0.3, 1.0 * queries + 0.5), layout="constrained")
     axes = figure.subplots(queries, results + 1, squeeze=False)
     for row in range(queries):
         _picture(axes[row, 0], grid.query_images[row], grid.query_names[row], "black", "-")

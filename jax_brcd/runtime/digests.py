@@ -32,6 +32,12 @@ def digest(*parts: object) -> str:
     return sha.hexdigest()[:LENGTH]
 
 
+def beyond_defaults(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance that differ from their defaults: what tells it apart, whatever is added later."""
+    return {field.name: value for field in dataclasses.fields(settings)
+            if (value := getattr(settings, field.name)) != field.default}
+
+
 def _content(part: Any) -> bytes:
     """What tells `part` from every other value: its kind, its size, and either itself or a digest of it."""
     if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):

@@ -1,13 +1,12 @@
 """Clusters of the teacher's codes, for the methods that need them (docs/method.md, "What the student sees before training")."""
 
-import dataclasses
-
 import numpy as np
 import safetensors.numpy
 
 from jax_brcd.clusters.choice import ClusterChoice, published_range
 from jax_brcd.methods import TeacherKnowledge
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.files import atomic_path
 from jax_brcd.stages.context import STUDENT, Context
 from jax_brcd.stages.folder import StageFolder
@@ -22,7 +21,7 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
     if needs.clusters is None:
         return TeacherKnowledge(codes), None
     between = published_range(context.dataset.name)
-    folder = context.folder("clusters", {"space": teacher.space, "needs": dataclasses.asdict(needs.clusters), "range": list(between),
+    folder = context.folder("clusters", {"space": teacher.space, "needs": beyond_defaults(needs.clusters), "range": list(between),
                                          **context.data_facts("images of train")})
     with folder.held():
         if not folder.finished:
@@ -32,5 +31,6 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
                 with atomic_path(folder.path / CLUSTERS) as temporary:
                     safetensors.numpy.save_file(arrays, temporary)
             folder.finish()
-    arrays = safetensors.numpy.load_file(folder.path / CLUSTERS)
-    return TeacherKnowledge(codes, ClusterChoice.from_arrays(arrays)), folder
+    with folder.reading():
+        choice = ClusterChoice.from_arrays(safetensors.numpy.load_file(folder.path / CLUSTERS))
+    return TeacherKnowledge(codes, choice), folder

@@ -83,11 +83,11 @@ def flat(settings: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, pathlib.PurePath) else value for name, value in values.items()}
 
 
-def unusual(settings: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The settings (of `names`, or all) that differ from their defaults: what they are told by, whatever is added later."""
-    fields = [field for field in options.settings_of(settings) if names is None or field.name in names]
+def unusual(settings: Any, without: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings (but for some) that differ from their defaults: what they are told by, whatever is added later."""
     values = flat(settings)
-    return {field.name: values[field.name] for field in fields if getattr(settings, field.name) != field.default}
+    return {field.name: values[field.name] for field in options.settings_of(settings)
+            if field.name not in without and getattr(settings, field.name) != field.default}
 
 
 def create_config(preset: str | None = None, **settings: Any) -> Config:
@@ -145,6 +145,12 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
     """The configuration that a command line asks for; prints help or one error line and exits where it must."""
     given = vars(create_parser(program, description).parse_args(argv))
     return create_config(given.pop("preset"), **given)
+
+
+def students_settings() -> frozenset[str]:
+    """The names of the settings that a teacher does not depend on."""
+    return names_of(StudentConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
+        "temperature", "kl_weight", "method", "method_weights"}
 
 
 def names_of(*kinds: Any) -> frozenset[str]:

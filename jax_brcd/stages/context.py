@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.encoder import HashEncoder
+from jax_brcd.encoder import HashEncoder, read_config
 from jax_brcd.models import BACKBONES, HashModel
 from jax_brcd.models.variants import Preprocessing
-from jax_brcd.runtime import devices
+from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
-from jax_brcd.runtime.files import write_json
+from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.stages.configuration import Config
-from jax_brcd.stages.folder import DIVERGED, StageFolder
+from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, fit, start
@@ -28,7 +28,18 @@ from jax_brcd.views.plan import ViewPlan
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
 ENCODED_PARTS = ("train", "database", "validation", "test")
+NO_FILES = ("random", "held-out")  # what stands in place of weights that a file or a tag gives
+# What a diverged training may be gone on with: settings that are lowered or raised
+REMEDIES = {"student": {"lr": -1, "temperature": 1}, "teacher": {"teacher_lr": -1, "teacher_temperature": 1}}
 Say = Callable[[str], None]
+
+
+class StageDiverged(TrainingDiverged):
+    """The training of a stage diverged. `folder` keeps its last good state, if there was one."""
+
+    def __init__(self, problem: str, folder: StageFolder):
+        super().__init__(problem)
+        self.folder = folder
 
 
 def unheard(text: str) -> None:
@@ -81,17 +92,15 @@ class Context:
 
     def kept_parts(self, cache: FeatureCache) -> KeptParts:
         """The features that a frozen backbone gives for every part."""
-        return KeptParts({name: cache.evaluation(images, size=self.preprocessing.size, resize=self.preprocessing.resize)
-                          for name, images in self.parts().items()})
+        return KeptParts({name: cache.evaluation(images, **view_of(self.preprocessing)) for name, images in self.parts().items()})
 
     def pixel_parts(self) -> PixelParts:
         """The pixels of every part, for a backbone that moves."""
-        return PixelParts(self.parts(), self.preprocessing.size, self.preprocessing.resize, self.progress)
+        return PixelParts(self.parts(), view_of(self.preprocessing), self.progress)
 
-    def measure(self, encoder: HashEncoder, images: np.ndarray) -> dict[str, float]:
+    def measure(self, encoder: HashEncoder, images: np.ndarray) -> dict[str, int | float]:
         """What encoding images costs, as JSON holds it."""
-        return dataclasses.asdict(measure_cost(encoder.model, images, size=encoder.preprocessing.size,
-                                               resize=encoder.preprocessing.resize))
+        return dataclasses.asdict(measure_cost(encoder.model, images, **view_of(encoder.preprocessing)))
 
     def protocol(self) -> dict[str, Any]:
         """How figures of this run come about, as printed with them."""
@@ -111,7 +120,7 @@ class Context:
 
     def folder(self, stage: str, depends_on: Mapping[str, Any], epochs: int | None = None) -> StageFolder:
         """The folder of a stage, whose name also tells what a diverged training was gone on from."""
-        facts = {"batch_size": self.config.run.batch_size, "dtype": self.config.run.dtype, "seed": self.config.run.seed, **depends_on}
+        facts = {"dtype": self.config.run.dtype, "seed": self.config.run.seed, **depends_on}
         if stage in self.continued:
             facts["continues"] = self.continued[stage]
         return StageFolder(self.root, stage, facts, epochs)
@@ -120,7 +129,7 @@ class Context:
         """Trains under the folder's checkpoints, going on where they end.
 
         Raises:
-            TrainingDiverged: the folder then says so, and keeps the last good state.
+            StageDiverged: the folder keeps the last good state.
         """
         before = self.continued.get(folder.stage)
         folder.begin(None if before is None else self.root / before)
@@ -128,12 +137,32 @@ class Context:
         try:
             return fit(stage, start(stage, parameters, carry), checkpoints, progress=self.progress)
         except TrainingDiverged as error:
-            if devices.is_first():
-                write_json(folder.path / DIVERGED, {"stage": folder.stage, "folder": folder.name, "problem": error.problem})
-            error.folder = folder
-            raise
+            raise StageDiverged(f"{error.problem}; {self._advice(folder.stage)}", folder) from error
         finally:
             checkpoints.close()
+
+    def _advice(self, stage: str) -> str:
+        if stage not in REMEDIES:
+            return "its rate is fixed; give weights by `teacher_weights`, or another `seed` and another `out`"
+        values, words = self.config.flat(), {-1: "a lower", 1: "a higher"}
+        changed = " or ".join(f"{words[way]} `{name}` than {values[name]}" for name, way in REMEDIES[stage].items())
+        return f"give the same command {changed} to go on"
+
+
+def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
+    """How images are prepared, as `encode` is told: only what differs from its defaults, which kept features are named by."""
+    return {name: value for name, value in beyond_defaults(preprocessing).items() if name != "interpolation"}
+
+
+def brought_teacher(config: Config) -> dict[str, Any] | None:
+    """What the encoder's folder that a teacher is brought along in says of it; None where it is none.
+
+    Raises:
+        InputError: for a folder that is no encoder's.
+    """
+    weights = config.teacher.teacher_weights
+    named = weights in NO_FILES or weights in BACKBONES[config.teacher.teacher].weights
+    return read_config(weights) if not named and as_path(weights).is_dir() else None
 
 
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
@@ -152,23 +181,32 @@ def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
     return dataset
 
 
-def load_context(config: Config, *, progress: Progress = silent, say: Say = unheard) -> Context:
+def load_context(config: Config, *, student: bool = True, progress: Progress = silent, say: Say = unheard) -> Context:
     """Loads the data and checks it against the configuration before anything long starts.
+
+    A teacher that is brought along in an encoder's folder keeps its preprocessing, which its codes depend on.
+
+    Args:
+        student: whether one is to be taught, and not the teacher made alone.
 
     Raises:
         InputError: for data that is absent or broken, and for settings that it does not allow.
     """
+    brought = brought_teacher(config)
     data, dataset = config.data, load_images(config, progress=progress)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
     usual = BACKBONES[config.teacher.teacher].preprocessing
-    preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
-    plan = ViewPlan(dataset.train.images, ViewConfig(size=usual.size, flip=0.5 if dataset.flip else 0.0), config.run.seed,
-                    None if data.fresh_views else data.views, data.resident_mib * 2**20)
+    preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
+                     else Preprocessing.from_dict(brought["preprocessing"]))
+    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean, std=preprocessing.std)
+    plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
+                    data.resident_mib * 2**20)
     context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)
-    config.method.check(images=len(dataset.train), bits=config.objective.bits,
-                        streamed=live(context) and plan.stream is not None)
+    if student:
+        config.method.check(images=len(dataset.train), bits=config.objective.bits,
+                            streamed=live(context) and plan.stream is not None)
     return context
 
 

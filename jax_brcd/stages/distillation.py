@@ -29,7 +29,8 @@ from jax_brcd.views.features import weights_digest
 from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
-SETTINGS = ("train_backbone", "lr", "validation_interval", "patience")
+# Settings that a student depends on by what becomes of them
+TOLD = ("student", "student_weights", "epochs", "min_epochs", "bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,11 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
     folder = context.folder("student", {
-        "teacher": teacher.space, "clusters": None if clusters is None else clusters.name, "method": [config.run.method, config.run.method_weights],
+        "teacher": teacher.space, "clusters": None if clusters is None else clusters.name,
+        "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
         "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
-        "settings": {**unusual(config.student, SETTINGS), **unusual(config.objective, ("temperature", "kl_weight")),
+        "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.method)},
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
     with folder.held():
@@ -76,8 +78,9 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         else:
             fitted = _train(context, folder, built.model, teacher, knowledge)
             _write(context, folder, built.model, teacher, fitted)
-    return Student(folder, {search: load(folder.path / search) for search in SEARCHES}, read_history(folder.path / HISTORY),
-                   tuple(map(section_from_dict, read_json(folder.path / SECTIONS))), context)
+    with folder.reading():
+        return Student(folder, {search: load(folder.path / search) for search in SEARCHES}, read_history(folder.path / HISTORY),
+                       tuple(map(section_from_dict, read_json(folder.path / SECTIONS))), context)
 
 
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
@@ -134,7 +137,8 @@ def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
             shares = search.database == encoders.TEACHER and config.method.meets_teacher
             space = teacher.space if shares else None
             create_encoder(put(model, fitted.best.get(search, fitted.state)), config.student.student, context.preprocessing,
-                           bits=config.objective.bits, role=encoders.STUDENT, space=space, dtype=config.run.dtype).save(folder.path / search)
+                           bits=config.objective.bits, role=encoders.STUDENT, space=space,
+                           dtype=config.run.dtype).save(folder.path / search)
         shown = config.method.report(fitted.state.carry["memory"])
         write_json(folder.path / SECTIONS, [section_to_dict(section) for section in shown])
         write_history(folder.path / HISTORY, fitted.history)

@@ -54,13 +54,17 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     encoders = {} if student is None else {str(search): encoder for search, encoder in student.encoders.items()}
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
-        "models": {role: weights_digest(encoder.model) for role, encoder in encoders.items()}, **context.data_facts(*TESTED)})
+        "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
+        **context.data_facts(*TESTED)})
     with folder.held():
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
-    with np.load(folder.path / CURVES, allow_pickle=False) as arrays:
-        curves = {name: tuple(arrays[name]) for name in arrays.files}
-    return Evaluation(folder, read_json(folder.path / METRICS), curves)
+    with folder.reading():
+        with np.load(folder.path / CURVES, allow_pickle=False) as arrays:
+            curves = {name: tuple(arrays[name]) for name in arrays.files}
+        found = Evaluation(folder, read_json(folder.path / METRICS), curves)
+        np.load(found.codes, allow_pickle=False).close()
+        return found
 
 
 def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: Student | None) -> None:
@@ -96,6 +100,14 @@ def load_for_evaluation(config: Config, *, progress: Progress = silent) -> tuple
     return dataset, config.data.k or dataset.default_k
 
 
+def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> None:
+    """Raises InputError for codes of different spaces or lengths, which say nothing of each other."""
+    check_spaces(queries, database)
+    if queries.bits != database.bits:
+        raise InputError(f"queries of {queries.bits} bits cannot be searched in codes of {database.bits}; give codes of one "
+                         "length")
+
+
 def evaluate_pair(
     queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, progress: Progress = silent
 ) -> tuple[SearchScores, PackedCodes]:
@@ -110,7 +122,7 @@ def evaluate_pair(
     if not dataset.labelled:
         raise InputError(f"{dataset.name} has no labels to evaluate by; give a data set with labels", field="dataset",
                          value=dataset.name)
-    check_spaces(queries, database)
+    check_pair(queries, database)
     if isinstance(database, HashEncoder):
         codes = database.encode(dataset.database.images, progress=progress)
     else:

@@ -10,15 +10,19 @@ import json
 import pathlib
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safetensors import SafetensorError
+
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import digest
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, locked, read_json, replacing_folder, write_json
 
 FORMAT = 1  # to be raised when the same dependencies come to give another result
-RECORD, HISTORY, CHECKPOINTS, DIVERGED = "stage.json", "history.jsonl", "checkpoints", "diverged.json"
+RECORD, HISTORY, CHECKPOINTS = "stage.json", "history.jsonl", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,20 @@ class StageFolder:
         """What `finish` was told."""
         return read_json(self.path / RECORD)["gave"]
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reads what a finished folder holds.
+
+        Raises:
+            InputError: where that is damaged or in part deleted.
+        """
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+            said = error.problem if isinstance(error, InputError) else " ".join(str(error).split())
+            raise InputError(f"{self.path}: finished once, and damaged since ({said}); delete that folder to make it "
+                             "again") from error
+
     def finish(self, **gave: Any) -> None:
         """Marks the folder as whole, with facts about the result. The first process writes it."""
         if devices.is_first():
@@ -74,26 +92,38 @@ class StageFolder:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other runs that want the same result waiting until this one has made it, or has ended."""
-        with locked(self.root / f".{self.name}.lock") if devices.is_first() else contextlib.nullcontext():
+        with _lock_of(self.path) if devices.is_first() else contextlib.nullcontext():
             self.path.mkdir(parents=True, exist_ok=True)
             yield
 
     def begin(self, seed_from: pathlib.Path | None = None) -> None:
-        """Puts checkpoints to go on from into a folder that has none: those of `seed_from`, or of the same stage with the most
-        epochs below this one's."""
-        source = seed_from or self._fewer_epochs()
-        if devices.is_first() and source is not None and not self.checkpoints.exists():
-            with replacing_folder(self.checkpoints) as temporary:
-                shutil.copytree(source / CHECKPOINTS, temporary, dirs_exist_ok=True)
+        """Puts checkpoints to go on from into a folder that has none: those of the same stage with the most epochs below this
+        one's, or else of `seed_from`, or none where these are gone too. A run that still writes to them is waited for."""
+        if devices.is_first() and not _has_checkpoints(self.path):
+            # A run holds folders of more epochs, and of what went on later, before those of fewer: nobody waits in a circle
+            source = self._fewer_epochs() or seed_from
+            with contextlib.nullcontext() if source is None else _lock_of(source):
+                if source is not None and _has_checkpoints(source):
+                    with replacing_folder(self.checkpoints) as temporary:
+                        shutil.copytree(source / CHECKPOINTS, temporary, dirs_exist_ok=True)
         devices.wait_for_all(f"{self.name} begins")
 
     def _fewer_epochs(self) -> pathlib.Path | None:
-        if self.epochs is None or not self.root.is_dir():
+        if self.epochs is None:
             return None
         found = [(int(match[1]), path) for path in self.root.iterdir()
-                 if (match := re.fullmatch(rf"{re.escape(self._stem)}-(\d+)epochs", path.name)) and (path / CHECKPOINTS).is_dir()]
-        fewer = [(epochs, path) for epochs, path in found if 0 < epochs < self.epochs]
+                 if (match := re.fullmatch(rf"{re.escape(self._stem)}-(\d+)epochs", path.name)) and _has_checkpoints(path)]
+        fewer = [(epochs, path) for epochs, path in found if epochs < self.epochs]
         return max(fewer)[1] if fewer else None
+
+
+def _lock_of(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return locked(folder.parent / f".{folder.name}.lock")
+
+
+def _has_checkpoints(folder: pathlib.Path) -> bool:
+    """Whether a training of that folder has saved anything."""
+    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
 
 
 def write_history(path: pathlib.Path, history: list[dict[str, Any]]) -> None:

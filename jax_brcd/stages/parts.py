@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,12 @@ class PixelParts:
     """Parts that are encoded from pixels each time, for models whose backbone moves."""
 
     images: Mapping[str, np.ndarray]
-    size: int
-    resize: int | None = None  # see encoding.encode
+    view: Mapping[str, Any]  # how they are prepared, see encoding.encode
     progress: Progress = silent
 
     def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
         """See teachers.base.Parts."""
-        logits = encode(model, self.images[part], size=self.size, resize=self.resize, description=f"encode {part}",
-                        progress=self.progress)
+        logits = encode(model, self.images[part], **self.view, description=f"encode {part}", progress=self.progress)
         return np.asarray(hash_codes(jnp.asarray(logits)))
 
 
@@ -56,15 +55,19 @@ class EncoderCost:
     images_per_second: float
 
 
-def measure_cost(model: HashModel, images: np.ndarray, *, size: int, resize: int | None = None) -> EncoderCost:
-    """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included."""
+def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCost:
+    """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included.
+
+    Args:
+        view: how images are prepared, see encoding.encode.
+    """
     graph, state = devices.replicate(nnx.split(model))
     batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
-    compiled = encode_batch.lower(graph, state, batch, size=size, resize=resize).compile()
+    compiled = encode_batch.lower(graph, state, batch, **view).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         began = time.perf_counter()
-        jax.block_until_ready(encode_batch(graph, state, batch, size=size, resize=resize))
+        jax.block_until_ready(encode_batch(graph, state, batch, **view))
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),

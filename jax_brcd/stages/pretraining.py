@@ -10,6 +10,7 @@ from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.models import HashModel
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.weights import read_weights, write_weights
+from jax_brcd.runtime import devices
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import PRETRAINING, Context
 from jax_brcd.stages.folder import HISTORY, read_history, write_history
@@ -61,7 +62,7 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
     """
     config, held_out = context.config, context.dataset.pretraining
     folder = context.folder("pretraining", {
-        "backbone": config.teacher.teacher, "epochs": config.teacher.pretraining_epochs,
+        "backbone": config.teacher.teacher, "batch_size": config.run.batch_size, "epochs": config.teacher.pretraining_epochs,
         "views": context.plan_of(held_out.images).facts(), **context.data_facts("images of pretraining", "labels of pretraining")})
     with folder.held():
         if not folder.finished:
@@ -72,8 +73,10 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
                 context.schedule(PRETRAINING, config.teacher.pretraining_epochs, scan=backbone_scans()))
             fitted = context.fit(folder, stage, parameters, carry)
             nnx.update(classifier, fitted.state.parameters, fitted.state.carry)
-            write_weights(folder.path / BACKBONE, LAYOUTS[model.backbone.layout].state(model.backbone))
-            write_history(folder.path / HISTORY, fitted.history)
+            if devices.is_first():
+                write_weights(folder.path / BACKBONE, LAYOUTS[model.backbone.layout].state(model.backbone))
+                write_history(folder.path / HISTORY, fitted.history)
             folder.finish()
-    LAYOUTS[model.backbone.layout].load(model.backbone, read_weights(folder.path / BACKBONE))
-    return read_history(folder.path / HISTORY)
+    with folder.reading():
+        LAYOUTS[model.backbone.layout].load(model.backbone, read_weights(folder.path / BACKBONE))
+        return read_history(folder.path / HISTORY)

@@ -1,6 +1,8 @@
 """A whole run: data -> teacher -> clusters -> student -> both searches -> report. What any run has made is not made again."""
 
+import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -9,25 +11,35 @@ from typing import Any
 from flax import nnx
 
 from jax_brcd import __version__
+from jax_brcd.models import BACKBONES
 from jax_brcd.report import SKIPPED, Report, results, write_report
+from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.errors import InputError, TrainingDiverged
-from jax_brcd.runtime.files import atomic_path, read_json, write_json
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import atomic_path, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled
-from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, load_context, unheard
+from jax_brcd.stages.claim import (
+    Claim,
+    changes,
+    check_data,
+    check_settings,
+    continued,
+    mark_diverged,
+    read_claim,
+    settled,
+    unmark_diverged,
+    weights_digests,
+)
+from jax_brcd.stages.configuration import Config
+from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, StageDiverged, load_context, unheard
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
-from jax_brcd.stages.folder import DIVERGED, HISTORY, write_history
+from jax_brcd.stages.folder import HISTORY, write_history
 from jax_brcd.stages.models import Built, build
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
 from jax_brcd.teachers.base import Teacher
-
-CONFIG = "config.json"
-# What a diverged training may be gone on with: these settings lower or higher
-REMEDIES = {"student": {"lr": -1, "temperature": 1}, "teacher": {"teacher_lr": -1, "teacher_temperature": 1}}
 
 
 def run(config: Config, *, progress: Progress = silent, say: Say = unheard) -> dict[str, Any]:
@@ -50,110 +62,74 @@ def run_teacher(config: Config, *, progress: Progress = silent, say: Say = unhea
 
 
 def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
-    out = config.out
+    out, weights = config.out, weights_digests(config, student=student)
     earlier = read_claim(out)
-    check_settings(out, config, earlier)
-    context = load_context(config, progress=progress, say=say)
-    continued = claim(out, context, earlier)
-    if continued is None:
-        say(f"{out}: already there; nothing was run again.")
-        return read_json(out / METRICS)
+    if earlier is not None:
+        check_settings(out, config, weights, earlier, student=student)
+    context = load_context(config, student=student, progress=progress, say=say)
+    data = {**context.digests, **weights}
+    changed: dict[str, Any] = {}
+    if earlier is not None:
+        check_data(out, data, earlier)
+        changed = changes(config, data, earlier, student=student)
+        metrics = _finished(out, earlier, student=student) if not changed else None
+        if metrics is not None:
+            say(f"{out}: already there; nothing was run again.")
+            return metrics
     teacher_built, student_built = build_models(context, student=student)
-    context = write_claim(out, context, continued)
+    context = dataclasses.replace(
+        context, config=settled(config, head_came=teacher_built.head_came),
+        continued={} if earlier is None else continued(out, changed, earlier))
+    claim = Claim(context.config.flat(), data, context.continued, student, teacher_built.head_came)
+    devices.wait_for_all(f"{out} was read")  # before the first process changes what it says
+    with _alone(context):
+        claim.write(out)
+        if changed:
+            unmark_diverged(out)
+        metrics = _carry_out(context, data, teacher_built, student_built)
+        claim.finish(out)
+    return metrics
+
+
+def _alone(context: Context) -> contextlib.AbstractContextManager[None]:
+    """Keeps another run of the same directory waiting, which then finds all of this one's stages."""
+    place = hashlib.sha256(str(context.config.out.absolute()).encode()).hexdigest()[:16]
+    return locked(context.root / f".run-{place}.lock") if devices.is_first() else contextlib.nullcontext()
+
+
+def _carry_out(
+    context: Context, data: Mapping[str, str], teacher_built: Built, student_built: Built | None
+) -> dict[str, Any]:
+    """All stages, and what they leave in the run directory; returns the metrics."""
+    out = context.config.out
     notes = _notes(context, teacher_built, student_built)
     for note in notes:
-        say(note)
+        context.say(note)
     try:
         teacher, history = train_teacher(context, teacher_built)
         taught = None if student_built is None else teach_student(context, student_built, teacher)
-    except TrainingDiverged as error:
-        _mark_diverged(out, error)
+    except StageDiverged as error:
+        mark_diverged(out, error)
         raise
     found = evaluate_run(context, teacher, taught)
     if devices.is_first():
-        _write(context, teacher, taught, found, history, notes)
+        _write(context, data, teacher, taught, found, history, notes)
+    unmark_diverged(out)
     return dict(found.metrics)
 
 
-def read_claim(out: pathlib.Path) -> dict[str, Any] | None:
-    """What a run directory says of its run; None for a new one.
-
-    Raises:
-        InputError: for a directory of an older version, which kept no record of its data.
-    """
-    if not (out / CONFIG).exists():
+def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, Any] | None:
+    """The metrics of a run that has ended and is whole."""
+    roles = ("teacher", *(f"student_{search}" for search in SEARCHES if student))
+    files = [METRICS, HISTORY, CODES, PAGE, *(f"{role}{file}" for role in roles
+                                              for file in (".safetensors", "/config.json", "/model.safetensors"))]
+    whole = earlier.finished and earlier.student >= student and all((out / file).exists() for file in files)
+    if not devices.agreed(whole):
         return None
     try:
-        earlier = read_json(out / CONFIG)
-    except ValueError as error:
-        raise InputError(f"{out / CONFIG}: broken ({error}); name another `out`, or delete the directory") from None
-    if "settings" not in earlier:
-        raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, or "
-                         "delete it")
-    return earlier
-
-
-def check_settings(out: pathlib.Path, config: Config, earlier: Mapping[str, Any] | None) -> None:
-    """Raises InputError where `out` holds a run of other settings that cannot be gone on with under these."""
-    if earlier is None:
-        return
-    changes = _changes(config, earlier)
-    allowed = _remedies(out) | dict.fromkeys(EXTENDABLE, 1)
-    forbidden = {name: pair for name, pair in changes.items()
-                 if name not in allowed or (pair[1] > pair[0]) != (allowed[name] > 0)}
-    if forbidden:
-        raise InputError(f"{out}: holds a run with {spelled(forbidden)}; name another `out`, or delete it")
-
-
-def _changes(config: Config, earlier: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    theirs = {name: value for name, value in earlier["settings"].items() if name not in UNCOMPARED}
-    return differences(config.compared(), theirs)
-
-
-def _remedies(out: pathlib.Path) -> dict[str, int]:
-    """The settings that a diverged run may be gone on with, and which way they may change."""
-    return REMEDIES.get(read_json(out / DIVERGED)["stage"], {}) if (out / DIVERGED).exists() else {}
-
-
-def claim(out: pathlib.Path, context: Context, earlier: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """By stage the folder of a diverged training that the run goes on from; None where all of the run is already there.
-
-    Raises:
-        InputError: where the data has changed since the run.
-    """
-    if earlier is None:
-        return {}
-    theirs = earlier["data"]
-    changed = [name for name in sorted({*theirs, *context.digests}) if theirs.get(name) != context.digests.get(name)]
-    if changed:
-        raise InputError(f"{out}: its data has changed since: {', '.join(changed)}; name another `out`, or delete it")
-    changes = _changes(context.config, earlier)
-    continued = dict(earlier.get("continued", {}))
-    if not changes:
-        return None if earlier.get("finished") and devices.agreed((out / METRICS).exists()) else continued
-    if (out / DIVERGED).exists() and set(changes) & set(_remedies(out)):
-        diverged = read_json(out / DIVERGED)
-        continued[diverged["stage"]] = diverged["folder"]
-    return continued
-
-
-def write_claim(out: pathlib.Path, context: Context, continued: dict[str, str]) -> Context:
-    """Makes `out` this run's directory, and returns the context with what the run goes on from."""
-    context = dataclasses.replace(context, continued=continued)
-    if devices.is_first():
-        _write_claim(out, context, finished=False)
-        (out / DIVERGED).unlink(missing_ok=True)
-    return context
-
-
-def _write_claim(out: pathlib.Path, context: Context, *, finished: bool) -> None:
-    write_json(out / CONFIG, {"version": __version__, "settings": context.config.flat(), "data": dict(context.digests),
-                              "continued": dict(context.continued), "finished": finished})
-
-
-def _mark_diverged(out: pathlib.Path, error: TrainingDiverged) -> None:
-    if devices.is_first():
-        write_json(out / DIVERGED, {"stage": error.folder.stage, "folder": error.folder.name, "problem": error.problem})
+        return read_json(out / METRICS)
+    except ValueError:
+        return None  # is written anew
 
 
 def build_models(context: Context, *, student: bool) -> tuple[Built, Built | None]:
@@ -176,8 +152,9 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
         if backbone.fixed_size and backbone.image_size != size:
             raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of that "
                              "size or a convolutional one", field=option.removesuffix("_weights"), value=name)
-    check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
-                    name=config.teacher.teacher_objective)
+    if not (built[0].head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
+        check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
+                        name=config.teacher.teacher_objective)
     return built[0], built[1] if student else None
 
 
@@ -186,7 +163,18 @@ def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]
     unlabelled = [] if context.dataset.labelled else [f"{SKIPPED} The student is the one of the last epoch."]
     remarks = [*teacher.remarks, *(student.remarks if student else ())]
     pretrained = [NOTE.format(images=len(context.dataset.pretraining))] if needs_pretraining(context.config) else []
-    return [*context.dataset.notes, *(views_notes(context, student) if student else ()), *remarks, *unlabelled, *pretrained]
+    for_student = [*views_notes(context, student), *colour_notes(context)] if student else []
+    return [*context.dataset.notes, *for_student, *remarks, *unlabelled, *pretrained]
+
+
+def colour_notes(context: Context) -> list[str]:
+    """Says where the student's weights are meant for other colours than it is given."""
+    config, seen = context.config, context.preprocessing
+    meant = BACKBONES[config.student.student].preprocessing
+    if config.student.student_weights == "random" or (meant.mean, meant.std) == (seen.mean, seen.std):
+        return []
+    return [f"The student sees colours normalised as {config.teacher.teacher} does, and not as {config.student.student} is "
+            "meant to."]
 
 
 def views_notes(context: Context, student: Built) -> list[str]:
@@ -203,12 +191,12 @@ def views_notes(context: Context, student: Built) -> list[str]:
 
 
 def _write(
-    context: Context, teacher: Teacher, student: Student | None, found: Evaluation, history: list[dict[str, Any]],
-    notes: list[str],
+    context: Context, data: Mapping[str, str], teacher: Teacher, student: Student | None, found: Evaluation,
+    history: list[dict[str, Any]], notes: list[str],
 ) -> None:
-    """Everything a run leaves in its directory; config.json says last that it is finished."""
+    """Everything a run leaves in its directory."""
     config, dataset, out = context.config, context.dataset, context.config.out
-    came_from = {"version": __version__, "protocol": found.metrics["protocol"], "data": dict(context.digests),
+    came_from = {"version": __version__, "protocol": found.metrics["protocol"], "data": dict(data),
                  "settings": config.flat()}
     teacher.save(out / "teacher", metrics=found.metrics.get("teacher"), notes=list(teacher.remarks), **came_from)
     _flat_copy(out, "teacher")
@@ -228,7 +216,6 @@ def _write(
         grid=results.retrieval_grid(dataset, found.codes, SEARCHES[0] if student else "teacher") if dataset.labelled else None,
         notes=(*notes, *teacher.remarks)))
     write_json(out / METRICS, found.metrics)
-    _write_claim(out, context, finished=True)
 
 
 def _flat_copy(out: pathlib.Path, name: str) -> None:

@@ -13,9 +13,10 @@ from jax_brcd.encoder import TEACHER as ROLE
 from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import HashModel
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import unusual
-from jax_brcd.stages.context import TEACHER, Context
+from jax_brcd.stages.context import TEACHER, Context, brought_teacher
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built, partition
 from jax_brcd.stages.pretraining import needs_pretraining, pretrain
@@ -29,7 +30,8 @@ from jax_brcd.views.source import Source
 
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
-SETTINGS = ("teacher_objective", "teacher_lr", "teacher_temperature", "teacher_kl_weight")
+# Settings that a teacher depends on by what becomes of them
+TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs")
 
 
 def teacher_stage(
@@ -94,12 +96,15 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     epochs = config.teacher_epochs(head_came=built.head_came)
     solved = isinstance(config.hashing, ClosedFormObjective)
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
-             "weights": weights_digest(model), **context.data_facts("images of train")}
+             "weights": weights_digest(model), "preprocessing": beyond_defaults(context.preprocessing)}
+    brought = brought_teacher(config) if built.head_came and epochs == 0 else None
+    space = brought["space"] if brought is not None and brought["dtype"] == config.run.dtype else None
     if built.head_came and epochs == 0:
-        folder = context.folder("teacher", facts)
+        folder = context.folder("teacher", {**facts, "space": space})
     else:
-        facts |= {"settings": {**unusual(config.teacher, SETTINGS), **unusual(config.hashing)},
-                  **({} if solved else {"views": context.plan.facts()})}
+        facts |= {"settings": {**unusual(config.teacher, TOLD), **unusual(config.hashing)},
+                  **context.data_facts("images of train"),
+                  **({} if solved else {"views": context.plan.facts(), "batch_size": config.run.batch_size})}
         folder = context.folder("teacher", facts, None if solved else epochs)
     with folder.held():
         if folder.finished:
@@ -107,21 +112,23 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
         else:
             trained = [] if built.head_came and epochs == 0 else _train_head(context, folder, model, epochs)
             encoder = create_encoder(model, config.teacher.teacher, context.preprocessing, bits=config.objective.bits, role=ROLE,
-                                     dtype=config.run.dtype)
+                                     space=space, dtype=config.run.dtype)
             if devices.is_first():
                 encoder.save(folder.path / ENCODER)
                 write_history(folder.path / HISTORY, trained)
-            folder.finish(remarks=_remarks(built, epochs))
-    encoder = load(folder.path / ENCODER)
+            folder.finish(remarks=_remarks(built, epochs, solved=solved))
+    with folder.reading():
+        encoder, remarks = load(folder.path / ENCODER), tuple(folder.record["remarks"])
+        history = [*history, *read_history(folder.path / HISTORY)]
     cache = context.cache(config.teacher.teacher, encoder.model)
-    teacher = HashTeacher(encoder, context.kept_parts(cache), cache, context.measure, tuple(folder.record["remarks"]))
-    return teacher, [*history, *read_history(folder.path / HISTORY)]
+    return HashTeacher(encoder, context.kept_parts(cache), cache, context.measure, remarks), history
 
 
-def _remarks(built: Built, epochs: int) -> list[str]:
+def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:
     if not built.head_came:
         return []
-    return [f"The teacher came trained, hash head included; it was trained here for {epochs} further epochs."]
+    done = "its head was solved here anew" if solved and epochs else f"it was trained here for {epochs} further epochs"
+    return [f"The teacher came trained, hash head included; {done}."]
 
 
 def _train_head(context: Context, folder: StageFolder, model: HashModel, epochs: int) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Teacher(Protocol):
             partners: the images that each may be mixed with.
         """
 
-    def cost(self, images: np.ndarray) -> Mapping[str, float]:
+    def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """Parameters, FLOPs an image and images a second on this machine."""
 
     def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:

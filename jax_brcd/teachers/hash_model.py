@@ -34,7 +34,7 @@ class HashTeacher:
     encoder: HashEncoder
     parts: Parts
     cache: FeatureCache
-    measure: Callable[[HashEncoder, np.ndarray], Mapping[str, float]]
+    measure: Callable[[HashEncoder, np.ndarray], Mapping[str, int | float]]
     remarks: tuple[str, ...] = ()
 
     @property
@@ -75,7 +75,7 @@ class HashTeacher:
             return kept
         return kept.with_features(KeptFeatures(jnp.asarray(itself), jax.tree.map(jnp.asarray, derived)), model.head)
 
-    def cost(self, images: np.ndarray) -> Mapping[str, float]:
+    def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """See Teacher."""
         return self.measure(self.encoder, images)
 

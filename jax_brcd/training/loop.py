@@ -197,7 +197,7 @@ def fit(
         progress(task.name, course.epoch, course.last_epoch)
         if on_epoch:
             on_epoch(record)
-    return Fit(*devices.local((course.state, course.best)), course.history)
+    return course.result()
 
 
 class _Course:
@@ -247,15 +247,30 @@ class _Course:
         task, schedule = self.stage.task, self.stage.schedule
         self.epoch, self.begun = self.epoch + 1, NOT_BEGUN
         self.history.append(record)
-        if task.validate and (self.epoch % schedule.validation_interval == 0 or self.epoch >= schedule.epochs):
-            scores = devices.agreed(dict(task.validate(devices.local(self.state))))
-            if set(scores) != set(task.searches):
-                raise ValueError(f"stage {task.name}: validated {sorted(scores)}, not its searches {sorted(task.searches)}")
-            self.stopping, gains = self.stopping.update(scores)
-            self.best = self.best | {search: on_host(self.state) for search in gains}
-            record |= {f"{search}_map": score for search, score in scores.items()}
+        if task.validate and self.epoch % schedule.validation_interval == 0:
+            self.stopping, self.best, scores = self._validated()
+            record |= scores
         if self.finished or self.due():
             self.save(self.state)
+
+    def _validated(self) -> tuple[EarlyStopping, Mapping[str, TrainState], dict[str, float]]:
+        """What early stopping knows, the best states and the scores, by their names in the history, after a validation."""
+        task = self.stage.task
+        scores = devices.agreed(dict(task.validate(devices.local(self.state))))
+        if set(scores) != set(task.searches):
+            raise ValueError(f"stage {task.name}: validated {sorted(scores)}, not its searches {sorted(task.searches)}")
+        stopping, gains = self.stopping.update(scores)
+        best = {**self.best, **{search: on_host(self.state) for search in gains}}
+        return stopping, best, {f"{search}_map": score for search, score in scores.items()}
+
+    def result(self) -> Fit:
+        """The finished stage. A last epoch whose turn it is not is validated for the result alone: what is on disk is what a
+        stage of more epochs has there, which so gives the same whether or not it was stopped here."""
+        best, history = self.best, self.history
+        if self.stage.task.validate and self.epoch % self.stage.schedule.validation_interval:
+            _, best, scores = self._validated()
+            history = [*history[:-1], history[-1] | scores]
+        return Fit(*devices.local((self.state, best)), history)
 
     def check(self, losses: np.ndarray, state: TrainState) -> TrainState:
         """The state that follows `losses`, on the host. `losses` are those of the epoch from its first step on.
@@ -277,8 +292,7 @@ class _Course:
         where = self.checkpoints.directory
         kept = (f"the last good checkpoint is kept in {where} (delete it to begin anew)" if self.on_disk
                 else f"it begins anew, as no checkpoint is kept in {where}")
-        raise TrainingDiverged(f"{self.stage.task.name}: {what} of epoch {self.epoch + 1}; try a lower learning rate or a higher "
-                               f"temperature; {kept}")
+        raise TrainingDiverged(f"{self.stage.task.name}: {what} of epoch {self.epoch + 1}; {kept}")
 
 
 def on_host(tree: Tree) -> Tree:

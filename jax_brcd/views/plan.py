@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.derivations import Derivation
 from jax_brcd.views.features import FeatureCache
@@ -69,4 +70,4 @@ class ViewPlan:
 
     def facts(self) -> dict[str, Any]:
         """What the views depend on beside the images, for the names of stages: as JSON holds it."""
-        return {"kept": self.kept, "seed": self.seed, **dataclasses.asdict(self.config)}
+        return {"kept": self.kept, "seed": self.seed, **beyond_defaults(self.config)}

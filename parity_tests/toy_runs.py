@@ -1,0 +1,143 @@
+"""Whole runs that take seconds: toy backbones from outside the package on the digits, each run in this process."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from jax_brcd.models import BACKBONES, Preprocessing, Variant
+from jax_brcd.settings.command_line import run_command
+from jax_brcd.stages import context
+from jax_brcd.stages.configuration import create_config
+from jax_brcd.stages.run import run
+
+PIXELS = 16
+OPTIONS = {
+    "dataset": "digits", "teacher": "toy", "teacher_weights": "random", "student": "small_toy", "student_weights": "random",
+    "train_backbone": False, "bits": 16, "views": 2, "pretraining_epochs": 1, "teacher_epochs": 1, "epochs": 1, "batch_size": 256,
+    "min_epochs": 0, "validation_interval": 1, "method": "none"}
+BRCD = {"method": "brcd", "clusters": 3, "cluster_restarts": 1}
+
+
+class Toy(nnx.Module):
+    """Images (batch, 16, 16, 3) to features (batch, 4 width); nothing in it knows this package."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.filter = nnx.Conv(3, width, (4, 4), strides=4, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+
+    def __call__(self, images):
+        found = nnx.relu(self.norm(self.filter(images)))
+        return jnp.mean(found.reshape(len(images), 2, 2, 2, 2, -1), axis=(2, 4)).reshape(len(images), -1)
+
+
+@contextlib.contextmanager
+def toys():
+    """The registry of backbones with three toys in it, as it was before afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+        own = Preprocessing(PIXELS, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.35))
+        for name, width in (("toy", 8), ("small_toy", 5), ("other_toy", 7)):
+            BACKBONES.register(name)(Variant(lambda *, rngs, width=width: Toy(width, rngs), own))
+        yield
+
+
+def name_of(stage):
+    """What a training job is called."""
+    return stage.name
+
+
+def loss_of(stage):
+    """What a training job minimises."""
+    return stage.loss
+
+
+def with_loss(stage, loss):
+    """A training job with another loss."""
+    return dataclasses.replace(stage, loss=loss)
+
+
+@contextlib.contextmanager
+def trainings():
+    """The names of the stages that are trained while the block runs, one a call of the loop."""
+    names, original = [], context.fit
+
+    def counted(stage, *arguments, **told):
+        names.append(name_of(stage))
+        return original(stage, *arguments, **told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "fit", counted)
+        yield names
+
+
+def tiny(out: pathlib.Path, cache: pathlib.Path, **settings):
+    """A toy run; what it said comes with its metrics. `teacher_epochs` None is not told."""
+    said = []
+    told = {**OPTIONS, "out": out, "cache_dir": cache, **settings}
+    metrics = run(create_config(**{name: value for name, value in told.items() if (name, value) != ("teacher_epochs", None)}),
+                  say=said.append)
+    return metrics, said
+
+
+def words(out, cache, **settings):
+    """The command line of the same run."""
+    told = {**OPTIONS, "out": out, "cache_dir": cache, **settings}
+    return [word for name, value in told.items() for word in _option(name.replace("_", "-"), value)]
+
+
+def _option(name, value):
+    return [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+
+
+def answer(main, arguments, capsys):
+    """What a command prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_command(main, list(map(str, arguments)))
+    printed = capsys.readouterr()
+    assert stop.value.code == 0, printed.err
+    return printed.out
+
+
+def refusal(main, arguments, capsys):
+    """The one line with which a command refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_command(main, list(map(str, arguments)))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "it/s]" not in line]  # but for bars
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def scores(metrics):
+    """All but how fast the machine was."""
+    return {name: value for name, value in metrics.items() if name not in ("costs", "remarks")}
+
+
+def history(out):
+    return [json.loads(line) | {"seconds": 0} for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def stages(cache):
+    """The stage folders of a cache, by name."""
+    return {path.name for path in (cache / "stages").iterdir() if path.is_dir()}
+
+
+def content(folder):
+    """Every file below a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same_tensors(path, other):
+    """Two files of weights hold the same; the order of the notes in their headers is a matter of chance."""
+    ours, theirs = safetensors.numpy.load_file(path), safetensors.numpy.load_file(other)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name], err_msg=name)
