@@ -15,8 +15,8 @@ from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, score
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings import configuration, options
-from jax_brcd.stages import context, run
+from jax_brcd.settings import options
+from jax_brcd.stages import configuration, context, run
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.folder import StageFolder, read_history, write_history
 from jax_brcd.training.loop import Fit, TrainState
