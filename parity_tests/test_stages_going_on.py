@@ -398,7 +398,7 @@ def test_a_run_written_before_a_setting_was_there_is_gone_on_with(cache, copied)
     ({**BRCD, "clusters": 798}, "--clusters 798"), ({"method": "rkd", "alpha": 0.5}, "--alpha: not a setting of method 'rkd'"),
     ({"method": "brcd+rkd", "method_weights": "1"}, "method-weights"),
     ({"teacher_weights": "imagenet"}, "no weights 'imagenet' of 'toy'"), ({"student_weights": "held-out"}, "held-out"),
-    ({"teacher_weights": "/absent"}, "--teacher-weights /absent: for toy: no such weight file"),
+    ({"teacher_weights": "/absent"}, "--teacher-weights /absent: no such weight file"),
     ({"dataset": "folder", "data_dir": "/absent"}, "/absent: no such folder")])
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, capsys, settings, message):
     with trainings() as trained:

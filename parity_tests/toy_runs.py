@@ -50,17 +50,17 @@ def toys():
 
 def name_of(stage):
     """What a training job is called."""
-    return stage.name
+    return stage.task.name
 
 
 def loss_of(stage):
     """What a training job minimises."""
-    return stage.loss
+    return stage.task.loss
 
 
 def with_loss(stage, loss):
     """A training job with another loss."""
-    return dataclasses.replace(stage, loss=loss)
+    return dataclasses.replace(stage, task=dataclasses.replace(stage.task, loss=loss))
 
 
 @contextlib.contextmanager
