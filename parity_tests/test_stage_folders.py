@@ -198,10 +198,10 @@ def test_two_runs_at_once_wait_for_each_other_and_make_each_stage_once(cache, tm
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
-    folder, events = StageFolder(tmp_path, "toy", {"a": 1}), []
+    folder, events, said = StageFolder(tmp_path, "toy", {"a": 1}), [], []
 
     def make(name, seconds):
-        with folder.held():
+        with folder.held(said.append):
             events.append(f"{name} begins")
             time.sleep(seconds)
             events.append(f"{name} ends")
@@ -213,6 +213,7 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
     make("second", 0)
     first.join()
     assert events == ["first begins", "first ends", "second begins", "second ends"]
+    assert said == [f"Another run is at work on {folder.path}; this one waits for it."]
 
 
 def test_a_folder_goes_on_from_the_most_epochs_below_its_own(tmp_path):

@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -75,9 +75,17 @@ def read_json(path: os.PathLike | str) -> Any:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds the lock file `path` for the block, waiting for another process that holds it; it ends with its process."""
+def locked(path: pathlib.Path, waits: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the lock file `path` for the block, waiting for another process that holds it; it ends with its process.
+
+    `waits` is called once where it must wait.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waits is not None:
+                waits()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

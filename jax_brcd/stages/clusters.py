@@ -23,7 +23,7 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
     between = published_range(context.dataset.name)
     folder = context.folder("clusters", {"space": teacher.space, "needs": beyond_defaults(needs.clusters), "range": list(between),
                                          **context.data_facts("images of train")})
-    with folder.held():
+    with folder.held(context.say):
         if not folder.finished:
             made = TeacherKnowledge.of(codes, needs, seed=context.seed(STUDENT), cluster_range=between, progress=context.progress)
             if devices.is_first():

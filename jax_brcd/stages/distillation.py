@@ -72,7 +72,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.method)},
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
-    with folder.held():
+    with folder.held(context.say):
         if folder.finished:
             context.say(f"Student: taken from {folder.path}.")
         else:

@@ -56,7 +56,7 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
         "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
         **context.data_facts(*TESTED)})
-    with folder.held():
+    with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
     with folder.reading():

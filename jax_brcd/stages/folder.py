@@ -6,12 +6,13 @@ defaults, so settings that are added later leave the names of older folders as t
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from safetensors import SafetensorError
@@ -90,9 +91,10 @@ class StageFolder:
         devices.wait_for_all(self.name)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other runs that want the same result waiting until this one has made it, or has ended."""
-        with _lock_of(self.path) if devices.is_first() else contextlib.nullcontext():
+    def held(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says so."""
+        waits = functools.partial(say, f"Another run is at work on {self.path}; this one waits for it.")
+        with _lock_of(self.path, waits) if devices.is_first() else contextlib.nullcontext():
             self.path.mkdir(parents=True, exist_ok=True)
             yield
 
@@ -117,8 +119,8 @@ class StageFolder:
         return max(fewer)[1] if fewer else None
 
 
-def _lock_of(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    return locked(folder.parent / f".{folder.name}.lock")
+def _lock_of(folder: pathlib.Path, waits: Callable[[], None] | None = None) -> contextlib.AbstractContextManager[None]:
+    return locked(folder.parent / f".{folder.name}.lock", waits)
 
 
 def _has_checkpoints(folder: pathlib.Path) -> bool:

@@ -64,7 +64,7 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
     folder = context.folder("pretraining", {
         "backbone": config.teacher.teacher, "batch_size": config.run.batch_size, "epochs": config.teacher.pretraining_epochs,
         "views": context.plan_of(held_out.images).facts(), **context.data_facts("images of pretraining", "labels of pretraining")})
-    with folder.held():
+    with folder.held(context.say):
         if not folder.finished:
             classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
             plan = context.plan_of(held_out.images)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -94,7 +95,8 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 def _alone(context: Context) -> contextlib.AbstractContextManager[None]:
     """Keeps another run of the same directory waiting, which then finds all of this one's stages."""
     place = hashlib.sha256(str(context.config.out.absolute()).encode()).hexdigest()[:16]
-    return locked(context.root / f".run-{place}.lock") if devices.is_first() else contextlib.nullcontext()
+    waits = functools.partial(context.say, f"Another run is at work in {context.config.out}; this one waits for it.")
+    return locked(context.root / f".run-{place}.lock", waits) if devices.is_first() else contextlib.nullcontext()
 
 
 def _carry_out(

@@ -106,7 +106,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
                   **context.data_facts("images of train"),
                   **({} if solved else {"views": context.plan.facts(), "batch_size": config.run.batch_size})}
         folder = context.folder("teacher", facts, None if solved else epochs)
-    with folder.held():
+    with folder.held(context.say):
         if folder.finished:
             context.say(f"Teacher: taken from {folder.path}.")
         else:
