@@ -54,7 +54,7 @@ class JaxEpochs:
         stage = self.stage
         source, schedule = stage.source, stage.schedule
         batches = epoch_batches(source.n_images, schedule.batch_size, epoch=self.epoch, seed=schedule.seed, views=source.kept_views)
-        run = train_epoch if stage.scan else stepped_epoch
+        run = train_epoch if schedule.scan else stepped_epoch
         self.state, metrics = run(stage.task.loss, stage.task.optimizer, self.state, stage.task.constants, batches,
                                   jax.random.fold_in(jax.random.key(0), self.epoch))
         self.epoch += 1

@@ -131,7 +131,7 @@ def test_a_file_that_says_it_is_of_another_model_is_refused_by_that_name(built, 
 
 @pytest.mark.parametrize(("weights", "message"), [
     ("/absent.safetensors", "teacher_weights /absent.safetensors: no such weight file; check the path"),
-    ("imagenet", "teacher_weights imagenet: no weights 'imagenet' of 'resnet8' are known; give a weight file"),
+    ("imagenet", "teacher_weights: no weights 'imagenet' of 'resnet8' are known; give a weight file"),
     ("held-out", "teacher_weights held-out: no such weight file"),
 ])
 def test_an_error_names_the_setting_and_its_value_once(built, weights, message):

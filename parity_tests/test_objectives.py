@@ -217,7 +217,7 @@ def test_an_objective_that_cannot_be_is_refused_before_anything_is_written(capsy
 def test_itq_asks_for_a_linear_head():
     model = create_hash_model("resnet8", 8)
     model.head = nnx.Sequential(model.head, nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
-    with pytest.raises(InputError, match="itq: solves a linear hash head, and resnet8's has more layers"):
+    with pytest.raises(InputError, match="itq: it solves a linear hash head, and resnet8's has more layers"):
         check_objective(model, create_objective("itq"), bits=8, images=100, name="itq")
 
 

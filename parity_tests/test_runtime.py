@@ -54,7 +54,8 @@ def test_paths_are_text_or_paths_and_the_users_home(tmp_path, monkeypatch):
     assert as_path("~") == as_path(tmp_path) == tmp_path
 
 
-def test_bars_are_drawn_on_standard_error_for_those_who_ask(capsys):
+def test_bars_are_drawn_on_a_terminal_for_those_who_ask(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with bars() as progress:
         progress("epochs", 0, 2)
         progress("images", 5, 10)

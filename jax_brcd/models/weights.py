@@ -14,6 +14,7 @@ from jax_brcd.models.layouts.base import check_finite, torch_array
 from jax_brcd.models.variants import BACKBONES
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.progress import Progress, silent
 
 ENCODER_CONFIG, ENCODER_WEIGHTS = "config.json", "model.safetensors"
 NESTED = ("state_dict", "model_state_dict", "model", "state")  # where training scripts keep a state_dict among other things
@@ -28,7 +29,7 @@ class WeightFile(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def download_weights(name: str, tag: str, folder: str | os.PathLike) -> pathlib.Path:
+def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress: Progress = silent) -> pathlib.Path:
     """The weights of a backbone under a tag, such as "imagenet", fetched into `folder` when absent.
 
     Raises:
@@ -45,7 +46,7 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike) -> pathlib.
         return path
     from jax_brcd.data.download import download
 
-    return download(weights.url, path, algorithm="sha256", checksum=weights.digest)
+    return download(weights.url, path, algorithm="sha256", checksum=weights.digest, progress=progress)
 
 
 def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:

@@ -122,8 +122,9 @@ class Bars:
 
         if description != self._description or self._bar is None:
             self._end()
-            self._bar = tqdm(total=total, desc=description, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(total=total, initial=done, desc=description, dynamic_ncols=True, leave=False)
             self._description = description
+        self._bar.total = total  # which shrinks where work ends early
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._end()

@@ -10,6 +10,7 @@ from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
 from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.progress import Progress, silent
 
 
 class Partition(NamedTuple):
@@ -39,7 +40,8 @@ class Built(NamedTuple):
 
 
 def build(
-    name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike
+    name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike,
+    progress: Progress = silent,
 ) -> Built:
     """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
@@ -56,7 +58,7 @@ def build(
     tagged = BACKBONES[name].weights.get(str(weights))
     try:
         if tagged is not None or weights == "imagenet":
-            path = download_weights(name, str(weights), as_path(cache_dir) / "weights")
+            path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
             load_state(model.backbone, read_weights(path), layout=tagged.layout)
             return Built(model, (), False)
         file = read_weight_file(weights)

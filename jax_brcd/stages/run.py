@@ -147,7 +147,7 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     if student:
         roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT))
     built = [build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                   cache_dir=config.data.cache_dir) for name, weights, option, stage in roles]
+                   cache_dir=config.data.cache_dir, progress=context.progress) for name, weights, option, stage in roles]
     size = context.preprocessing.size
     for (name, _, option, _), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone

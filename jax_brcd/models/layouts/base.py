@@ -116,7 +116,7 @@ def _choose_head(backbone: Backbone, hashes: bool, expected, given, any_head: bo
         return expected, given, True, ()
     remark = ()
     if hashes and found:
-        *_, last = wanted  # the bias of the last layer
+        last = [name for name in wanted if name.endswith("bias")][-1]  # of the last layer, an entry an output
         (bits,), outputs = wanted[last], found.get(last, ())
         another_length = outputs not in ((), (bits,))
         remark = (f"its head of {outputs[0]} outputs is left out: {bits} bits are asked for" if another_length else
