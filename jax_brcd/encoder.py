@@ -66,6 +66,9 @@ class HashEncoder:
     dtype: str = "float32"
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"HashEncoder({self.role}, {self.backbone}, {self.bits} bits, space {self.space})"
+
     def encode(self, images: Any, *, progress: Progress = silent) -> PackedCodes:
         """Codes of images; a bit is 1 where the logit is > 0.
 
@@ -253,6 +256,9 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     config = config if isinstance(config, dict) else {}
     if _is(int, config.get("format")) and config["format"] > FORMAT:
         raise InputError(f"{path}: written by a newer jax_brcd; update this one")
+    if isinstance(config.get("settings"), dict):
+        inside = ", ".join(str(path.parent) for path in sorted(as_path(folder).glob(f"*/{WEIGHTS}"))) or "none yet"
+        raise InputError(f"{as_path(folder)}: a run's directory, and no encoder's; the encoders in it are: {inside}")
     absent = [name for name in FIELDS if name not in config]
     if absent:
         raise InputError(f"{path}: says nothing of {', '.join(absent)}, so it is no encoder's; give an encoder's folder")

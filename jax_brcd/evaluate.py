@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime import devices
+    from jax_brcd.runtime.errors import InputError
     from jax_brcd.runtime.files import as_path
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
     with session(config) as progress:
         encoder, path = load(queries), as_path(database)
+        if not path.exists():
+            raise InputError("no such encoder's folder or file of codes; check the path", field="database", value=database)
         searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
         dataset, k = load_for_evaluation(config, progress=progress)
@@ -51,10 +54,10 @@ def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[s
     """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told."""
     from jax_brcd.runtime.files import as_path
 
-    known = provenance.get("settings", {})
-    if dataset not in (None, known.get("dataset")):
+    known = provenance.get("settings")
+    if not isinstance(known, dict) or dataset not in (None, known.get("dataset")):
         return {}
-    places = {name: known[name] for name in PLACES if known.get(name) and as_path(known[name]).is_dir()}
+    places = {name: known[name] for name in PLACES if isinstance(known.get(name), str) and as_path(known[name]).is_dir()}
     return {name: known[name] for name in PROTOCOL if name in known} | places
 
 

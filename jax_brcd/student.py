@@ -1,5 +1,8 @@
 """python -m jax_brcd.student: a student of a teacher that is there already, with a table of both searches and a report."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jax_brcd.settings.command_line import run_command
 
 
@@ -19,8 +22,22 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(parser.parse_args(argv))
     folder = given.pop("teacher")
     encoder = read_config(folder)
-    config = create_config(given.pop("preset"), **given, teacher=encoder["backbone"], teacher_weights=folder, bits=encoder["bits"])
+    config = create_config(given.pop("preset"), **made_by(encoder["provenance"]) | given, teacher=encoder["backbone"],
+                           teacher_weights=folder, bits=encoder["bits"])
     carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
+
+
+def made_by(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a teacher was made by, as far as its folder says: they describe it, and train nothing here."""
+    from jax_brcd.settings.stages import TeacherConfig
+    from jax_brcd.stages.configuration import names_of
+    from jax_brcd.teachers.objectives import OBJECTIVES
+
+    known = provenance.get("settings")
+    if not isinstance(known, dict) or known.get("teacher_objective") not in OBJECTIVES:
+        return {}
+    own = names_of(TeacherConfig, OBJECTIVES[known["teacher_objective"]]) - {"teacher", "teacher_weights", "teacher_epochs"}
+    return {name: known[name] for name in own if name in known}
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_help_explains_every_setting_with_its_default(capsys):
         for name, field in stage.__dataclass_fields__.items():
             assert f"--{name.replace('_', '-')}" in text
             assert spelled(" ".join(field.metadata["help"].split()))[:30] in text
-    assert "(default: 0.3)" in text and "(default: 400)" in text
+    assert "(default: 0.3)" in text and "(default: 400; of digits, 20)" in text
 
 
 def test_the_published_preset_holds_the_published_settings():

@@ -122,15 +122,26 @@ def test_a_failed_save_leaves_the_old_encoder_whole(encoder, tmp_path, monkeypat
             encoder.save(folder)
     rename = pathlib.Path.rename
 
-    def second_fails(self, target):
-        if self.name == "new":
-            full()
-        return rename(self, target)
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        def second_fails(self, target, error=error):
+            if self.name == "new":
+                raise error
+            return rename(self, target)
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr(pathlib.Path, "rename", second_fails)
-        encoder.save(folder)
-    assert load(folder).bits == 8 and os.listdir(tmp_path) == ["encoder"]
+        with monkeypatch.context() as patched, pytest.raises(type(error)):
+            patched.setattr("jax_brcd.runtime.files._exchange", lambda one, other: False)  # as on file systems that cannot
+            patched.setattr(pathlib.Path, "rename", second_fails)
+            encoder.save(folder)
+        assert load(folder).bits == 8 and os.listdir(tmp_path) == ["encoder"]
+
+
+def test_a_folder_is_replaced_at_once_and_through_a_link(encoder, tmp_path, monkeypatch):
+    folder = random_encoder(8).save(tmp_path / "encoder")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setattr(pathlib.Path, "rename", None)  # nothing is moved out of the way first
+    encoder.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and load(folder).bits == encoder.bits != 8
+    assert sorted(os.listdir(tmp_path)) == ["encoder", "link"]
 
 
 def change(folder, **facts):

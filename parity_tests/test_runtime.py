@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, UnknownName
-from jax_brcd.runtime.files import as_path, read_json, write_json
+from jax_brcd.runtime.files import as_path, atomic_path, read_json, write_json
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings.command_line import bars
@@ -95,3 +95,15 @@ def test_numbers_keep_32_bits_where_jax_is_told_to_use_64():
                 jax.random.randint(jax.random.key(0), (), 0, 99))
 
     assert "[" + numbers.strip() == " ".join(str(number.tolist()) for number in inner())
+
+
+def test_a_full_disk_that_a_library_tells_of_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError, match="No space left on device") as full, atomic_path(tmp_path / "file"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert full.value.filename == str(tmp_path / "file") and os.listdir(tmp_path) == ["file"]
+
+
+def test_the_home_of_nobody_is_refused_in_one_line():
+    with pytest.raises(InputError, match="~nosuchuser/x: no such user's home"):
+        as_path("~nosuchuser/x")

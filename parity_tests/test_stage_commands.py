@@ -66,7 +66,7 @@ def test_teacher_and_student_give_the_numbers_of_distill(whole, cache, tmp_path,
         assert trained == ([] if place == cache else ["teacher", "student"])
         found = json.loads((tmp_path / place.name / "student" / "metrics.json").read_text())
         assert scores(found) == scores(whole[1])
-        assert "hash head included; it was trained here for 0 further epochs" in table
+        assert "hash head included; it was not trained further here" in table
         for role in ("teacher", "student_symmetric", "student_asymmetric"):
             assert_same_tensors(tmp_path / place.name / "student" / f"{role}.safetensors", whole[0] / f"{role}.safetensors")
         assert (tmp_path / place.name / "student" / "codes.npz").read_bytes() == (whole[0] / "codes.npz").read_bytes()
@@ -173,15 +173,15 @@ def test_what_is_no_encoder_and_no_codes_is_refused(whole, tmp_path, capsys):
     PackedCodes.of(np.ones((3, 16), np.float32) * -1).save(short)
     longer = tmp_path / "longer.safetensors"
     PackedCodes.of(np.ones((797, 17), np.float32) * -1).save(longer)
-    for folder, message in ((out, "says nothing of"), (tmp_path / "absent", "no encoder's folder"), (tmp_path / "broken", "broken"),
+    for folder, message in ((out, "a run's directory, and no encoder's"), (tmp_path / "absent", "no encoder's folder"), (tmp_path / "broken", "broken"),
                             (tmp_path / "corrupt", "truncated or no safetensors")):
         for main, arguments in ((evaluate.main, ["--queries", folder, "--database", out / "teacher"]),
                                 (student.main, students(tmp_path / "run", tmp_path / "cache", folder))):
             assert message in refusal(main, arguments, capsys)
     assert not (tmp_path / "run").exists()
-    for database, message in ((out / "codes.npz", "not a whole file of packed codes"), (tmp_path / "absent", "No such file"),
+    for database, message in ((out / "codes.npz", "not a whole file of packed codes"), (tmp_path / "absent", "no such encoder's folder or file of codes"),
                               (out / "config.json", "not a whole file"), (short, "3 codes, but the database of digits holds 797"),
-                              (longer, "queries of 16 bits cannot be searched in codes of 17"), (out, "says nothing of")):
+                              (longer, "queries of 16 bits cannot be searched in codes of 17"), (out, "a run's directory")):
         assert message in refusal(evaluate.main, ["--queries", out / "teacher", "--database", database], capsys)
     assert "--database" in refusal(evaluate.main, ["--queries", out / "teacher"], capsys)
     assert "--k 798" in refusal(evaluate.main, ["--queries", out / "teacher", "--database", out / "teacher", "--k", "798"], capsys)

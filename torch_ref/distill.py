@@ -2,9 +2,17 @@
 
 import dataclasses
 import pathlib
+import sys
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    print("error: the reference needs PyTorch; pip install -e '.[torch]'", file=sys.stderr)
+    raise SystemExit(2) from None
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

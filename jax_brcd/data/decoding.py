@@ -87,6 +87,8 @@ def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= DEEPEST:
             raise ValueError(f"pixels from {values.min()} to {values.max()}; save it with 8 or 16 bits a channel")
+        if image.mode == "I" and 0 < values.max() < 256:
+            raise ValueError("32-bit pixels of 0 to 255, whose range is not known; save it with 8 or 16 bits a channel")
         return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:  # else Pillow warns that it is about to be lost
         return image.convert("RGBA").convert("RGB")

@@ -1,19 +1,48 @@
 """Writing files so that what is on disk is always whole."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jax_brcd.runtime.errors import InputError
+
+EXCHANGE = 2  # renameat2's flag for two paths that take each other's place at once
+HERE = -100  # paths are relative to the working directory
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells of the operating system's errors
+
 
 def as_path(path: os.PathLike | str) -> pathlib.Path:
-    """A path as users give it: text or a Path, `~` being their home."""
-    return pathlib.Path(path).expanduser()
+    """A path as users give it: text or a Path, `~` being their home.
+
+    Raises:
+        InputError: for the home of a user that is not known.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: no such user's home; write the path out") from None
+
+
+@contextlib.contextmanager
+def system_errors(path: pathlib.Path) -> Iterator[None]:
+    """Raises what a library says of the operating system (a full disk) as the OSError that it is, with the path."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 @contextlib.contextmanager
@@ -28,7 +57,8 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
-        yield temporary
+        with system_errors(path):
+            yield temporary
         temporary.chmod(0o644)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -39,28 +69,35 @@ def atomic_path(path: os.PathLike | str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling folder that takes the place of `folder` only if the block succeeds.
+    """Yields a temporary sibling folder that takes the place of `folder`, at once, only if the block succeeds.
 
-    Raises OSError where the disk is full; `folder` is then as it was.
+    What a link leads to is replaced, and not the link. Raises OSError where the disk is full; `folder` is then as it was.
     """
     folder = as_path(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = temporary / "new", temporary / "old"
     try:
-        new, old = temporary / "new", temporary / "old"
         new.mkdir()
-        yield new
+        with system_errors(folder):
+            yield new
         new.chmod(0o755)
-        if folder.exists():
-            folder.rename(old)
-        try:
+        if not folder.exists():
             new.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
+        elif not _exchange(new, folder):
+            folder.rename(old)
+            new.rename(folder)
     finally:
+        if old.exists() and not folder.exists():  # interrupted between the two
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Lets two paths take each other's place in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE) == 0
 
 
 def write_json(path: os.PathLike | str, value: Any) -> None:

@@ -42,13 +42,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_options(
     parser: argparse.ArgumentParser, title: str, stages: Iterable[type] | Mapping[str, type],
-    wanted: Callable[[str], bool] = lambda name: True,
+    wanted: Callable[[str], bool] = lambda name: True, preset: tuple[str, Mapping[str, Any]] = ("", {}),
 ) -> None:
     """Adds one option a field, in a group of its own; only options that were given reach the namespace.
 
     Several dataclasses may share a field (two distillation methods with a weight of their own): it is added once, with the
     first one's help. Where the dataclasses are given by name, the help says whose the option is and each one's default.
-    `wanted` says of a setting by its name whether the command has it. What is given stays text (a switch is a bool), for
+    `wanted` says of a setting by its name whether the command has it; `preset` is the one that applies by itself, and its
+    values. What is given stays text (a switch is a bool), for
     `options.convert` to read by the type that the setting has where it belongs.
     """
     group = parser.add_argument_group(title)
@@ -61,10 +62,15 @@ def add_options(
     for name, fields in shared.items():
         field = fields[0][1]
         kind = plain_type(field.type)
-        text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)})"
+        text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)}{_of_preset(name, preset)})"
         extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
                  else {"metavar": _metavar([field for _, field in fields], kind)})
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
+
+
+def _of_preset(name: str, preset: tuple[str, Mapping[str, Any]]) -> str:
+    """What the preset that applies by itself has in place of the default."""
+    return f"; of {preset[0]}, {_spell(preset[1][name])}" if name in preset[1] else ""
 
 
 def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:

@@ -19,6 +19,7 @@ from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differ
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
+LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")  # of what a run leaves
 HEADER_BYTES = 100_000_000  # of safetensors at most
 
 
@@ -57,6 +58,9 @@ def read_claim(out: pathlib.Path) -> Claim | None:
         InputError: for a directory of something else, and of an older version, which kept no record of its data.
     """
     if not (out / CONFIG).exists():
+        foreign = [name for name in LEFT if (out / name).exists()]
+        if foreign:
+            raise InputError(f"{out}: holds {', '.join(foreign)} and no {CONFIG} of a run, which would be lost; name another `out`")
         return None
     try:
         told = read_json(out / CONFIG)

@@ -133,8 +133,11 @@ def create_parser(
     if presets:
         parser.add_argument(flag("preset"), default=None, metavar="NAME",
                             help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
+    usual = DataConfig().dataset  # whose preset applies where nothing is told
+    values = {**PRESETS[usual], "fresh_views": False} if presets else {}
+    by_itself = usual, {name: value for name, value in values.items() if name != "dataset"}
     for stage, title in zip(STAGES, TITLES, strict=True):
-        add_options(parser, title, [stage], wanted)
+        add_options(parser, title, [stage], wanted, by_itself)
     add_options(parser, "teacher objective", OBJECTIVES, wanted)
     add_options(parser, "method", METHODS, wanted)
     add_options(parser, "method as part of a sum", part_settings(METHODS), wanted)

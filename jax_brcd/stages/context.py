@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,9 +134,13 @@ class Context:
         """
         before = self.continued.get(folder.stage)
         folder.begin(None if before is None else self.root / before)
-        checkpoints = Checkpoints(folder.checkpoints)
+        checkpoints, name, began = Checkpoints(folder.checkpoints), stage.task.name.capitalize(), time.monotonic()
+        if checkpoints.saved:
+            self.say(f"{name}: goes on from the checkpoint in {folder.checkpoints}.")
         try:
-            return fit(stage, start(stage, parameters, carry), checkpoints, progress=self.progress)
+            fitted = fit(stage, start(stage, parameters, carry), checkpoints, progress=self.progress)
+            self.say(f"{name}: {len(fitted.history)} epochs, {time.monotonic() - began:.0f} s of them now.")
+            return fitted
         except TrainingDiverged as error:
             raise StageDiverged(f"{error.problem}; {self._advice(folder.stage)}", folder) from error
         finally:

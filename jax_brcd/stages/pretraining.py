@@ -22,7 +22,7 @@ from jax_brcd.views.source import Source
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.1
 HELD_OUT = "held-out"  # in place of a file of weights
 BACKBONE = "backbone.safetensors"
-NOTE = ("No pretrained weights ship with the package: the teacher's backbone is first pretrained on {images} labelled images that "
+NOTE = ("No pretrained weights ship with the package: the teacher's backbone is pretrained on {images} labelled images that "
         "take no further part (the role ImageNet plays for vit_b_16).")
 
 
@@ -65,7 +65,9 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
         "backbone": config.teacher.teacher, "batch_size": config.run.batch_size, "epochs": config.teacher.pretraining_epochs,
         "views": context.plan_of(held_out.images).facts(), **context.data_facts("images of pretraining", "labels of pretraining")})
     with folder.held(context.say):
-        if not folder.finished:
+        if folder.finished:
+            context.say(f"Pretraining: taken from {folder.path}.")
+        else:
             classifier = HashModel(model.backbone, held_out.labels.shape[1], rngs=nnx.Rngs(context.seed(PRETRAINING)))
             plan = context.plan_of(held_out.images)
             stage, parameters, carry = pretraining_stage(

@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -63,6 +62,12 @@ def run_teacher(config: Config, *, progress: Progress = silent, say: Say = unhea
 
 
 def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    with _alone(config.out, say):
+        devices.wait_for_all(f"{config.out} is held")
+        return _run_alone(config, progress, say, student=student)
+
+
+def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
     out, weights = config.out, weights_digests(config, student=student)
     earlier = read_claim(out)
     if earlier is not None:
@@ -83,20 +88,24 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
         continued={} if earlier is None else continued(out, changed, earlier))
     claim = Claim(context.config.flat(), data, context.continued, student, teacher_built.head_came)
     devices.wait_for_all(f"{out} was read")  # before the first process changes what it says
-    with _alone(context):
-        claim.write(out)
-        if changed:
-            unmark_diverged(out)
-        metrics = _carry_out(context, data, teacher_built, student_built)
-        claim.finish(out)
+    claim.write(out)
+    if changed:
+        unmark_diverged(out)
+    metrics = _carry_out(context, data, teacher_built, student_built)
+    claim.finish(out)
     return metrics
 
 
-def _alone(context: Context) -> contextlib.AbstractContextManager[None]:
-    """Keeps another run of the same directory waiting, which then finds all of this one's stages."""
-    place = hashlib.sha256(str(context.config.out.absolute()).encode()).hexdigest()[:16]
-    waits = functools.partial(context.say, f"Another run is at work in {context.config.out}; this one waits for it.")
-    return locked(context.root / f".run-{place}.lock", waits) if devices.is_first() else contextlib.nullcontext()
+@contextlib.contextmanager
+def _alone(out: pathlib.Path, say: Say) -> Iterator[None]:
+    """Keeps another run of the same directory waiting, whatever it is called and wherever its cache lies."""
+    place = out.resolve()
+    waits = functools.partial(say, f"Another run is at work in {out}; this one waits for it.")
+    with contextlib.ExitStack() as held:
+        if devices.is_first():
+            with contextlib.suppress(PermissionError, NotADirectoryError):  # what cannot be written here is told where it matters
+                held.enter_context(locked(place.parent / f".{place.name}.lock", waits))
+        yield
 
 
 def _carry_out(

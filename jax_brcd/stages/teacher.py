@@ -127,7 +127,8 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
 def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:
     if not built.head_came:
         return []
-    done = "its head was solved here anew" if solved and epochs else f"it was trained here for {epochs} further epochs"
+    further = f"it was trained here for {epochs} further epochs" if epochs else "it was not trained further here"
+    done = "its head was solved here anew" if solved and epochs else further
     return [f"The teacher came trained, hash head included; {done}."]
 
 

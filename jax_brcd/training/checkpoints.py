@@ -35,6 +35,11 @@ class Checkpoints:
         with _silent():
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    @property
+    def saved(self) -> bool:
+        """Whether there is one to go on from."""
+        return self._manager.latest_step() is not None
+
     def save(self, arrays: Tree, progress: dict[str, Any]) -> None:
         """Commits `arrays` and the JSON value `progress` as the newest checkpoint.
 
