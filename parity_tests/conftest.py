@@ -11,6 +11,7 @@ import os
 import pathlib
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -110,3 +111,15 @@ def pytest_terminal_summary(terminalreporter, config):
     for name, sizes in config.stash.get(LARGEST, []):
         own, started = (size / 2**20 for size in sizes)
         terminalreporter.write_line(f"largest process of {name}: {own:.1f} GiB, of those it started: {started:.1f} GiB")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, which may be filled or made read-only by `mount -o remount`."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)

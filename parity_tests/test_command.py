@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -125,18 +124,6 @@ def test_a_full_disk_ends_in_one_line(capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == ("error: /disk/file: No space left on device; free space or mend the path, then run the "
                                        "same command again to go on\n")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_checkpoint_that_does_not_fit_the_disk_leaves_the_last_one(small_disk):
