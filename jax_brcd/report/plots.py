@@ -111,24 +111,35 @@ def curve_plot(section: Curve) -> "Figure":
 def retrieval_grid_plot(grid: RetrievalGrid) -> "Figure":
     """Each row a query and its first results; a solid green frame is right, a dashed red one wrong."""
     queries, results = grid.correct.shape
-    figure = _figure(figsize=(0.86 * (results + 1) + 0.3, 1.0 * queries + 0.5), layout="constrained")
-    axes = figure.subplots(queries, results + 1, squeeze=False)
+    # Inches are the units of the one pair of axes: a pair for each picture would take seconds to lay out
+    width, height = CELL[0] * (results + 1) + 0.1, CELL[1] * queries + 0.6
+    figure = _figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
     for row in range(queries):
-        _picture(axes[row, 0], grid.query_images[row], grid.query_names[row], "black", "-")
+        top = 0.5 + CELL[1] * row
+        _picture(axes, (0.1, top), grid.query_images[row], grid.query_names[row], "black", "-")
         for column in range(results):
             right = grid.correct[row, column]
-            _picture(axes[row, column + 1], grid.result_images[row, column], grid.result_names[row][column],
+            _picture(axes, (0.1 + CELL[0] * (column + 1), top), grid.result_images[row, column], grid.result_names[row][column],
                      GREEN if right else VERMILION, "-" if right else (0, (2, 1)))
-    axes[0, 0].set_title("query", fontsize=8, fontweight="bold")
-    figure.suptitle(f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)",
-                    fontsize=10)
+    axes.text(0.1 + PICTURE / 2, 0.46, "query", ha="center", va="bottom", fontsize=8, fontweight="bold")
+    axes.text(width / 2, 0.1, f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)",
+              ha="center", va="top", fontsize=10)
     return figure
 
 
-def _picture(axis, image: np.ndarray, name: str, color: str, line) -> None:
-    axis.imshow(image, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.set_xlabel(name, fontsize=7, labelpad=1)
-    for spine in axis.spines.values():
-        # Spines end in projecting caps, which would fill the gaps between dashes
-        spine.set(visible=True, color=color, linewidth=2.5, linestyle=line, capstyle="butt")
+CELL, PICTURE = (0.86, 1.0), 0.76  # inches: from one picture to the next, to the right and down; a picture's side
+
+
+def _picture(axes, place: tuple[float, float], image: np.ndarray, name: str, color: str, line) -> None:
+    from matplotlib.patches import Rectangle
+
+    left, top = place
+    height, width = image.shape[0] * PICTURE / max(image.shape[:2]), image.shape[1] * PICTURE / max(image.shape[:2])
+    left, top = left + (PICTURE - width) / 2, top + (PICTURE - height) / 2
+    axes.imshow(image, interpolation="nearest", extent=(left, left + width, top + height, top), aspect="auto")
+    # Projecting caps would fill the gaps between dashes
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=2.5, linestyle=line,
+                             capstyle="butt"))
+    axes.text(left + width / 2, top + height + 0.04, name, ha="center", va="top", fontsize=7)
