@@ -93,6 +93,11 @@ def pytest_runtest_teardown(item):
 HELD = pytest.StashKey[int]()
 
 
+def pytest_collection_modifyitems(items):
+    """Files of long tests begin first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_sessionfinish(session):
     sizes = [kib(), kib(resource.RUSAGE_CHILDREN)]
     if hasattr(session.config, "workeroutput"):

@@ -32,6 +32,8 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
 from torch_ref import retrieval
 
+pytestmark = pytest.mark.long
+
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
            "end_to_end": end_to_end}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",

@@ -16,6 +16,8 @@ import pytest
 from jax_brcd.runtime.devices import session
 from jax_brcd.runtime.errors import InputError
 
+pytestmark = pytest.mark.long
+
 SECONDS = 300
 
 # A student trained whole on new views: twenty images in sixes, which four devices do not divide, and a partial last batch.

@@ -17,6 +17,8 @@ import pytest
 
 from jax_brcd.stages.configuration import create_config
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README, METHOD, EXTENDING = ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "extending.md"
 PACKAGE = ROOT / "jax_brcd"

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 from image_trees import write_lists
+
+pytestmark = pytest.mark.long
 
 OPTIONS = ["--teacher", "resnet18", "--teacher-weights", "random", "--student", "resnet18", "--student-weights", "random",
            "--bits", "16", "--clusters", "3", "--k", "5", "--fresh-views", "--resident-mib", "0", "--teacher-epochs", "1",

@@ -28,6 +28,8 @@ from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, Pixel
 from torch_ref import augment as reference
 from torch_ref.distill import run as distill_in_torch
 
+pytestmark = pytest.mark.long
+
 IMAGES, BITS, BATCH, VIEWS, CLASSES = 40, 16, 16, 3, 4
 # The weight makes what falls in training what the method adds, and not the student's own objective
 SMALL = {"clusters": CLASSES, "cluster_restarts": 2, "negatives": 12, "embedding": 12, "distillation_weight": 1000.0}

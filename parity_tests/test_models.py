@@ -28,6 +28,8 @@ from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError
 from torch_ref.models import IMAGE_SIZE, train
 
+pytestmark = pytest.mark.long
+
 # float32 products summed in another order than PyTorch's, through up to 152 layers
 RELATIVE = 1e-4
 

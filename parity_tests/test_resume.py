@@ -10,8 +10,12 @@ import time
 
 import pytest
 
-OPTIONS = ["--bits", "16", "--views", "2", "--pretraining-epochs", "2", "--teacher-epochs", "2", "--epochs", "3",
-           "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256", "--checkpoint-seconds", "0"]
+pytestmark = pytest.mark.long
+
+# Toy backbones, so that a process takes seconds
+COMMAND = "import sys; from toy_runs import toys\nfrom jax_brcd import distill\nwith toys(): distill.main(sys.argv[1:])"
+OPTIONS = ["--teacher", "toy", "--student", "small_toy", "--bits", "16", "--views", "2", "--pretraining-epochs", "2",
+           "--teacher-epochs", "2", "--epochs", "3", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256", "--checkpoint-seconds", "0"]
 SECONDS = 300
 
 
@@ -19,11 +23,13 @@ SECONDS = 300
 def environment(tmp_path_factory):
     """Runs share what they compile, so that starting again is cheap."""
     compiled = str(tmp_path_factory.mktemp("compiled"))
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    return {**os.environ, "PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": compiled,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def command(folder: pathlib.Path) -> list[str]:
-    return [sys.executable, "-m", "jax_brcd.distill", *OPTIONS, "--out", str(folder / "run"), "--cache-dir",
+    return [sys.executable, "-c", COMMAND, *OPTIONS, "--out", str(folder / "run"), "--cache-dir",
             str(folder / "cache")]
 
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ["--bits", "16", "--pretraining-epochs", "1", "--teacher-epochs", "1", "--epochs", "1", "--validation-interval", "1"]
 # Every jit of a process asks the cache once; it hits or it compiles
 COUNTED = """

@@ -13,6 +13,8 @@ from jax_brcd import distill, evaluate, student, teacher
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.stages.configuration import create_config, students_settings
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():

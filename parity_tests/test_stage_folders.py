@@ -22,6 +22,8 @@ from jax_brcd.stages.folder import StageFolder, read_history, write_history
 from jax_brcd.training.loop import Fit, TrainState
 from jax_brcd.views import augmentation
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():

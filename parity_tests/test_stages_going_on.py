@@ -33,6 +33,8 @@ from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages import distillation, teacher
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():

@@ -135,7 +135,7 @@ def test_brcd_agrees_between_the_frameworks(batch):
             torch.tensor(batch["centers"]), torch.tensor(batch["mask"]), **batch["options"])
         return distillation + losses.cibhash_loss(logits_i, logits_j)
 
-    value, gradients = jax.value_and_grad(in_jax, argnums=(0, 1))(*map(jnp.asarray, batch["logits"]))
+    value, gradients = jax.jit(jax.value_and_grad(in_jax, argnums=(0, 1)))(*map(jnp.asarray, batch["logits"]))
     expected, expected_gradients = value_and_gradients(
         in_torch, [torch.tensor(part, requires_grad=True) for part in batch["logits"]])
     assert_close(value, expected, floor=1e-6)
