@@ -199,6 +199,27 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["metrics.json", "other.json", "teacher"]
 
 
+KILLED = """
+import os, pathlib, signal
+from jax_brcd.runtime import files
+rename = pathlib.Path.rename
+files._exchange = lambda one, other: False  # as on file systems that cannot
+pathlib.Path.rename = lambda self, to: os.kill(os.getpid(), signal.SIGKILL) if self.name == "new" else rename(self, to)
+with files.replacing_folder("teacher"):
+    pass
+"""
+
+
+def test_what_a_killed_process_was_about_to_replace_comes_back(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model.safetensors").write_text("the only one")
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "teacher").exists()
+    write_json(tmp_path / "file.json", 1)
+    assert (tmp_path / "teacher" / "model.safetensors").read_text() == "the only one"
+    assert sorted(os.listdir(tmp_path)) == ["file.json", "teacher"]
+
+
 def test_what_only_looks_like_a_leftover_stays(tmp_path):
     (tmp_path / ".cache.abcdefgh").mkdir()
     (tmp_path / ".cache.abcdefgh" / "lock").write_text("")

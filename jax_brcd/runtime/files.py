@@ -17,6 +17,7 @@ from typing import IO, Any
 from jax_brcd.runtime.errors import InputError
 
 LOCK = "jax_brcd.lock"  # in a temporary folder: held by its process
+OLD = "old"  # in a temporary folder: what is being replaced
 TEMPORARY = re.compile(r"\.[^/]*\.[a-z0-9_]{8}")  # how temporary folders are called
 LONGEST = 50  # characters of a name that are part of another: a file's name has 255 bytes at most, a character up to 4
 EXCHANGE = 2  # renameat2's flag for two paths that take each other's place at once
@@ -136,7 +137,7 @@ def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
     if _holds_working_directory(folder):
         raise InputError(f"{folder}: the working directory lies there and would be lost; name a folder in it, or another")
     with system_errors(folder), workplace(folder) as place:
-        new, old = place / "new", place / "old"
+        new, old = place / "new", place / OLD
         new.mkdir()
         try:
             yield new
@@ -144,11 +145,11 @@ def replacing_folder(folder: os.PathLike | str) -> Iterator[pathlib.Path]:
             if not folder.exists():
                 new.rename(folder)
             elif not _exchange(new, folder):
-                folder.rename(old)
+                old.mkdir()
+                folder.rename(old / folder.name)
                 new.rename(folder)
         finally:
-            if old.exists() and not folder.exists():  # interrupted between the two
-                old.rename(folder)
+            _put_back(place)
 
 
 @contextlib.contextmanager
@@ -178,7 +179,15 @@ def clear_leftovers(folder: pathlib.Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 gone = place.rename(folder / f".gone{place.suffix}")  # whose process was just about to hold it sees that
                 failed.pop_all()
+            _put_back(gone)
             _remove_place(gone, lock)
+
+
+def _put_back(place: pathlib.Path) -> None:
+    """Gives what was moved out of the way its place again, where a replacement was interrupted before it had taken that."""
+    for moved in (place / OLD).glob("*"):
+        if not os.path.lexists(place.parent / moved.name):
+            moved.rename(place.parent / moved.name)
 
 
 def _make_place(path: pathlib.Path) -> tuple[pathlib.Path, IO[str]]:

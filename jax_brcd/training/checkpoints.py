@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.files import as_path, system_errors
 
 Tree = Any
 
@@ -34,7 +34,7 @@ class Checkpoints:
 
         self.directory = pathlib.Path(os.path.abspath(as_path(directory)))
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        with _silent():
+        with _silent(), system_errors(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, arrays: Tree, progress: dict[str, Any]) -> None:
