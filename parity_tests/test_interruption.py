@@ -153,6 +153,27 @@ def test_a_command_whose_ctrl_c_was_swallowed_ends_in_one_line():
     assert done.stderr == "error: interrupted; the same command goes on from the last checkpoint\n"
 
 
+WORKER = """
+import multiprocessing, os, signal, time
+from jax_brcd.data.decoding import _end_with_parent
+
+def work():
+    _end_with_parent()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+worker.join()
+print(worker.exitcode)
+"""
+
+
+def test_a_worker_that_decodes_ends_at_once_without_a_word():
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "1\n" and done.stderr == ""
+
+
 IMAGES = np.zeros((8, 2, 2, 3), np.uint8)
 CODES = np.where(np.random.default_rng(0).normal(size=(8, 16)) > 0, np.float32(1), np.float32(-1))
 

@@ -166,7 +166,7 @@ def decode_all(paths: Sequence[str], *, workers: int | None) -> Iterator[UInt8[n
 
 def _end_with_parent(*_: int) -> None:
     """Ends this worker when the run is killed: it would wait for ever to hand over its next image. Ctrl-C, which a terminal sends
-    to all processes, is left to the run, which ends its workers."""
+    to all processes, ends it without a word: the run has the last."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -174,4 +174,4 @@ def _end_with_parent(*_: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     with contextlib.suppress(ValueError):  # not this process's main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(1))
