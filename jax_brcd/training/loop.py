@@ -186,7 +186,7 @@ def stacked(history: list[Metrics]) -> dict[str, np.ndarray]:
 @in_32_bits
 def fit(
     stage: Stage, state: TrainState, checkpoints: Checkpoints, *, progress: Progress = silent,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None, on_restored: Callable[["Standing"], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None, on_restored: Callable[[Standing], None] | None = None,
 ) -> Fit:
     """Trains `stage` to its end, going on from the newest checkpoint where there is one.
 
