@@ -25,7 +25,7 @@ from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.models.weights import read_weights, write_weights
 from jax_brcd.retrieval.packing import PackedCodes
-from jax_brcd.runtime import devices
+from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, read_json, replacing_folder, write_json
@@ -134,6 +134,7 @@ class HashEncoder:
 
         every = (self._view(pixels) for pixels in read_ahead(items))
         for views in in_batches(every, together=math.isfinite(DOUBT[self.dtype])):
+            interruption.check()
             following = views, placed.logits(views)
             if begun is not None:
                 yield finish(*begun)

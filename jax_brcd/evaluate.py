@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime import devices
     from jax_brcd.runtime.errors import InputError
-    from jax_brcd.runtime.files import as_path
+    from jax_brcd.runtime.files import as_path, check_file
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
+    if save_codes is not None:
+        check_file(as_path(save_codes), field="save_codes")
     config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
     with session(config) as progress:
         encoder, path = load(queries), as_path(database)

@@ -55,6 +55,13 @@ def test_a_setting_that_cannot_be_is_refused(capsys, arguments, message):
     assert message in refused(capsys, *arguments)
 
 
+def test_an_unknown_option_is_answered_with_the_nearest_few_of_a_hundred(capsys):
+    line = refused(capsys, "--bit", "64")
+    assert line.startswith("error: unknown option '--bit': did you mean '--bits'? near it: --bits, ")
+    assert line.endswith("; --help lists all") and line.count("--") == 1 + 1 + 5 + 1
+    assert refused(capsys, "--zzzzzzzz") == "error: unknown option '--zzzzzzzz': --help lists all"
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--k", "798"], "--k 798: the database of digits holds 797 images"),
     (["--clusters", "798"], "--clusters 798: more clusters than the 797 training images"),

@@ -10,6 +10,7 @@ import pytest
 from jobs import toy_stage, with_settings
 
 from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.stages.context import described
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start
@@ -140,6 +141,24 @@ def test_more_epochs_of_a_finished_stage_go_on_from_its_last_state(images, undis
     told = []
     assert_same(run(stage(images), tmp_path, on_epoch=told.append), undisturbed)
     assert [record["epoch"] for record in told] == [2, 3, 4]  # the first was not run again
+
+
+def test_where_a_stage_goes_on_is_told_with_its_best_validation(images, tmp_path):
+    scores = iter((0.25, 0.5, 0.375, 0.75))
+    validated = functools.partial(stage, images, validate=lambda state: {"symmetric": next(scores)}, searches=("symmetric",))
+    told = []
+    run(validated(epochs=3), tmp_path, on_restored=told.append)
+    assert told == []
+    run(validated(epochs=4), tmp_path, on_restored=told.append)
+    assert told == [training.Standing(3, 0, {"symmetric": (0.5, 2)})]
+    assert described(told[0]) == "after 3 epochs; best validation so far: symmetric mAP 0.5000 (epoch 2)"
+
+
+def test_where_a_stage_goes_on_inside_an_epoch_is_told(images, tmp_path, monkeypatch):
+    cut(monkeypatch, stage(images, scan=False), tmp_path, steps=STEPS + 2)
+    told = []
+    run(stage(images, scan=False), tmp_path, on_restored=told.append)
+    assert [described(standing) for standing in told] == ["after 1 epochs and 2 steps"]
 
 
 def test_a_finished_stage_given_fewer_epochs_stays_as_it_is(images, undisturbed, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, UnknownName
 from jax_brcd.runtime.files import as_path, atomic_path, read_json, write_json
 from jax_brcd.runtime.precision import in_32_bits
-from jax_brcd.runtime.registry import Registry
+from jax_brcd.runtime.registry import Registry, unknown_name
 from jax_brcd.settings.command_line import bars
 
 
@@ -37,6 +37,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(registry):
     assert isinstance(found.value, InputError) and isinstance(found.value, ValueError)
     with pytest.raises(ValueError, match="fruit 'pear' is registered twice"):
         registry.register("pear")("another")
+
+
+def test_of_many_names_only_the_nearest_are_shown():
+    names = [f"net{number}" for number in range(40)]
+    assert unknown_name("net", "net7x", names).startswith("unknown net 'net7x': did you mean 'net7'? near it: net7, ")
+    assert unknown_name("net", "net7x", names).endswith("; 40 are known") and unknown_name("net", "net7x", names).count(", ") == 4
+    assert unknown_name("net", "zzz", names, listed="a list has all") == "unknown net 'zzz': a list has all"
 
 
 def test_an_error_is_one_line_that_spells_settings_as_it_is_told():

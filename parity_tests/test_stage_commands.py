@@ -251,3 +251,16 @@ def test_a_student_that_learns_whole_and_new_views_run_with_modules_from_outside
 def test_every_default_directory_is_told_by_what_distinguishes_runs():
     assert create_config().out.name == "digits-vit_lite_4_8-resnet8-64bits-brcd-seed0"
     assert callable(distill.main)
+
+
+def test_a_teacher_goes_on_alone_only_where_no_student_was_taught_by_it(cache, whole, tmp_path, capsys):
+    """The students beside it would be another teacher's."""
+    before = sorted((path, path.stat().st_mtime_ns) for path in whole[0].rglob("*"))
+    with trainings() as trained:
+        line = refusal(teacher.main, teachers(whole[0], cache, teacher_epochs=2), capsys)
+    assert "holds student_symmetric and student_asymmetric of a teacher with --teacher-epochs 1 (now 2)" in line
+    assert trained == [] and sorted((path, path.stat().st_mtime_ns) for path in whole[0].rglob("*")) == before
+    answer(teacher.main, teachers(tmp_path / "run", cache), capsys)
+    with trainings() as trained:
+        table = answer(teacher.main, teachers(tmp_path / "run", cache, teacher_epochs=2), capsys)
+    assert trained == ["teacher"] and "Teacher: goes on from the checkpoint in" in table and ", after 1 epochs." in table

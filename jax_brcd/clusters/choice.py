@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_brcd.clusters.kmeans import Clustering, check_count, checked_codes, k_means
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry
@@ -170,6 +171,7 @@ def choose_clusters(
     counts = np.arange(low, min(high, distinct - 1) + 1, dtype=np.int32)
     found = []
     for number, count in enumerate(counts.tolist()):
+        interruption.check()
         progress("clusters", number, len(counts))
         capacity = min(-(-count // CAPACITY_STEP) * CAPACITY_STEP, int(counts[-1]))
         found.append(k_means(codes, count, seed=seed, restarts=restarts, capacity=capacity))

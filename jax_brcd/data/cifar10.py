@@ -5,7 +5,6 @@ import gzip
 import pathlib
 import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
 from jax_brcd.data.download import download
 from jax_brcd.data.plainpickle import read_plain_pickle
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import system_errors, workplace
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry
 
@@ -245,8 +245,8 @@ def fetch(folder: pathlib.Path, progress: Progress = silent) -> None:
     archive = folder / URL.rsplit("/", 1)[-1]
     if not archive.exists():
         download(URL, archive, algorithm="md5", checksum=MD5, progress=progress)
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as temporary:
-        unpacked = pathlib.Path(temporary) / FOLDER
+    with system_errors(folder / FOLDER), workplace(folder / FOLDER) as place:
+        unpacked = place / FOLDER
         unpacked.mkdir()
         try:
             with tarfile.open(archive) as tar:

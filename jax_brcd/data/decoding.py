@@ -10,16 +10,20 @@ Every format that Pillow reads and that holds photographs is read, whatever the 
 several pages the first picture counts.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from jaxtyping import UInt8
+
+from jax_brcd.runtime import interruption
 
 if TYPE_CHECKING:  # Pillow and Grain are imported where files are decoded: together they take more than a second
     import PIL.Image
@@ -154,16 +158,20 @@ def decode_all(paths: Sequence[str], *, workers: int | None) -> Iterator[UInt8[n
     iterator = iter(images)
     try:
         for image in iterator:
+            interruption.check()
             yield image if isinstance(image, str) else np.frombuffer(image, np.uint8).reshape(SIDE, SIDE, 3)
     finally:
         iterator.close()
 
 
 def _end_with_parent(*_: int) -> None:
-    """Ends this worker when the run is killed: it would wait for ever to hand over its next image."""
+    """Ends this worker when the run is killed: it would wait for ever to hand over its next image. Ctrl-C, which a terminal sends
+    to all processes, ends it without a word: the run has the last."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    with contextlib.suppress(ValueError):  # not this process's main thread
+        signal.signal(signal.SIGINT, lambda *_: os._exit(1))

@@ -7,6 +7,7 @@ import pathlib
 import urllib.error
 import urllib.request
 
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path
 from jax_brcd.runtime.progress import Progress, silent
@@ -42,6 +43,7 @@ def _fetch(url: str, path: pathlib.Path, digest, progress: Progress) -> str:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         size, done = int(response.headers.get("Content-Length") or 0), 0
         while chunk := response.read(CHUNK_BYTES):
+            interruption.check()
             digest.update(chunk)
             file.write(chunk)
             done += len(chunk)

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 
 from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.files import make_folder, read_json, system_errors, write_json
 from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
@@ -101,7 +101,7 @@ def decoded(
         OSError: where it fills up on the way.
     """
     place = store / digest(folder, images)
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     with open(place / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
         index = _complete(place, folder, images, bad=bad, workers=workers, description=description, progress=progress)
@@ -128,7 +128,7 @@ def _complete(
     paths = [str(folder / image.path) for image in remaining]
     doing = f"decode {description}"
     progress(doing, index["done"], len(images))
-    with open(path, "ab") as file:
+    with system_errors(path), open(path, "ab") as file:
         file.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
         for chunk in _chunks(decode_all(paths, workers=workers)):
             for offset, square in enumerate(chunk):

@@ -6,7 +6,7 @@ import pathlib
 from jax_brcd.export.base import Exportable, Exporter
 from jax_brcd.export.torchvision import export_safetensors, export_torchvision
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.files import as_path, make_folder
 from jax_brcd.runtime.registry import Registry
 
 EXPORTERS: Registry[Exporter] = Registry("export format")
@@ -31,5 +31,4 @@ def export(encoder: Exportable, to: str, out: os.PathLike | str) -> list[pathlib
     exporter, folder = EXPORTERS[to], as_path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError("this is a file, and an export is a folder; give another place", field="out", value=folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return exporter(encoder, folder)
+    return exporter(encoder, make_folder(folder))

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, whole_number
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
@@ -174,6 +175,7 @@ def map_queries(
         memory.put((np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)))
 
     def task(start: int) -> Result:
+        interruption.check()
         rows = range(start, min(start + block, count))
         words = jax.tree.map(jnp.asarray, _words(queries, start, block))
         lent = memory.get()

@@ -14,12 +14,12 @@ import hashlib
 import os
 import pathlib
 import platform
-import tempfile
 import warnings
 
 import jax
 
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import as_path, workplace
 
 FOLDER = "compiled"
 LIMIT_BYTES = 2 * 2**30
@@ -96,16 +96,12 @@ class ProgramFiles:
 
     def put(self, key: str, value: bytes) -> None:
         """Keeps the program's bytes where they can be written."""
-        temporary = None
-        try:
+        path = self._file(key)
+        with contextlib.suppress(OSError, InputError), workplace(path) as place:
             # Not forced to the disk: what a crash of the machine leaves of it is known by its digest
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as temporary:
-                temporary.write(hashlib.sha256(value).digest() + value)
-            os.replace(temporary.name, self._file(key))
-        except OSError:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary.name)
+            temporary = place / path.name
+            temporary.write_bytes(hashlib.sha256(value).digest() + value)
+            temporary.replace(path)
 
     def _file(self, key: str) -> pathlib.Path:
         return self.folder / f"{key}-{_processor()}{SUFFIX}"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 
 PIECE_BYTES = 2**24
@@ -78,6 +79,7 @@ def _values_digest(array: np.ndarray) -> bytes:
         raise InputError("an array of objects has no digest; give numbers or strings of one type")
     sha = hashlib.sha256(f"{array.dtype.str}{array.dtype}{array.shape}".encode())
     for piece in _pieces(array):
+        interruption.check()
         sha.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
     return sha.digest()
 

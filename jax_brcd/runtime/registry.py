@@ -1,7 +1,7 @@
 """Names a user may type, and what they stand for."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from jax_brcd.runtime.errors import UnknownName
@@ -50,8 +50,17 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return len(self._entries)
 
 
-def unknown_name(kind: str, name: object, known) -> str:
-    """The error line for `name`, with the nearest of the `known` names first."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+MANY, NEAR = 30, 5  # names that are more than a line holds, and how many of them are then shown
+
+
+def unknown_name(kind: str, name: object, known: Collection[str], *, listed: str = "") -> str:
+    """The error line for `name`, with the nearest of the `known` names first; of many only the nearest, and where all are
+    `listed`."""
+    near = difflib.get_close_matches(str(name), known, n=NEAR, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {kind} '{name}': {hint}known: {', '.join(sorted(known))}"
+    if len(known) <= MANY:
+        shown = f"known: {', '.join(sorted(known))}"
+    else:
+        nearest = f"near it: {', '.join(near)}; " if near else ""
+        shown = nearest + (listed or f"{len(known)} are known")
+    return f"unknown {kind} '{name}': {hint}{shown}"

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import NAMED_SETTING, InputError
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, settings_of, words_of
@@ -36,7 +37,8 @@ class OneLineParser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].split("=")[0]
             names = [name for action in self._actions for name in action.option_strings]
-            self.error(unknown_name("option", word, names) if word.startswith("-") else f"unexpected word '{word}'")
+            self.error(unknown_name("option", word, names, listed="--help lists all") if word.startswith("-")
+                       else f"unexpected word '{word}'")
         return known
 
 
@@ -176,7 +178,8 @@ def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:
 
 def _status(main, argv: list[str] | None) -> Any:
     try:
-        main(argv)
+        with interruption.heard():
+            main(argv)
     except SystemExit as stop:  # of the parser, which has said why
         return stop.code
     except InputError as error:

@@ -100,6 +100,14 @@ def changes(config: Config, data: Mapping[str, str], earlier: Claim, *, student:
     return {name: pair for name, pair in found.items() if name not in ignored}
 
 
+def check_no_student(out: pathlib.Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises InputError where a teacher alone would take the place of the one that students in `out` were taught by."""
+    taught = [name for name in LEFT if name.startswith("student") and (out / name).exists()]
+    if taught:
+        raise InputError(f"{out}: holds {' and '.join(taught)} of a teacher with {spelled(changed)}; give that to the whole run, which "
+                         "teaches them anew, or name another `out`")
+
+
 def check_data(out: pathlib.Path, data: Mapping[str, str], earlier: Claim) -> None:
     """Raises InputError where the data has changed since the earlier run, saying what of it."""
     # Weights are needed no more once they have been used

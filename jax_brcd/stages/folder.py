@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, locked, read_json, replacing_folder, write_json
+from jax_brcd.runtime.files import atomic_path, lock_beside, locked, make_folder, read_json, replacing_folder, write_json
 
 FORMAT = 1  # to be raised when the same dependencies come to give another result
+UNFINISHED = "*.orbax-checkpoint-tmp"  # how Orbax calls what it has not committed yet
 RECORD, HISTORY, CHECKPOINTS = "stage.json", "history.jsonl", "checkpoints"
 
 
@@ -95,19 +96,23 @@ class StageFolder:
         """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says so."""
         waits = functools.partial(say, f"Another run is at work on {self.path}; this one waits for it.")
         with _lock_of(self.path, waits) if devices.is_first() else contextlib.nullcontext():
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             yield
 
     def begin(self, seed_from: pathlib.Path | None = None) -> None:
         """Puts checkpoints to go on from into a folder that has none: those of the same stage with the most epochs below this
         one's, or else of `seed_from`, or none where these are gone too. A run that still writes to them is waited for."""
+        if devices.is_first():
+            for left in self.checkpoints.glob(UNFINISHED):  # by a run that was killed: this folder is held
+                shutil.rmtree(left, ignore_errors=True)
         if devices.is_first() and not _has_checkpoints(self.path):
             # A run holds folders of more epochs, and of what went on later, before those of fewer: nobody waits in a circle
             source = self._fewer_epochs() or seed_from
             with contextlib.nullcontext() if source is None else _lock_of(source):
                 if source is not None and _has_checkpoints(source):
                     with replacing_folder(self.checkpoints) as temporary:
-                        shutil.copytree(source / CHECKPOINTS, temporary, dirs_exist_ok=True)
+                        shutil.copytree(source / CHECKPOINTS, temporary, dirs_exist_ok=True,
+                                        ignore=shutil.ignore_patterns(UNFINISHED))
         devices.wait_for_all(f"{self.name} begins")
 
     def _fewer_epochs(self) -> pathlib.Path | None:
@@ -120,7 +125,7 @@ class StageFolder:
 
 
 def _lock_of(folder: pathlib.Path, waits: Callable[[], None] | None = None) -> contextlib.AbstractContextManager[None]:
-    return locked(folder.parent / f".{folder.name}.lock", waits)
+    return locked(lock_beside(folder), waits)
 
 
 def _has_checkpoints(folder: pathlib.Path) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.models import HashModel
 from jax_brcd.models.kept import head_codes
-from jax_brcd.runtime import devices
+from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.encoding import encode, encode_batch, encoding_batch
 
@@ -66,6 +66,7 @@ def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCo
     compiled = encode_batch.lower(graph, state, batch, **view).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
+        interruption.check()
         began = time.perf_counter()
         jax.block_until_ready(encode_batch(graph, state, batch, **view))
         seconds.append(time.perf_counter() - began)

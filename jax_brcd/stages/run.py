@@ -17,12 +17,13 @@ from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, locked, read_json, write_json
+from jax_brcd.runtime.files import atomic_path, check_folder, lock_beside, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.stages.claim import (
     Claim,
     changes,
     check_data,
+    check_no_student,
     check_settings,
     continued,
     mark_diverged,
@@ -62,6 +63,7 @@ def run_teacher(config: Config, *, progress: Progress = silent, say: Say = unhea
 
 
 def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    check_folder(config.out, field="out")
     with _alone(config.out, say):
         devices.wait_for_all(f"{config.out} is held")
         return _run_alone(config, progress, say, student=student)
@@ -78,6 +80,8 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
     if earlier is not None:
         check_data(out, data, earlier)
         changed = changes(config, data, earlier, student=student)
+        if changed and not student:
+            check_no_student(out, changed)
         metrics = _finished(out, earlier, student=student) if not changed else None
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
@@ -104,7 +108,7 @@ def _alone(out: pathlib.Path, say: Say) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         if devices.is_first():
             with contextlib.suppress(PermissionError, NotADirectoryError):  # what cannot be written here is told where it matters
-                held.enter_context(locked(place.parent / f".{place.name}.lock", waits))
+                held.enter_context(locked(lock_beside(place), waits))
         yield
 
 

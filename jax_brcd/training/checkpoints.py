@@ -6,13 +6,15 @@ import logging
 import os
 import pathlib
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.files import as_path, system_errors
 
 Tree = Any
 
@@ -32,13 +34,8 @@ class Checkpoints:
 
         self.directory = pathlib.Path(os.path.abspath(as_path(directory)))
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        with _silent():
+        with _silent(), system_errors(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-
-    @property
-    def saved(self) -> bool:
-        """Whether there is one to go on from."""
-        return self._manager.latest_step() is not None
 
     def save(self, arrays: Tree, progress: dict[str, Any]) -> None:
         """Commits `arrays` and the JSON value `progress` as the newest checkpoint.
@@ -53,7 +50,8 @@ class Checkpoints:
         failure = None
         with _silent():
             try:
-                self._manager.save(number, args=items, force=True)
+                with _late_writes_unheard():
+                    self._manager.save(number, args=items, force=True)
             except (OSError, ValueError) as error:
                 failure = self._system_error(error)
             if failure:
@@ -93,6 +91,23 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the manager's background work."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _late_writes_unheard() -> Iterator[None]:
+    """Keeps threads of TensorStore from printing a traceback each where a save ends before its writes: they find the loop closed
+    that waited for them. They come when the save is over, so after one that failed this holds for the rest of the process."""
+    shown = sys.unraisablehook
+
+    def show(about) -> None:
+        late = isinstance(about.exc_value, RuntimeError) and str(about.exc_value) == "Event loop is closed"
+        if not (late and threading.current_thread() is not threading.main_thread()):
+            shown(about)
+
+    sys.unraisablehook = show
+    yield
+    if sys.unraisablehook is show:
+        sys.unraisablehook = shown
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_brcd.runtime import devices
+from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.errors import TrainingDiverged
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.progress import Progress, silent
@@ -90,6 +90,20 @@ class Fit:
     history: list[dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How far a stage is: `epochs` done, `steps` done of the next one, the `best` score of each search and in which epoch."""
+
+    epochs: int
+    steps: int
+    best: Mapping[str, tuple[float, int]]
+
+
+def score_name(search: str) -> str:
+    """What the validation score of a search is called in the history."""
+    return f"{search}_map"
+
+
 # An epoch of which no step is done, as a checkpoint tells it: steps done, and every metric's value at each of them
 NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 
@@ -153,6 +167,7 @@ def stepped_epoch(
     history: list[Metrics] = []
     fed = stream.steps(batches, first) if stream else itertools.repeat(None)
     for number, images in zip(range(first, batches.indices.shape[0]), fed, strict=False):
+        interruption.check()
         batch = devices.spread(Batches(*(part[number] for part in batches)))
         given = constants if images is None else with_images(constants, devices.replicate(images))
         state, metrics = _compiled_step(loss, optimizer, state, given, batch, jax.random.fold_in(key, number))
@@ -171,7 +186,7 @@ def stacked(history: list[Metrics]) -> dict[str, np.ndarray]:
 @in_32_bits
 def fit(
     stage: Stage, state: TrainState, checkpoints: Checkpoints, *, progress: Progress = silent,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None, on_restored: Callable[[Standing], None] | None = None,
 ) -> Fit:
     """Trains `stage` to its end, going on from the newest checkpoint where there is one.
 
@@ -180,7 +195,8 @@ def fit(
     `stream`, other devices), and at another learning rate: the optimizer's moments go on with the new one.
 
     Args:
-        progress: is told of epochs done. on_epoch: is given the record of each epoch that is run here.
+        progress: is told of epochs done. on_epoch: is given the record of each epoch that is run here. on_restored: is
+            told where it goes on, if it does.
 
     Raises:
         TrainingDiverged: when a loss or the state is not finite. The state before the epoch in which it happened, or a later
@@ -191,7 +207,10 @@ def fit(
     stage = dataclasses.replace(stage, task=task)
     course = _Course(stage, state, checkpoints)
     progress(task.name, course.epoch, course.last_epoch)
+    if on_restored and course.on_disk:
+        on_restored(course.standing)
     while not course.finished:
+        interruption.check()
         record = _run_epoch(course)
         course.end_epoch(record)
         progress(task.name, course.epoch, course.last_epoch)
@@ -232,6 +251,13 @@ class _Course:
         """The epoch that will be the last, as far as is known."""
         return self.epoch if self.finished else self.stage.schedule.epochs
 
+    @property
+    def standing(self) -> Standing:
+        """What is behind it."""
+        best = {search: (score, record["epoch"]) for search, score in self.stopping.best.items()
+                for record in reversed(self.history) if record.get(score_name(search)) == score}
+        return Standing(self.epoch, self.begun["step"], best)
+
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
         return devices.agreed(time.monotonic() - self.saved_at >= self.stage.schedule.checkpoint_seconds)
@@ -261,7 +287,7 @@ class _Course:
             raise ValueError(f"stage {task.name}: validated {sorted(scores)}, not its searches {sorted(task.searches)}")
         stopping, gains = self.stopping.update(scores)
         best = {**self.best, **{search: on_host(self.state) for search in gains}}
-        return stopping, best, {f"{search}_map": score for search, score in scores.items()}
+        return stopping, best, {score_name(search): score for search, score in scores.items()}
 
     def result(self) -> Fit:
         """The finished stage. A last epoch whose turn it is not is validated for the result alone: what is on disk is what a

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from jax_brcd.runtime import devices
+from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
 from jax_brcd.views.images import check_images
@@ -62,6 +62,7 @@ def stream(
         progress(description, done, len(images))
 
     for batch, count in padded_batches(images, size):
+        interruption.check()
         result = compute(batch), count
         if pending is not None:
             fetch(*pending)

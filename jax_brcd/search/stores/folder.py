@@ -17,7 +17,7 @@ import numpy as np
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.packing import Codes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.files import as_path, atomic_path, make_folder
 from jax_brcd.search.stores.base import (
     Attributes,
     CodeKind,
@@ -108,7 +108,7 @@ def open_folder(url: str, create_for: CodeKind | None) -> FolderStore:
                              field="url", value=url)
         if create_for is None:
             raise nothing_there(url)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with _locked(folder):
             if not (folder / ITEMS).exists():  # another process may have been faster
                 _write(folder, Items.none(create_for.bits, create_for.space))
@@ -134,11 +134,9 @@ def _stamp(path: pathlib.Path) -> Stamp:
 
 
 def _write(folder: pathlib.Path, items: Items) -> None:
-    """The file in place of the old one. What a killed writer left beside it goes; the lock must be held."""
+    """The file in place of the old one; the lock must be held."""
     import safetensors.numpy
 
-    for left in folder.glob(f".{ITEMS}.*"):
-        left.unlink()
     described = json.dumps([items.ids, items.attributes], allow_nan=False).encode()
     about = {"format": FORMAT, "bits": str(items.codes.bits)}
     if items.codes.space is not None:

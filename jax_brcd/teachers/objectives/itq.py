@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
 
@@ -21,6 +22,7 @@ def iterative_quantisation(
 
     errors = []
     for _ in range(iterations):
+        interruption.check()
         codes = np.where(projected @ rotation >= 0, 1.0, -1.0)
         errors.append(quantisation_error(projected @ rotation))
         rotation, _ = orthogonal_procrustes(projected, codes)
