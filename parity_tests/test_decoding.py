@@ -69,7 +69,8 @@ def test_a_palette_with_transparency_and_cmyk_keep_their_colours(tmp_path):
     (lambda path: path.write_text("not an image"), "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"),
     (lambda path: path.write_bytes(b""), "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"),
     (lambda path: path.unlink(), "no such file"),
-    (lambda path: (path.unlink(), path.mkdir()), "truncated or corrupt ("),
+    (lambda path: (path.unlink(), path.mkdir()), "a folder, and no image file"),
+    (lambda path: (path.unlink(), os.mkfifo(path)), "no file, but a pipe or a device"),
 ])
 def test_what_cannot_be_decoded_says_why(tmp_path, damage, reason):
     path = tmp_path / "image.jpg"
@@ -207,4 +208,4 @@ def test_documents_are_not_read_whatever_they_are_called(tmp_path):
 def test_an_image_beyond_what_pillow_reads_safely_says_so(tmp_path, monkeypatch):
     Image.new("L", (200, 200)).save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    assert decode(tmp_path / "image.png").startswith("too large (Image size (40000 pixels) exceeds limit")
+    assert decode(tmp_path / "image.png") == "too large, of more than 20,000 pixels"

@@ -108,7 +108,15 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(as_path(path).read_text())
+    return parse_json(as_path(path).read_text())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON text holds. Raises ValueError for broken text, and for values nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
 
 
 @contextlib.contextmanager
