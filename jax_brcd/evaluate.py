@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime import devices
-    from jax_brcd.runtime.errors import InputError
+    from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.runtime.files import as_path
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
@@ -33,12 +33,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
-    config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
+    with of_setting("queries", queries):
+        known = known_settings(read_config(queries)["provenance"], given.get("dataset"))
+        create_config(**known)  # what is wrong with these is the folder's fault
+    config = create_config(**known | given)
     with session(config) as progress:
-        encoder, path = load(queries), as_path(database)
-        if not path.exists():
-            raise InputError("no such encoder's folder or file of codes; check the path", field="database", value=database)
-        searched = load(path) if path.is_dir() else PackedCodes.load(path)
+        with of_setting("queries", queries):
+            encoder = load(queries)
+        with of_setting("database", database):
+            path = as_path(database)
+            if not path.exists():
+                raise InputError("no such encoder's folder or file of codes; check the path")
+            searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
         dataset, k = load_for_evaluation(config, progress=progress)
         scores, codes = evaluate_pair(encoder, searched, dataset, k, progress=progress)

@@ -12,13 +12,13 @@ from flax import nnx
 
 from jax_brcd import __version__
 from jax_brcd.models import BACKBONES
-from jax_brcd.report import SKIPPED, Report, results, write_report
+from jax_brcd.report import SKIPPED, Report, results, results_table, write_report
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, locked, read_json, write_json
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.claim import (
     Claim,
     changes,
@@ -32,7 +32,7 @@ from jax_brcd.stages.claim import (
     weights_digests,
 )
 from jax_brcd.stages.configuration import Config
-from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, StageDiverged, load_context, unheard
+from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, load_context
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
@@ -138,8 +138,10 @@ def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, 
     if not devices.agreed(whole):
         return None
     try:
-        return read_json(out / METRICS)
-    except ValueError:
+        metrics = read_json(out / METRICS)
+        results_table(metrics)
+        return metrics
+    except (ValueError, TypeError, LookupError, AttributeError):
         return None  # is written anew
 
 
