@@ -157,8 +157,8 @@ class HashEncoder:
             for row, alone in [(row, placed.logits(views[row : row + 1])) for row in doubtful]:
                 logits[row] = np.asarray(alone.logits)[0]
         if not np.isfinite(logits).all():
-            raise InputError("logits that are no numbers, of which no bits can be made; save the encoder again, from weights and "
-                             "preprocessing that fit each other")
+            raise InputError("logits that are no numbers, of which no bits can be made; save the encoder again, from weights "
+                             "and preprocessing that fit each other")
         return logits
 
 

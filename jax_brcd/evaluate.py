@@ -7,7 +7,8 @@ from typing import Any
 from jax_brcd.settings.command_line import run_command, say
 
 # Taken over from the encoder's run; places where they are on this machine too
-PROTOCOL, PLACES = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed"), ("data_dir", "cache_dir")
+PROTOCOL = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed")
+PLACES = ("data_dir", "cache_dir")
 SETTINGS = frozenset({*PROTOCOL, *PLACES, "decode_workers", "compile_cache"})
 
 
@@ -28,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
-    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, or "
-                        "a file of its packed codes, in the data set's order")
+    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the "
+                        "database, or a file of its packed codes, in the data set's order")
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))

@@ -97,8 +97,8 @@ def read_item(image: Image) -> UInt8[np.ndarray, "height width 3"]:
     try:
         pixels = read_image(image)
     except Exception as error:  # of a damaged file that is read only now, where decoders raise almost anything
-        raise InputError(f"Pillow image of mode {image.mode}: {str(error) or type(error).__name__}; give one that can be read as "
-                         "RGB") from None
+        raise InputError(f"Pillow image of mode {image.mode}: {str(error) or type(error).__name__}; give one that can be read "
+                         "as RGB") from None
     check_pixels(pixels)
     return pixels
 

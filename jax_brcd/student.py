@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     with of_setting("teacher", folder):
         encoder = read_config(folder)
         made = made_by(encoder["provenance"])
-        create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])  # what is wrong with these is the folder's fault
+        # What is wrong with these is the folder's fault
+        create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])
     config = create_config(given.pop("preset"), **made | given, teacher=encoder["backbone"],
                            teacher_weights=folder, bits=encoder["bits"])
     carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))

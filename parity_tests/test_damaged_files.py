@@ -1,4 +1,5 @@
-"""Files of the cache and of run directories that someone cut, overwrote or deleted: made anew with a word, or refused by name."""
+"""Files of the cache and of run directories that someone cut, overwrote or deleted: made anew with a word, or refused by
+name."""
 
 import json
 import shutil
@@ -58,7 +59,8 @@ def tree(tmp_path_factory):
     lambda folder: (folder / "index.json").write_bytes(b"\xff\xfe"), lambda folder: (folder / "index.json").write_text(DEEP),
     lambda folder: ((folder / "index.json").unlink(), (folder / "index.json").mkdir()),
     changed(done=99), changed(done=-1), changed(done="3"), changed(done=None), changed(bad=5), changed(bad=[[0]]),
-    changed(bad=[[7, "no such file"]]), changed(bad=[[0, 1]]), changed(content=1), changed(content="0" * 20), changed(written="now"),
+    changed(bad=[[7, "no such file"]]), changed(bad=[[0, 1]]), changed(content=1), changed(content="0" * 20),
+    changed(written="now"),
     lambda folder: cut(folder / "images.u8"), lambda folder: (folder / "images.u8").unlink(),
     lambda folder: overwrite(folder / "images.u8", 5000)])
 def test_decoded_images_that_were_damaged_are_decoded_anew_with_a_word(tree, tmp_path, damage):
@@ -76,7 +78,8 @@ def test_decoded_images_that_were_damaged_are_decoded_anew_with_a_word(tree, tmp
 @pytest.mark.parametrize("change", [
     lambda folder: (folder / "images.u8").touch(), lambda folder: (folder / "digests.u8").unlink(),
     lambda folder: overwrite(folder / "digests.u8"),
-    lambda folder: write_json(folder / "index.json", {name: read_json(folder / "index.json")[name] for name in ("done", "bad")})])
+    lambda folder: write_json(folder / "index.json", {name: read_json(folder / "index.json")[name]
+                                                      for name in ("done", "bad")})])
 def test_decoded_images_that_are_whole_are_kept_whatever_else_was_changed(tree, tmp_path, monkeypatch, change):
     place, whole = tree
     shutil.copytree(place / "cache", tmp_path / "cache")
@@ -111,9 +114,9 @@ def saved(array):
 
 @pytest.mark.parametrize("damage", [
     cut, lambda path: overwrite(path, 130), lambda path: overwrite(path, 0), lambda path: overwrite(path, 20),
-    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:40]), lambda path: path.write_bytes(b"PK\3\4"),
-    saved(np.zeros((2, 4), np.float32)), saved(np.zeros((5, 4), np.float64)), saved(np.zeros(5, np.float32)),
-    saved(np.array([None] * 5)), saved(np.zeros((5, 4), np.float32).T.copy().T)])
+    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:40]),
+    lambda path: path.write_bytes(b"PK\3\4"), saved(np.zeros((2, 4), np.float32)), saved(np.zeros((5, 4), np.float64)),
+    saved(np.zeros(5, np.float32)), saved(np.array([None] * 5)), saved(np.zeros((5, 4), np.float32).T.copy().T)])
 def test_features_that_were_damaged_are_encoded_anew_with_a_word(cache, tmp_path, damage):
     kept, made, said = cache
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
@@ -215,7 +218,8 @@ def test_settings_of_another_kind_are_other_settings(tmp_path):
         check_settings(tmp_path, config, {}, claim, student=True)
 
 
-@pytest.mark.parametrize("told", [[], {"stage": "student"}, {"stage": ["student"], "folder": "x"}, {"stage": "student", "folder": 3}])
+@pytest.mark.parametrize("told", [[], {"stage": "student"}, {"stage": ["student"], "folder": "x"},
+                                  {"stage": "student", "folder": 3}])
 def test_a_mark_of_divergence_that_was_damaged_is_refused_by_its_name(tmp_path, told):
     config = create_config(out=tmp_path)
     (tmp_path / DIVERGED).write_text(json.dumps(told))

@@ -104,7 +104,8 @@ time.sleep(600)
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path):
     picture(0).save(tmp_path / "image.jpg")
-    running = subprocess.Popen([sys.executable, "-c", DECODES_AND_WAITS, tmp_path / "image.jpg"], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen([sys.executable, "-c", DECODES_AND_WAITS, tmp_path / "image.jpg"], stdout=subprocess.PIPE,
+                               text=True)
     workers = running.stdout.readline().split()
     assert len(workers) == 1 and os.path.exists(f"/proc/{workers[0]}")
     running.kill()
@@ -176,7 +177,8 @@ def test_colours_of_other_spaces_are_converted_and_never_called_damage(tmp_path,
 def test_the_first_picture_of_several_counts(tmp_path, name):
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ((250, 10, 10), (10, 10, 250)))
     red.save(tmp_path / name, save_all=True, append_images=[blue, blue])
-    np.testing.assert_allclose(decode(tmp_path / name)[128, 128].astype(int), [250, 10, 10], atol=8)  # WebP and MPO lose a little
+    # WebP and MPO lose a little
+    np.testing.assert_allclose(decode(tmp_path / name)[128, 128].astype(int), [250, 10, 10], atol=8)
 
 
 def test_orientation_tags_are_ignored_as_by_torchvision(tmp_path):

@@ -110,7 +110,8 @@ def test_a_test_part_without_classes_is_left_out_and_said(tree):
     (["train/cat/0.png", "train/0.png", "test/cat/0.png"], "train: images lie both beside and in sub-folders"),
     (["train/cat/0.png", "test/cat/0.png", "0.png"], "images lie beside the parts train, test (0.png)"),
     (["train/cat/0.png", "train/cat/1.png", "test/cat/0.png"], "test: one image; at least two are needed"),
-    (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/val/0.png"], "the parts lie inside of the classes (cat/test, "),
+    (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/val/0.png"],
+     "the parts lie inside of the classes (cat/test, "),
     (["pets/cat/0.png", "pets/dog/0.png"], "all images lie in the sub-folders of pets; name"),
     (["train/train/cat/0.png", "test/test/cat/0.png"], "all images lie in the sub-folders of"),
 ])
@@ -130,8 +131,8 @@ def test_images_of_one_class_are_told_that_measures_say_nothing(tree):
 
 
 LEFT_BEHIND = [".ipynb_checkpoints/x.png", "cat/.ipynb_checkpoints/x.png", "cat/deep/.git/x.png", "__MACOSX/cat/x.png",
-               "cat/__MACOSX/x.png", "cat/@eaDir/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png", "cat/._0.png", "dog/.hidden.png",
-               "System Volume Information/x.png", "cat/@EADIR/y.png"]
+               "cat/__MACOSX/x.png", "cat/@eaDir/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png", "cat/._0.png",
+               "dog/.hidden.png", "System Volume Information/x.png", "cat/@EADIR/y.png"]
 
 
 def test_hidden_and_system_folders_and_files_are_skipped_at_every_depth(tree):
@@ -151,8 +152,8 @@ def test_the_folder_itself_may_be_hidden(tmp_path):
     assert load(tmp_path / ".cache").class_names == ("cat", "dog")
 
 
-READ = (".tif", ".TIFF", ".webp", ".bmp", ".gif", ".jpg", ".JPEG", ".jfif", ".ppm", ".tga", ".jp2", ".pcx", ".ico", ".avif", ".qoi",
-        ".apng", ".mpo", ".dds", ".sgi")
+READ = (".tif", ".TIFF", ".webp", ".bmp", ".gif", ".jpg", ".JPEG", ".jfif", ".ppm", ".tga", ".jp2", ".pcx", ".ico", ".avif",
+        ".qoi", ".apng", ".mpo", ".dds", ".sgi")
 
 
 def test_every_format_of_pillow_that_holds_photographs_is_read(tree):
@@ -164,7 +165,8 @@ def test_every_format_of_pillow_that_holds_photographs_is_read(tree):
 
 
 def test_films_documents_and_drawings_are_no_images(tree):
-    assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib", ".flc"})
+    assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib",
+                                  ".flc"})
     write_images(tree, *names("cat", 6), *names("dog"))
     for name in ("cat/a.pdf", "cat/b.heic", "dog/c.heic", "dog/d.HEIC", "dog/README", "fish/e.heic"):
         (tree / name).parent.mkdir(exist_ok=True)
@@ -258,7 +260,8 @@ def test_a_link_to_what_is_a_class_already_or_holds_the_classes_is_no_class(tree
     (tree / "dog" / "up").symlink_to(tree.parent, target_is_directory=True)
     data = load(tree)
     assert data.class_names == ("cat", "dog") and len(data.database) + len(data.validation) + len(data.test) == 5
-    assert data.notes == ("Passed over in the folder: links to folders that were read already or hold the link: 2 (another, dog/up).",)
+    assert data.notes == ("Passed over in the folder: links to folders that were read already or hold the link: 2 (another, "
+                          "dog/up).",)
 
 
 def test_of_two_links_to_one_folder_the_first_is_the_class(tree, tmp_path):
@@ -289,7 +292,8 @@ def test_the_same_pixels_under_several_names_are_counted_and_told(tree):
     Image.open(tree / "cat" / "0.png").save(tree / "cat" / "copy.bmp")
     (tree / "dog" / "linked.png").symlink_to(tree / "cat" / "1.png")
     note, = load(tree).notes
-    assert note.startswith("Images of the same pixels under several names: 4 (cat/0.png = cat/copy.bmp, cat/1.png = dog/linked.png); 2 of")
+    assert note.startswith("Images of the same pixels under several names: 4 (cat/0.png = cat/copy.bmp, cat/1.png = "
+                           "dog/linked.png); 2 of")
     assert "2 of them have labels that differ" in note
 
 
@@ -297,5 +301,5 @@ def test_queries_whose_pixels_are_in_the_database_are_counted(tree):
     write_images(tree, *names("train/cat"), *names("train/dog"), *names("val/cat", 2), *names("test/dog", 2))
     assert load(tree).notes == ("val has no images of: dog.", "test has no images of: cat.")
     (tree / "test" / "dog" / "0.png").write_bytes((tree / "train" / "dog" / "1.png").read_bytes())
-    assert load(tree).notes[-1] == ("Images of the same pixels under several names: 2 (test/dog/0.png = train/dog/1.png); 1 are "
-                                   "queries that so find themselves in the database.")
+    assert load(tree).notes[-1] == ("Images of the same pixels under several names: 2 (test/dog/0.png = train/dog/1.png); 1 "
+                                   "are queries that so find themselves in the database.")

@@ -77,26 +77,28 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
     lists, class_names = LABEL_FORMATS[request.label_format or "multi-hot"](files)
     for file, part in lists.items():
         if part.columns != lists[TRAIN].columns:
-            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; "
-                             "all three lists need the same classes")
+            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has "
+                             f"{lists[TRAIN].columns}; all three lists need the same classes")
     return lists, class_names
 
 
 def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
-    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds files."""
+    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds
+    files."""
     for part in lists.values():
         image, names = part.images[0], pathlib.PurePosixPath(part.images[0].path).parts
         if (folder / image.path).exists():
             continue
         for start in range(1, len(names)):
             if folder.joinpath(*names[start:]).exists():
-                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths are relative "
-                                 f"to the folder of the list, so take {'/'.join(names[:start])}/ away from the lines")
+                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths "
+                                 f"are relative to the folder of the list, so take {'/'.join(names[:start])}/ away from the "
+                                 "lines")
 
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """The images of every part, decoded and memory-mapped, without the bad ones, and what a reader must know of them. A part that
-    stands twice is decoded once."""
+    """The images of every part, decoded and memory-mapped, without the bad ones, and what a reader must know of them. A part
+    that stands twice is decoded once."""
     bad, parts, named, damaged = BadImages(request.max_bad_images), {}, {}, []
     for name, part in lists.items():
         squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,

@@ -2,8 +2,8 @@
 
 A folder of the store is named by what the images are decoded from (paths in their order, sizes, times of change), so parts
 that are drawn by a seed lie there once a seed. Squares are appended a chunk at a time and count once the index says so, so a
-pass that is killed goes on at the chunk it was at. The index also says when the squares were last written: those of another time
-are held against their digest, and what was damaged is decoded anew.
+pass that is killed goes on at the chunk it was at. The index also says when the squares were last written: those of another
+time are held against their digest, and what was damaged is decoded anew.
 """
 
 import dataclasses
@@ -249,5 +249,5 @@ def _chunks(squares: Iterator) -> Iterator[list]:
 def _check_room(place: pathlib.Path, count: int) -> None:
     free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
     if needed > free:
-        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB "
-                         "are free; name another `cache_dir`, or make room")
+        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} "
+                         "GiB are free; name another `cache_dir`, or make room")

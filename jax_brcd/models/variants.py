@@ -38,7 +38,8 @@ class Preprocessing:
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
         if not all(deviation >= SMALLEST_STD for deviation in self.std):
-            raise InputError(f"pixels are divided by it; give numbers above 0, {SMALLEST_STD} or more", field="std", value=self.std)
+            raise InputError(f"pixels are divided by it; give numbers above 0, {SMALLEST_STD} or more", field="std",
+                             value=self.std)
         if not _whole(self.size) or not 1 <= self.size <= LARGEST:
             raise InputError(f"not a number of pixels; give a whole number from 1 to {LARGEST}", field="size", value=self.size)
         if self.resize is not None and (not _whole(self.resize) or not self.size <= self.resize <= LARGEST):

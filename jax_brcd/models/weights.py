@@ -53,11 +53,13 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
 
 
 def _check_digest(path: pathlib.Path, begins: str) -> None:
-    """Raises InputError for a file that was cut or overwritten since it was fetched, or is another that was put in its place."""
+    """Raises InputError for a file that was cut or overwritten since it was fetched, or is another that was put in its
+    place."""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()[: len(begins)]
     if found != begins:
-        raise InputError(f"{path}: damaged, or another file (sha256 {found} instead of {begins}); delete it to have it fetched again")
+        raise InputError(f"{path}: damaged, or another file (sha256 {found} instead of {begins}); delete it to have it fetched "
+                         "again")
 
 
 def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:

@@ -44,10 +44,10 @@ def loss_curves(history: list[dict[str, Any]]) -> "Figure":
 
 
 def _lines(axis, records: list[dict[str, Any]], names: list[str], title: str) -> None:
-    """A line a name, each thinner than the one before and broken in its own way: of lines that coincide, as a loss does with its
-    only large part, all show."""
-    for color, (width, style), name in zip(itertools.cycle((BLUE, ORANGE, GREEN, VERMILION, GRAY)), itertools.cycle(STROKES), names,
-                                           strict=False):
+    """A line a name, each thinner than the one before and broken in its own way: of lines that coincide, as a loss does with
+    its only large part, all show."""
+    for color, (width, style), name in zip(itertools.cycle((BLUE, ORANGE, GREEN, VERMILION, GRAY)), itertools.cycle(STROKES),
+                                           names, strict=False):
         points = [(record["epoch"], record[name]) for record in records if name in record]
         axis.plot(*zip(*points, strict=True), color=color, linewidth=width, linestyle=style, label=name.replace("_", " "),
                   marker="o" if len(points) < 2 or name.endswith("_map") else None, markersize=2 + width)

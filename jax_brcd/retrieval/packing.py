@@ -268,5 +268,5 @@ def _read_header(path: os.PathLike) -> tuple[int, str | None, tuple[int, int], i
                 raise ValueError
             return int(about["bits"]), about.get("space"), (rows, width), start + begin
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an encoder "
-                             "is given by its folder") from error
+            raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an "
+                             "encoder is given by its folder") from error

@@ -24,16 +24,16 @@ class DataConfig:
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2, high=2**16)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
-    label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the number "
-                                      "of the one class; to be told where an image has one label alone",
+    label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the "
+                                      "number of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
     max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
     decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0,
                                         high=2**10)
     resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "
                                "of them travel a step at a time", low=0)
-    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where finished stages, compiled programs, decoded images, "
-                                     "kept features and downloads lie, for every run to use again")
+    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where finished stages, compiled programs, decoded "
+                                     "images, kept features and downloads lie, for every run to use again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
     teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
-    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
-                                  "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
-                                  "'random'; a hash head of as many `bits` that comes with them is kept")
+    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, "
+                                  "'imagenet' (torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
+                                  "images) or 'random'; a hash head of as many `bits` that comes with them is kept")
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
     pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0, high=MOST_EPOCHS)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
@@ -90,7 +90,8 @@ class RunConfig:
     checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
     compile_cache: bool = option(True, "keep compiled programs under `cache_dir`, so that a later run compiles nothing again")
     out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
-    processes: int = option(1, "processes of the run, one a host, that share `out` and `cache_dir`; each has all its devices", low=1)
+    processes: int = option(1, "processes of the run, one a host, that share `out` and `cache_dir`; each has all its "
+                               "devices", low=1)
     process_id: int = option(0, "which of the processes this is; process 0 prints and writes", low=0)
     coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
 

@@ -19,7 +19,8 @@ from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differ
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
-LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")  # of what a run leaves
+# Of what a run leaves
+LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")
 HEADER_BYTES = 100_000_000  # of safetensors at most
 
 
@@ -62,7 +63,8 @@ def read_claim(out: pathlib.Path) -> Claim | None:
     if not (out / CONFIG).exists():
         foreign = [name for name in LEFT if (out / name).exists()]
         if foreign:
-            raise InputError(f"{out}: holds {', '.join(foreign)} and no {CONFIG} of a run, which would be lost; name another `out`")
+            raise InputError(f"{out}: holds {', '.join(foreign)} and no {CONFIG} of a run, which would be lost; name another "
+                             "`out`")
         return None
     try:
         told = read_json(out / CONFIG)
@@ -73,8 +75,8 @@ def read_claim(out: pathlib.Path) -> Claim | None:
     if isinstance(told, dict) and "framework" in told:
         raise InputError(f"{out}: holds a run of torch_ref; name another `out`")
     if isinstance(told, dict) and "settings" not in told:
-        raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, or "
-                         "delete it")
+        raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, "
+                         "or delete it")
     if not _is_claim(told):
         raise InputError(f"{out / CONFIG}: broken (no settings and data of a run); name another `out`, or delete the directory")
     return Claim(**{field.name: told[field.name] for field in dataclasses.fields(Claim) if field.name in told})
@@ -193,7 +195,8 @@ def _tensors_digest(path: pathlib.Path) -> str:
     """A digest of a file of weights; of safetensors without the notes in its header, whose order is a matter of chance."""
     with open(path, "rb") as file:
         sha = hashlib.sha256()
-        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):  # a broken file is refused where it is read
+        # A broken file is refused where it is read
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
             if path.suffix == ".safetensors":
                 header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
                 header.pop("__metadata__", None)

@@ -19,8 +19,8 @@ from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes", "process_id",
-              "coordinator")
+UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
+              "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
 

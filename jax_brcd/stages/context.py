@@ -89,7 +89,8 @@ class Context:
 
     def kept_parts(self, cache: FeatureCache) -> KeptParts:
         """The features that a frozen backbone gives for every part."""
-        return KeptParts({name: cache.evaluation(images, **view_of(self.preprocessing)) for name, images in self.parts().items()})
+        return KeptParts({name: cache.evaluation(images, **view_of(self.preprocessing))
+                          for name, images in self.parts().items()})
 
     def pixel_parts(self) -> PixelParts:
         """The pixels of every part, for a backbone that moves."""
@@ -102,9 +103,9 @@ class Context:
     def protocol(self) -> dict[str, Any]:
         """How figures of this run come about, as printed with them."""
         dataset = self.dataset
-        return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test), "database": len(dataset.database),
-                "training": len(dataset.train), "k": self.k, "ties": "stable", "bits": self.config.objective.bits,
-                "seed": self.config.run.seed}
+        return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
+                "database": len(dataset.database), "training": len(dataset.train), "k": self.k, "ties": "stable",
+                "bits": self.config.objective.bits, "seed": self.config.run.seed}
 
     def data_facts(self, *parts: str) -> dict[str, str]:
         """The digests of some parts, for the names of stages."""
@@ -204,7 +205,8 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     usual = BACKBONES[config.teacher.teacher].preprocessing
     preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
                      else Preprocessing.from_dict(brought["preprocessing"]))
-    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean, std=preprocessing.std)
+    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean,
+                      std=preprocessing.std)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
     context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)

@@ -1,7 +1,7 @@
 """Stage folders: what a stage gave, under a name made of all that it depends on, so that every later run finds it.
 
-A folder is finished once it holds `stage.json`, which is written last. Settings enter the name only where they differ from their
-defaults, so settings that are added later leave the names of older folders as they are.
+A folder is finished once it holds `stage.json`, which is written last. Settings enter the name only where they differ from
+their defaults, so settings that are added later leave the names of older folders as they are.
 """
 
 import contextlib
@@ -108,7 +108,8 @@ class StageFolder:
 
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says so."""
+        """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says
+        so."""
         waits = functools.partial(say, f"Another run is at work on {self.path}; this one waits for it.")
         with _lock_of(self.path, waits) if devices.is_first() else contextlib.nullcontext():
             self.path.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def _alone(out: pathlib.Path, say: Say) -> Iterator[None]:
     waits = functools.partial(say, f"Another run is at work in {out}; this one waits for it.")
     with contextlib.ExitStack() as held:
         if devices.is_first():
-            with contextlib.suppress(PermissionError, NotADirectoryError):  # what cannot be written here is told where it matters
+            with contextlib.suppress(PermissionError, NotADirectoryError):  # told where it matters
                 held.enter_context(locked(place.parent / f".{place.name}.lock", waits))
         yield
 
@@ -163,8 +163,8 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     for (name, _, option, _), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone
         if backbone.fixed_size and backbone.image_size != size:
-            raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of that "
-                             "size or a convolutional one", field=option.removesuffix("_weights"), value=name)
+            raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of "
+                             "that size or a convolutional one", field=option.removesuffix("_weights"), value=name)
     if not (built[0].head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
         check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)
@@ -196,8 +196,8 @@ def views_notes(context: Context, student: Built) -> list[str]:
         return []
     if context.plan.kept is None:
         views = context.config.data.views
-        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, and "
-                "train far faster."]
+        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, "
+                "and train far faster."]
     normalised = "; its batch norm runs on its running averages, where `fresh_views` take each batch's statistics"
     return [f"The frozen student encodes {context.plan.kept} views of each image once"
             f"{normalised if nnx.state(student.model, nnx.BatchStat) else ''}."]
@@ -232,7 +232,8 @@ def _write(
 
 
 def _flat_copy(out: pathlib.Path, name: str) -> None:
-    """The encoder's weights once more as `name`.safetensors, the file that PyTorch users load; no copy where links are possible."""
+    """The encoder's weights once more as `name`.safetensors, the file that PyTorch users load; no copy where links are
+    possible."""
     with atomic_path(out / f"{name}.safetensors") as temporary:
         temporary.unlink()
         try:

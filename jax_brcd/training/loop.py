@@ -329,7 +329,8 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
     """
     began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
     task, source, schedule = stage.task, stage.source, stage.schedule
-    batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed, views=source.kept_views)
+    batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed,
+                            views=source.kept_views)
     key = devices.replicate(jax.random.fold_in(jax.random.key(schedule.seed), course.epoch))
     before = course.begun["metrics"]
 

@@ -1,8 +1,8 @@
 """Kept features: what a frozen backbone gives for images and their views is encoded once and reused by every later run.
 
 A folder of the cache is named by a digest of all that the features depend on, so it never has to be invalidated. Each
-view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at. A file ends in a digest of its
-features: what was cut or overwritten is encoded anew.
+view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at. A file ends in a digest of
+its features: what was cut or overwritten is encoded anew.
 """
 
 import dataclasses
