@@ -141,7 +141,7 @@ class HashEncoder:
         if begun is not None:
             yield finish(*begun)
 
-    def _view(self, pixels: np.ndarray, number: int) -> Float[Array, "1 size size 3"]:
+    def _view(self, pixels: np.ndarray, number: int = 0) -> Float[Array, "1 size size 3"]:
         p = self.preprocessing
         try:
             check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)

@@ -1,6 +1,8 @@
 """python -m jax_brcd.evaluate: how well one encoder's queries find in a database of another's codes, or of its own."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.runtime import devices
     from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.runtime.files import as_path
-    from jax_brcd.stages.command import session
+    from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
 
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
+    kept = None if save_codes is None else file_to_write(save_codes)
     with of_setting("queries", queries):
         known = known_settings(read_config(queries)["provenance"], given.get("dataset"))
         create_config(**known)  # what is wrong with these is the folder's fault
@@ -49,12 +52,24 @@ def main(argv: list[str] | None = None) -> None:
         check_pair(encoder, searched)
         dataset, k = load_for_evaluation(config, progress=progress)
         scores, codes = evaluate_pair(encoder, searched, dataset, k, progress=progress)
-        if save_codes is not None and devices.is_first():
-            codes.save(save_codes)
+        if kept is not None and devices.is_first():
+            with named_places({"save_codes": kept}):
+                codes.save(kept)
         progress.close()
         protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
                     "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed}
         say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
+
+
+def file_to_write(path: str) -> pathlib.Path:
+    """Where codes are to be kept. Raises InputError for the path of a folder, before anything is encoded."""
+    from jax_brcd.runtime.errors import InputError, of_setting
+    from jax_brcd.runtime.files import as_path
+
+    with of_setting("save_codes", path):
+        if as_path(path).is_dir():
+            raise InputError("is a folder; name a file")
+        return as_path(path)
 
 
 def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[s
     known = provenance.get("settings")
     if not isinstance(known, dict) or dataset not in (None, known.get("dataset")):
         return {}
-    places = {name: known[name] for name in PLACES if isinstance(known.get(name), str) and as_path(known[name]).is_dir()}
+    places = {name: known[name] for name in PLACES if isinstance(known.get(name), str) and os.path.isdir(as_path(known[name]))}
     return {name: known[name] for name in PROTOCOL if name in known} | places
 
 

@@ -9,7 +9,7 @@ from jax_brcd.settings.command_line import run_command
 def main(argv: list[str] | None = None) -> None:
     """Teaches the student that the options describe, or goes on with it."""
     from jax_brcd.encoder import read_config
-    from jax_brcd.runtime.errors import of_setting
+    from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.settings.stages import TeacherConfig
     from jax_brcd.stages.command import carry_out
     from jax_brcd.stages.configuration import create_config, create_parser, names_of
@@ -29,7 +29,11 @@ def main(argv: list[str] | None = None) -> None:
         create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])
     config = create_config(given.pop("preset"), **made | given, teacher=encoder["backbone"],
                            teacher_weights=folder, bits=encoder["bits"])
-    carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
+    try:
+        carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
+    except InputError as error:
+        error.field = "teacher" if error.field == "teacher_weights" else error.field  # as this command calls it
+        raise
 
 
 def made_by(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from flax import nnx
 from image_trees import write_images
 
 from jax_brcd.data import load_dataset
@@ -105,7 +106,7 @@ def cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(features, "encode", encode)
     monkeypatch.setattr(features, "weights_digest", lambda module: "weights")
-    return FeatureCache(tmp_path, "toy", None, "float32", say=said.append), made, said
+    return FeatureCache(tmp_path, "toy", nnx.Module(), "float32", say=said.append), made, said
 
 
 def saved(array):
@@ -185,13 +186,12 @@ GOOD = {"epoch": 2, "best": {"symmetric": 0.5}, "misses": 1, "history": [{}, {}]
     GOOD | {"misses": None}, GOOD | {"history": 5}, GOOD | {"begun": {}}, GOOD | {"begun": {"step": -1, "metrics": {}}},
     GOOD | {"begun": {"step": 1, "metrics": []}}])
 def test_progress_that_no_training_told_is_refused_with_the_folder_to_delete(tmp_path, told):
-    def course(told):
-        checkpoints = types.SimpleNamespace(directory=tmp_path, restore=lambda like: ({"state": {}, "best": {}}, told))
-        return _Course(types.SimpleNamespace(task=types.SimpleNamespace(searches=())), {}, checkpoints)
-
-    assert course(GOOD).epoch == 2
+    course = object.__new__(_Course)
+    course.checkpoints = types.SimpleNamespace(directory=tmp_path)
+    course._take(GOOD)
+    assert course.epoch == 2 and course.stopping.best == {"symmetric": 0.5}
     with pytest.raises(InputError, match="damaged .*; delete that directory to train the stage again") as refused:
-        course(told)
+        course._take(told)
     assert str(tmp_path) in str(refused.value)
 
 

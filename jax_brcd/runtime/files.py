@@ -23,8 +23,10 @@ def as_path(path: os.PathLike | str) -> pathlib.Path:
     """A path as users give it: text or a Path, `~` being their home.
 
     Raises:
-        InputError: for the home of a user that is not known.
+        InputError: for the home of a user that is not known, and for a zero byte, which no path has.
     """
+    if "\0" in os.fspath(path):
+        raise InputError(f"{path}: a path with a zero byte; write it without")
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:

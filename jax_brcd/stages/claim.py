@@ -13,7 +13,7 @@ from jax_brcd.models import BACKBONES
 from jax_brcd.models.weights import ENCODER_WEIGHTS
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path, parse_json, read_json, write_json
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
@@ -184,7 +184,9 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
     """Digests of the files that weights come from, by what they are. Names and what is not there have none."""
     found, named = {}, config.flat()
     for role, setting, backbone in _weights(config)[: 2 if student else 1]:
-        told, path = named[setting], as_path(named[setting])
+        told = named[setting]
+        with of_setting(setting, told):
+            path = as_path(told)
         path = path / ENCODER_WEIGHTS if path.is_dir() else path
         if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
             found[role] = _tensors_digest(path)

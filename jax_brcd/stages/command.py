@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jax_brcd.report import results_table
@@ -25,26 +25,38 @@ def carry_out(job: Callable[..., dict[str, Any]], config: Config) -> None:
 @contextlib.contextmanager
 def session(config: Config) -> Iterator[Bars]:
     """Everything that must be set before JAX computes; only the first process of a run shows and prints."""
+    run, data = config.run, config.data
     set_flags()
-    if config.run.compile_cache:
-        compile_cache.use(config.data.cache_dir)
-    run = config.run
-    with devices.session(run.processes, run.process_id, run.coordinator), bars(shown=devices.is_first()) as progress:
-        with _places_named(config):
-            yield progress
+    with contextlib.ExitStack() as held:
+        held.enter_context(named_places({"out": config.out, "cache_dir": data.cache_dir, "data_dir": data.data_dir}))
+        if run.compile_cache:
+            compile_cache.use(data.cache_dir)
+        held.enter_context(devices.session(run.processes, run.process_id, run.coordinator))
+        yield held.enter_context(bars(shown=devices.is_first()))
 
 
 @contextlib.contextmanager
-def _places_named(config: Config) -> Iterator[None]:
-    """Names the setting of the place in which the system refuses a file."""
+def named_places(places: Mapping[str, pathlib.Path | None]) -> Iterator[None]:
+    """Names the setting of the place in which the system refuses a file.
+
+    Raises:
+        InputError: in place of an OSError about a file in one of the places, by their settings; about a folder that holds one;
+        or
+            about a hidden file beside one, which was to become it or locks it.
+    """
     try:
         yield
     except OSError as error:
-        places = {"out": config.out, "cache_dir": config.data.cache_dir, "data_dir": config.data.data_dir}
-        around = [name for name, place in places.items() if place is not None and error.filename is not None
-                  and pathlib.PurePath(os.fsdecode(error.filename)).is_relative_to(place)]
-        if not around:
+        path = None if error.filename is None else pathlib.Path(os.fsdecode(error.filename))
+        around = [(name, place) for name, place in places.items() if None not in (path, place) and _concerns(path, place)]
+        if not around or isinstance(error, ConnectionError):
             raise
-        name = max(around, key=lambda name: len(places[name].parts))
-        raise InputError(f"{os.fsdecode(error.filename)}: {error.strerror}; free space or mend the path, then run the same "
-                         "command again to go on", field=name, value=places[name]) from error
+        name, place = max(around, key=lambda each: len(each[1].parts))
+        where = f"{path}: " if path != place and not path.name.startswith(".") else ""
+        raise InputError(f"{where}{error.strerror}; free space or mend the path, then run the same command again to go on",
+                         field=name, value=place) from error
+
+
+def _concerns(path: pathlib.Path, place: pathlib.Path) -> bool:
+    beside = path.name.startswith(f".{place.name}") and path.parent.absolute() == place.parent.absolute()
+    return path.is_relative_to(place) or place.is_relative_to(path) or beside

@@ -203,8 +203,10 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
     usual = BACKBONES[config.teacher.teacher].preprocessing
-    preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
-                     else Preprocessing.from_dict(brought["preprocessing"]))
+    preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
+    if brought is not None:
+        with of_setting("teacher_weights", config.teacher.teacher_weights):
+            preprocessing = Preprocessing.from_dict(brought["preprocessing"])
     view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean,
                       std=preprocessing.std)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,

@@ -78,7 +78,7 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
     if earlier is not None:
         check_data(out, data, earlier)
         changed = changes(config, data, earlier, student=student)
-        metrics = _finished(out, earlier, student=student) if not changed else None
+        metrics = _finished(out, earlier, student=student, labelled=context.dataset.labelled) if not changed else None
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
@@ -129,7 +129,7 @@ def _carry_out(
     return dict(found.metrics)
 
 
-def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, Any] | None:
+def _finished(out: pathlib.Path, earlier: Claim, *, student: bool, labelled: bool) -> dict[str, Any] | None:
     """The metrics of a run that has ended and is whole."""
     roles = ("teacher", *(f"student_{search}" for search in SEARCHES if student))
     files = [METRICS, HISTORY, CODES, PAGE, *(f"{role}{file}" for role in roles
@@ -140,7 +140,7 @@ def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, 
     try:
         metrics = read_json(out / METRICS)
         results_table(metrics)
-        return metrics
+        return metrics if "protocol" in metrics and ("teacher" in metrics) == labelled else None
     except (ValueError, TypeError, LookupError, AttributeError):
         return None  # is written anew
 

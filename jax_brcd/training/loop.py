@@ -218,7 +218,7 @@ class _Course:
         self.unsaved: TrainState | None = None  # the state at the last epoch's end, on the host, where the disk lacks it
         self.saved_at = time.monotonic()
 
-    def _take(self, told: dict[str, Any]) -> None:
+    def _take(self, told: Any) -> None:
         """Goes on from what a checkpoint tells. Raises InputError where it tells something else than `save` did."""
         try:
             self.epoch, self.begun = told["epoch"], told.get("begun", NOT_BEGUN)
