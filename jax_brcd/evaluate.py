@@ -67,7 +67,7 @@ def file_to_write(path: str) -> pathlib.Path:
     from jax_brcd.runtime.files import as_path
 
     with of_setting("save_codes", path):
-        if as_path(path).is_dir():
+        if os.path.isdir(as_path(path)):
             raise InputError("is a folder; name a file")
         return as_path(path)
 

@@ -28,11 +28,10 @@ def test_an_error_about_what_lies_at_a_path_names_its_setting(error, line):
 
 
 @pytest.mark.parametrize(("file", "line"), [
-    ("/runs/a/config.json", "out /runs/a: /runs/a/config.json: Not a directory; free space or mend the path, then run the "
-                            "same"),
+    ("/runs/a/config.json", "out /runs/a: /runs/a/config.json: Not a directory; free space or mend the path, then run"),
     ("/runs/a", "out /runs/a: Not a directory; free space"), ("/runs", "out /runs/a: /runs: Not a directory; free space"),
-    ("/runs/.a.lock", "out /runs/a: Not a directory; free space"), ("/runs/a/cache/x",
-                                                                    "cache_dir /runs/a/cache: /runs/a/cache/x: Not"),
+    ("/runs/.a.lock", "out /runs/a: Not a directory; free space"),
+    ("/runs/a/cache/x", "cache_dir /runs/a/cache: /runs/a/cache/x: Not"),
 ])
 def test_an_error_of_the_system_names_the_place_that_it_is_about(tmp_path, file, line):
     places = {"out": as_path("/runs/a"), "cache_dir": as_path("/runs/a/cache"), "data_dir": None}

@@ -40,9 +40,8 @@ def named_places(places: Mapping[str, pathlib.Path | None]) -> Iterator[None]:
     """Names the setting of the place in which the system refuses a file.
 
     Raises:
-        InputError: in place of an OSError about a file in one of the places, by their settings; about a folder that holds one;
-        or
-            about a hidden file beside one, which was to become it or locks it.
+        InputError: in place of an OSError about a file in one of the places (by their settings), about a folder that holds one,
+            or about a hidden file beside one, which was to become it or locks it.
     """
     try:
         yield
@@ -51,12 +50,13 @@ def named_places(places: Mapping[str, pathlib.Path | None]) -> Iterator[None]:
         around = [(name, place) for name, place in places.items() if None not in (path, place) and _concerns(path, place)]
         if not around or isinstance(error, ConnectionError):
             raise
-        name, place = max(around, key=lambda each: len(each[1].parts))
+        name, place = max(around, key=lambda each: len(each[1].parts) * (1 if path.is_relative_to(each[1]) else -1))
         where = f"{path}: " if path != place and not path.name.startswith(".") else ""
         raise InputError(f"{where}{error.strerror}; free space or mend the path, then run the same command again to go on",
                          field=name, value=place) from error
 
 
 def _concerns(path: pathlib.Path, place: pathlib.Path) -> bool:
-    beside = path.name.startswith(f".{place.name}") and path.parent.absolute() == place.parent.absolute()
+    path, place = path.absolute(), place.absolute()
+    beside = path.name.startswith(f".{place.name}") and path.parent == place.parent
     return path.is_relative_to(place) or place.is_relative_to(path) or beside
