@@ -130,7 +130,10 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
             lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
     script = workplace / f"{page.stem}.py"
     script.write_text("\n".join(lines))  # with the page's own line numbers
+    before = set(os.listdir(ROOT))
     python(workplace, script.name)
+    left = (set(os.listdir(ROOT)) - before) & set(os.listdir(workplace))
+    assert not left, f"{page.name} leaves {left} in the checkout"
 
 
 def new_files():

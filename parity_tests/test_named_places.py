@@ -9,7 +9,7 @@ from jax_brcd.runtime.errors import InputError, UnknownName, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.settings.options import check
 from jax_brcd.settings.stages import DataConfig, ObjectiveConfig, StudentConfig
-from jax_brcd.stages.claim import read_claim
+from jax_brcd.stages.claim import read_claim, weights_digests
 from jax_brcd.stages.command import named_places
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.context import brought_teacher
@@ -25,6 +25,18 @@ def test_an_error_about_what_lies_at_a_path_names_its_setting(error, line):
     with pytest.raises(InputError) as refused, of_setting("teacher", "/x/encoder"):
         raise error
     assert refused.value.line("--{}".format) == line and refused.value.field == "teacher"
+
+
+@pytest.mark.parametrize(("file", "names"), [("/x/encoder", True), ("/x/encoder/config.json", True), ("/cache/weights", False)])
+def test_an_error_of_the_system_about_a_path_names_its_setting(file, names):
+    with pytest.raises(InputError if names else OSError) as refused, of_setting("teacher", "/x/encoder"):
+        raise PermissionError(errno.EACCES, "Permission denied", file)
+    assert not names or str(refused.value) == "teacher /x/encoder: Permission denied; mend the path"
+
+
+def test_a_name_too_long_for_weights_names_its_setting():
+    with pytest.raises(InputError, match="^student_weights x+: File name too long; mend the path"):
+        weights_digests(create_config(student_weights="x" * 300), student=True)
 
 
 @pytest.mark.parametrize(("file", "line"), [

@@ -53,3 +53,8 @@ def of_setting(field: str, path: os.PathLike | str) -> Iterator[None]:
         for told in (str(path), os.path.expanduser(path)):
             problem = problem.removeprefix(f"{told}: ")
         raise InputError(problem, field=field, value=path) from None
+    except OSError as error:
+        here = os.path.expanduser(path)
+        if error.filename is None or os.path.commonprefix([os.fsdecode(error.filename), here]) != here:
+            raise
+        raise InputError(f"{error.strerror}; mend the path", field=field, value=path) from None

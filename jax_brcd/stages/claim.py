@@ -187,9 +187,9 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
         told = named[setting]
         with of_setting(setting, told):
             path = as_path(told)
-        path = path / ENCODER_WEIGHTS if path.is_dir() else path
-        if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
-            found[role] = _tensors_digest(path)
+            path = path / ENCODER_WEIGHTS if path.is_dir() else path
+            if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
+                found[role] = _tensors_digest(path)
     return found
 
 
