@@ -180,9 +180,11 @@ def test_what_is_no_encoder_and_no_codes_is_refused(whole, tmp_path, capsys):
     for folder, message in ((out, "a run's directory, and no encoder's"), (tmp_path / "absent", "no encoder's folder"),
                             (tmp_path / "broken", "broken"),
                             (tmp_path / "corrupt", "truncated or no safetensors")):
-        for main, arguments in ((evaluate.main, ["--queries", folder, "--database", out / "teacher"]),
-                                (student.main, students(tmp_path / "run", tmp_path / "cache", folder))):
-            assert message in refusal(main, arguments, capsys)
+        for main, arguments, option in (
+                (evaluate.main, ["--queries", folder, "--database", out / "teacher"], "--queries"),
+                (student.main, students(tmp_path / "run", tmp_path / "cache", folder), "--teacher")):
+            line = refusal(main, arguments, capsys)
+            assert message in line and line.startswith(f"error: {option} {folder}: ")
     assert not (tmp_path / "run").exists()
     for database, message in ((out / "codes.npz", "not a whole file of packed codes"),
                               (tmp_path / "absent", "no such encoder's folder or file of codes"),
