@@ -108,7 +108,8 @@ def measure_case(case: Case, settings: Settings) -> Iterator[Row | Skipped]:
         program = best
     contenders.append(Contender(HALF, jax_call(hash_model(case.backbone, state, jnp.bfloat16), images), compiled=True))
     if settings.quick and not machine.has_bfloat16():
-        yield Skipped(f"{case.name}, PyTorch bf16 autocast", "this processor has no bfloat16 instructions; measured without --quick")
+        yield Skipped(f"{case.name}, PyTorch bf16 autocast",
+                      "this processor has no bfloat16 instructions; measured without --quick")
     else:
         contenders.append(Contender(f"PyTorch bf16 autocast{', compiled' if reason is None else ''}",
                                     torch_call(program, channels_last, half=True, **attention), compiled=reason is None))

@@ -1,4 +1,5 @@
-"""python -m benchmarks.quality: which distillation method searches best, over methods, bits and seeds, on CIFAR-10 at 32 pixels.
+"""python -m benchmarks.quality: which distillation method searches best, over methods, bits and seeds, on CIFAR-10 at 32
+pixels.
 
 Every run is a run directory of `jax_brcd.distill` of its own, so the study goes on run by run where it was interrupted.
 """
@@ -218,7 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     runs += again
     records = [{**dataclasses.asdict(run), "result": results[run.name]} for run in runs]
     command = f"python -m benchmarks.quality {' '.join(sys.argv[1:] if argv is None else argv)}"
-    write_json(options.out / "quality.json", {"command": command, "settings": {name: str(value) for name, value in shared.items()},
+    write_json(options.out / "quality.json", {"command": command, "settings": {
+        name: str(value) for name, value in shared.items()},
                                               "runs": records})
     quality_report.write(options.out, records)
     usual = Run("methods", "brcd", max(options.bits), options.seeds[0], brcd())

@@ -63,7 +63,8 @@ def overview_table(records: Records) -> str:
 def methods_table(records: Records, bits: int) -> str:
     """Each method at one code length: both searches, tie-aware beside them, and their share of the teacher's mAP."""
     of_length = select(records, "methods", bits=bits)
-    rows = [["teacher", *[spread(scores(select(of_length, "methods", label=distinct(of_length, "label")[0]), "teacher", measure))
+    rows = [["teacher", *[spread(scores(select(of_length, "methods", label=distinct(of_length, "label")[0]), "teacher",
+                                        measure))
                           for measure in ("map", "tie_aware_map")], "1.000", "", "", ""]]
     for label in distinct(of_length, "label"):
         runs = select(of_length, "methods", label=label)
@@ -106,7 +107,8 @@ def search_table(records: Records) -> str:
             settings = [f"{name} {value}" for name, value in runs[0]["settings"].items() if name != "method"]
             cells += [", ".join(settings) or "defaults", spread(scores(runs, search))]
         rows.append(cells)
-    return table(["method", "settings tried", *[column for search in SEARCHES for column in (f"chosen, {search}", search)]], rows)
+    return table(["method", "settings tried", *[column for search in SEARCHES for column in (f"chosen, {search}", search)]],
+                 rows)
 
 
 def summary(records: Records) -> str:

@@ -53,7 +53,8 @@ class JaxEpochs:
         """Runs an epoch to its end; returns its metrics."""
         stage = self.stage
         source, schedule = stage.source, stage.schedule
-        batches = epoch_batches(source.n_images, schedule.batch_size, epoch=self.epoch, seed=schedule.seed, views=source.kept_views)
+        batches = epoch_batches(source.n_images, schedule.batch_size, epoch=self.epoch, seed=schedule.seed,
+                                views=source.kept_views)
         run = train_epoch if schedule.scan else stepped_epoch
         self.state, metrics = run(stage.task.loss, stage.task.optimizer, self.state, stage.task.constants, batches,
                                   jax.random.fold_in(jax.random.key(0), self.epoch))
@@ -75,7 +76,8 @@ def stage_settings() -> dict[str, Any]:
 def jax_teacher(images: int) -> JaxEpochs:
     """The teacher's hash head on kept views."""
     teacher = create_hash_model(TEACHER, BITS)
-    return JaxEpochs(*teacher_stage(teacher, Source(kept_features(teacher, images), images, VIEWS), Schedule(BATCH, 1, 0), **stage_settings()))
+    return JaxEpochs(*teacher_stage(teacher, Source(kept_features(teacher, images), images, VIEWS), Schedule(BATCH, 1, 0),
+                                    **stage_settings()))
 
 
 def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = False) -> JaxEpochs:
@@ -93,8 +95,8 @@ def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = Fals
     return JaxEpochs(*student_stage(
         student, source, method, TeacherKnowledge.of(noisy_codes(images, BITS), method.needs, seed=0),
         source=Source(student_views, images, None if fresh else VIEWS),
-        schedule=Schedule(BATCH, 1, 0, scan=not train_backbone or backbone_scans()), train_backbone=train_backbone, method_seed=0,
-        **stage_settings()))
+        schedule=Schedule(BATCH, 1, 0, scan=not train_backbone or backbone_scans()), train_backbone=train_backbone,
+        method_seed=0, **stage_settings()))
 
 
 class TorchEpochs:

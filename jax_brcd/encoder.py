@@ -108,7 +108,7 @@ class HashEncoder:
                   "provenance": dict(self.provenance)}
         try:
             json.dumps(config, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"not what a JSON file holds ({error}); give text, finite numbers, lists and dictionaries",
                              field="provenance") from None
         with replacing_folder(folder) as temporary:
@@ -132,7 +132,7 @@ class HashEncoder:
             progress("encode images", done, len(items) if isinstance(items, Sized) else done)
             return found
 
-        every = (self._view(pixels) for pixels in read_ahead(items))
+        every = (self._view(pixels, number) for number, pixels in enumerate(read_ahead(items)))
         for views in in_batches(every, together=math.isfinite(DOUBT[self.dtype])):
             interruption.check()
             following = views, placed.logits(views)
@@ -142,9 +142,12 @@ class HashEncoder:
         if begun is not None:
             yield finish(*begun)
 
-    def _view(self, pixels: np.ndarray) -> Float[Array, "1 size size 3"]:
+    def _view(self, pixels: np.ndarray, number: int = 0) -> Float[Array, "1 size size 3"]:
         p = self.preprocessing
-        check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)
+        try:
+            check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)
+        except InputError as error:
+            raise error if number == 0 else InputError(f"image number {number}, counted from 0: {error}") from None
         return fitted_view(pixels, size=p.size, resize=p.resize, mean=p.mean, std=p.std)
 
     def _decided(self, placed: "Placed", views: list[Array], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
@@ -154,6 +157,9 @@ class HashEncoder:
             doubtful = np.flatnonzero((np.abs(logits) <= DOUBT[self.dtype] * terms).any(axis=1))
             for row, alone in [(row, placed.logits(views[row : row + 1])) for row in doubtful]:
                 logits[row] = np.asarray(alone.logits)[0]
+        if not np.isfinite(logits).all():
+            raise InputError("logits that are no numbers, of which no bits can be made; save the encoder again, from weights "
+                             "and preprocessing that fit each other")
         return logits
 
 
@@ -263,7 +269,8 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     absent = [name for name in FIELDS if name not in config]
     if absent:
         raise InputError(f"{path}: says nothing of {', '.join(absent)}, so it is no encoder's; give an encoder's folder")
-    wrong = [name for name, kind in FIELDS.items() if not _is(kind, config[name])]
+    wrong = [name for name, kind in FIELDS.items()
+             if not _is(kind, config[name]) or (kind is str and not config[name].isprintable())]
     if wrong:
         raise InputError(f"{path}: broken ({wrong[0]} is {json.dumps(config[wrong[0]])[:40]}); save the encoder again")
     return config

@@ -96,8 +96,9 @@ def read_item(image: Image) -> UInt8[np.ndarray, "height width 3"]:
         raise InputError(f"{type(image).__name__} is no image; {WANTED}")
     try:
         pixels = read_image(image)
-    except (OSError, ValueError) as error:  # of a damaged file that is read only now, and of pixels without a known range
-        raise InputError(f"Pillow image of mode {image.mode}: {error}; give one that can be read as RGB") from None
+    except Exception as error:  # of a damaged file that is read only now, where decoders raise almost anything
+        raise InputError(f"Pillow image of mode {image.mode}: {str(error) or type(error).__name__}; give one that can be read "
+                         "as RGB") from None
     check_pixels(pixels)
     return pixels
 

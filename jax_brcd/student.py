@@ -9,6 +9,7 @@ from jax_brcd.settings.command_line import run_command
 def main(argv: list[str] | None = None) -> None:
     """Teaches the student that the options describe, or goes on with it."""
     from jax_brcd.encoder import read_config
+    from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.settings.stages import TeacherConfig
     from jax_brcd.stages.command import carry_out
     from jax_brcd.stages.configuration import create_config, create_parser, names_of
@@ -21,10 +22,18 @@ def main(argv: list[str] | None = None) -> None:
                         help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher")
     given = vars(parser.parse_args(argv))
     folder = given.pop("teacher")
-    encoder = read_config(folder)
-    config = create_config(given.pop("preset"), **made_by(encoder["provenance"]) | given, teacher=encoder["backbone"],
+    with of_setting("teacher", folder):
+        encoder = read_config(folder)
+        made = made_by(encoder["provenance"])
+        # What is wrong with these is the folder's fault
+        create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])
+    config = create_config(given.pop("preset"), **made | given, teacher=encoder["backbone"],
                            teacher_weights=folder, bits=encoder["bits"])
-    carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
+    try:
+        carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
+    except InputError as error:
+        error.field = "teacher" if error.field == "teacher_weights" else error.field  # as this command calls it
+        raise
 
 
 def made_by(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +43,7 @@ def made_by(provenance: Mapping[str, Any]) -> dict[str, Any]:
     from jax_brcd.teachers.objectives import OBJECTIVES
 
     known = provenance.get("settings")
-    if not isinstance(known, dict) or known.get("teacher_objective") not in OBJECTIVES:
+    if not isinstance(known, dict) or str(known.get("teacher_objective")) not in OBJECTIVES:
         return {}
     own = names_of(TeacherConfig, OBJECTIVES[known["teacher_objective"]]) - {"teacher", "teacher_weights", "teacher_epochs"}
     return {name: known[name] for name in own if name in known}

@@ -315,7 +315,8 @@ def test_the_summary_shows_every_target_met_or_not_or_not_measured(tmp_path):
                                 a_row("64 images, 64 bits", "PyTorch, published style", seconds=(0.02,), unit="steps")],
                  [Skipped("1,024 images", "a reason")], machine=MACHINE)
     results = record_suite(path, "augment", [a_row("32 to 32 pixels", seconds=(1.0,), items=4, unit="images"),
-                                             a_row("32 to 32 pixels", "torchvision v2, workers", (1.5,), items=4, unit="images")],
+                                             a_row("32 to 32 pixels", "torchvision v2, workers", (1.5,), items=4,
+                                                   unit="images")],
                            [], machine=MACHINE)
     verdicts = targets.verdicts(results)
     lines = tables.summary(results, verdicts).splitlines()

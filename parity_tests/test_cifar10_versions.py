@@ -1,4 +1,5 @@
-"""CIFAR-10 as torchvision and others leave it: the Python version, of which nothing is executed, and folders a level too deep."""
+"""CIFAR-10 as torchvision and others leave it: the Python version, of which nothing is executed, and folders a level too
+deep."""
 
 import os
 import pathlib
@@ -22,22 +23,26 @@ def python_2_text(text):
 
 
 def python_2_file(pixels, labels):
-    """A data file as Python 2 wrote it, instruction for instruction: texts as strings, numbers short, the array by the names that
-    NumPy had then."""
+    """A data file as Python 2 wrote it, instruction for instruction: texts as strings, numbers short, the array by the names
+    that NumPy had then."""
     content = pixels.tobytes()
     rows, columns = pixels.shape
     array = (b"cnumpy.core.multiarray\n_reconstruct\nq\x04cnumpy\nndarray\nq\x05K\x00\x85U\x01b\x87Rq\x06(K\x01"
-             + b"M" + struct.pack("<H", rows) + b"M" + struct.pack("<H", columns) + b"\x86cnumpy\ndtype\nq\x07U\x02u1K\x00K\x01\x87R"
-             b"q\x08(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<I", len(content)) + content + b"tb")
+             + b"M" + struct.pack("<H", rows) + b"M" + struct.pack("<H", columns)
+             + b"\x86cnumpy\ndtype\nq\x07U\x02u1K\x00K\x01\x87R"
+             b"q\x08(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<I", len(content)) + content
+             + b"tb")
     numbers = b"]q\x03(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
     names = b"](" + b"".join(python_2_text(b"%d.png" % number) for number in range(len(labels))) + b"e"
-    items = (python_2_text(b"batch_label") + b"q\x01" + python_2_text(b"training batch 1 of 5") + b"q\x02" + python_2_text(b"labels")
+    items = (python_2_text(b"batch_label") + b"q\x01" + python_2_text(b"training batch 1 of 5") + b"q\x02"
+             + python_2_text(b"labels")
              + numbers + python_2_text(b"data") + array + python_2_text(b"filenames") + names)
     return b"\x80\x02}q\x00(" + items + b"u."
 
 
 def python_3_file(pixels, labels, protocol=2):
-    return pickle.dumps({b"batch_label": b"training batch 1 of 5", b"labels": labels, b"data": pixels, b"filenames": [b"a.png"]},
+    return pickle.dumps({b"batch_label": b"training batch 1 of 5", b"labels": labels, b"data": pixels,
+                         b"filenames": [b"a.png"]},
                         protocol=protocol)
 
 
@@ -188,8 +193,8 @@ def damaged(**changes):
 
 @pytest.mark.parametrize("content", [
     damaged(labels=[11] * RECORDS), damaged(labels=[True] * RECORDS), damaged(labels=["0"] * RECORDS), damaged(labels=[0]),
-    damaged(labels=[]), damaged(data=np.zeros((RECORDS - 1, 3072), np.uint8)), damaged(data=b"x"), damaged(labels=[3] * RECORDS),
-    pickle.dumps({}, protocol=2),
+    damaged(labels=[]), damaged(data=np.zeros((RECORDS - 1, 3072), np.uint8)), damaged(data=b"x"),
+    damaged(labels=[3] * RECORDS), pickle.dumps({}, protocol=2),
 ])
 def test_a_python_file_of_other_content_is_refused_by_name(tmp_path, small, content):
     folder = write_both(tmp_path)

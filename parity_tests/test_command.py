@@ -118,7 +118,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(capsys, tmp_path):
     state = torchvision_state(create_backbone("vit_lite_4_8"))
     state["encoder.ln.weight"][:] = np.nan
     safetensors.numpy.save_file(state, tmp_path / "nan.safetensors")
-    line = refused(capsys, "--teacher-weights", tmp_path / "nan.safetensors", "--out", tmp_path / "run", "--cache-dir", tmp_path)
+    line = refused(capsys, "--teacher-weights", tmp_path / "nan.safetensors", "--out", tmp_path / "run", "--cache-dir",
+                   tmp_path)
     assert "NaN or infinity in encoder.ln.weight" in line and not (tmp_path / "run").exists()
 
 

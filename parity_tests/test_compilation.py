@@ -60,7 +60,8 @@ def drawn_stage(kind, models, validate=None, searches=(), **others):
     random = np.random.default_rng(0)
     views = kept_features(models, random)
     if kind == "teacher":
-        stage, *rest = teacher_stage(models[0], learning_rate=1e-3, temperature=0.3, kl_weight=1e-3, **job(views, **settings(**others)))
+        stage, *rest = teacher_stage(models[0], learning_rate=1e-3, temperature=0.3, kl_weight=1e-3,
+                                     **job(views, **settings(**others)))
         return with_settings(stage, validate=validate, searches=searches), *rest
     codes = random.choice([-1.0, 1.0], (N_IMAGES, BITS)).astype(np.float32)
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (VIEWS, N_IMAGES, BITS)), jnp.int8))
@@ -82,8 +83,8 @@ def test_a_stage_compiles_one_program_and_nothing_after_its_first_epoch(kind, sc
         return {"symmetric": 0.5, "asymmetric": 0.5}
 
     with compilations() as seen:
-        stage, parameters, carry = drawn_stage(kind, models, scan=scan, validate=validate, patience=9, searches=("symmetric", "asymmetric"),
-                                               checkpoint_seconds=0.0)
+        stage, parameters, carry = drawn_stage(kind, models, scan=scan, validate=validate, patience=9,
+                                               searches=("symmetric", "asymmetric"), checkpoint_seconds=0.0)
         fit(stage, start(stage, parameters, carry), Checkpoints(tmp_path))
     assert at_validation[0] > 0 and at_validation == at_validation[:1] * 4 and len(seen) == at_validation[0]
     assert program._cache_size() == before[not scan] + 1
@@ -104,7 +105,8 @@ def test_a_scanned_epoch_stays_on_the_device_and_takes_over_the_state(models):
     assert all(leaf.is_deleted() for leaf in given)
     assert all(metric.shape == (3,) for metric in metrics.values())
     with pytest.raises(Exception, match="Disallowed host-to-device"), jax.transfer_guard("disallow"):
-        train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))  # batches on the host
+        # Batches on the host
+        train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
 
 
 def test_parts_of_any_size_are_encoded_by_one_program(models, tmp_path):

@@ -1,4 +1,5 @@
-"""What a run can know of its data: digests that change with labels and images, and with nothing else; progress; a cheap import."""
+"""What a run can know of its data: digests that change with labels and images, and with nothing else; progress; a cheap
+import."""
 
 import dataclasses
 import json

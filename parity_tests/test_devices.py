@@ -61,8 +61,8 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
     method = create_method("brcd", clusters=2, cluster_restarts=1)
     stage, parameters, carry = student_stage(
         student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), source=Source(views, 20),
-        schedule=Schedule(batch_size=6, epochs=2, seed=0, scan=False, checkpoint_seconds=0.0), train_backbone=True, learning_rate=1e-4,
-        temperature=0.3, kl_weight=0.001, method_seed=0)
+        schedule=Schedule(batch_size=6, epochs=2, seed=0, scan=False, checkpoint_seconds=0.0), train_backbone=True,
+        learning_rate=1e-4, temperature=0.3, kl_weight=0.001, method_seed=0)
     fitted = None
     try:
         fitted = fit(stage, start(stage, parameters, carry), Checkpoints(pathlib.Path(directory)))

@@ -132,7 +132,10 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(workplace, p
             lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
     script = workplace / f"{page.stem}.py"
     script.write_text("\n".join(lines))  # with the page's own line numbers
+    before = set(os.listdir(ROOT))
     python(workplace, script.name)
+    left = (set(os.listdir(ROOT)) - before) & set(os.listdir(workplace))
+    assert not left, f"{page.name} leaves {left} in the checkout"
 
 
 def new_files():
@@ -145,7 +148,8 @@ def test_the_toys_are_those_that_are_tested():
     """Each class and function of a toy stands so in one of the tests of extensions, but for what registers it."""
     tested = {}
     for path in pathlib.Path(__file__).parent.glob("test_extending_*.py"):
-        tested |= {node.name: ast.dump(ast.Module(node.body, [])) for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        tested |= {node.name: ast.dump(ast.Module(node.body, [])) for node in ast.parse(path.read_text()).body
+                   if hasattr(node, "name")}
     for text in new_files().values():
         for node in ast.parse(text).body:
             if hasattr(node, "name"):
@@ -218,7 +222,7 @@ def test_every_link_and_figure_of_a_page_is_there(page):
 def test_every_source_file_that_a_page_names_is_there(page):
     folders = [span for span in spans(page) if re.fullmatch(r"[\w/]+/", span)] if page.stem == "map" else []
     for name in [*folders, *(span for span in spans(page) if re.fullmatch(r"[\w/]+\.py", span))]:
-        assert name in new_files() or any((place / name).exists() for place in (ROOT, ROOT / "jax_brcd")), f"{page.name}: {name}"
+        assert name in new_files() or any((place / name).exists() for place in (ROOT, PACKAGE)), f"{page.name}: {name}"
 
 
 def test_imports_go_up_the_table_of_the_map():
@@ -245,7 +249,8 @@ def imported(tree):
             continue
         for choices in names:  # a module of a room, or what the room's own file offers
             parts = [pathlib.Path(*name.split(".")[1:]) for name in choices if name.startswith("jax_brcd.")]
-            files = [file for part in parts for file in (part.with_suffix(".py"), part / "__init__.py") if (PACKAGE / file).exists()]
+            files = [file for part in parts for file in (part.with_suffix(".py"), part / "__init__.py")
+                     if (PACKAGE / file).exists()]
             yield from files[:1]
 
 

@@ -87,7 +87,8 @@ def train(stage, parameters, carry):
     state, found = start(stage, parameters, carry), []
     for epoch in range(stage.schedule.epochs):
         batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=0, views=VIEWS)
-        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(epoch))
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
+                                     jax.random.key(epoch))
         found.append(jax.tree.map(np.asarray, metrics))
     return state, found
 

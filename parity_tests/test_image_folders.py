@@ -44,8 +44,8 @@ def refused(folder, **settings):
 
 
 def test_sub_folders_for_parts_are_the_parts(tree):
-    for part, count in (("train", 3), ("val", 1), ("test", 2)):
-        write_images(tree, *names(f"{part}/dog", count), *names(f"{part}/cat", count))
+    for start, (part, count) in enumerate((("train", 3), ("val", 1), ("test", 2))):
+        write_images(tree, *names(f"{part}/dog", count), *names(f"{part}/cat", count), start=10 * start)
     data = load(tree)
     assert data.class_names == ("cat", "dog") and data.split == "sub-folders train, val, test"
     assert [len(part) for part in (data.train, data.database, data.validation, data.test)] == [6, 6, 2, 4]
@@ -110,7 +110,8 @@ def test_a_test_part_without_classes_is_left_out_and_said(tree):
     (["train/cat/0.png", "train/0.png", "test/cat/0.png"], "train: images lie both beside and in sub-folders"),
     (["train/cat/0.png", "test/cat/0.png", "0.png"], "images lie beside the parts train, test (0.png)"),
     (["train/cat/0.png", "train/cat/1.png", "test/cat/0.png"], "test: one image; at least two are needed"),
-    (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/val/0.png"], "the parts lie inside of the classes (cat/test, "),
+    (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/val/0.png"],
+     "the parts lie inside of the classes (cat/test, "),
     (["pets/cat/0.png", "pets/dog/0.png"], "all images lie in the sub-folders of pets; name"),
     (["train/train/cat/0.png", "test/test/cat/0.png"], "all images lie in the sub-folders of"),
 ])
@@ -130,8 +131,8 @@ def test_images_of_one_class_are_told_that_measures_say_nothing(tree):
 
 
 LEFT_BEHIND = [".ipynb_checkpoints/x.png", "cat/.ipynb_checkpoints/x.png", "cat/deep/.git/x.png", "__MACOSX/cat/x.png",
-               "cat/__MACOSX/x.png", "cat/@eaDir/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png", "cat/._0.png", "dog/.hidden.png",
-               "System Volume Information/x.png", "cat/@EADIR/y.png"]
+               "cat/__MACOSX/x.png", "cat/@eaDir/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png", "cat/._0.png",
+               "dog/.hidden.png", "System Volume Information/x.png", "cat/@EADIR/y.png"]
 
 
 def test_hidden_and_system_folders_and_files_are_skipped_at_every_depth(tree):
@@ -151,8 +152,8 @@ def test_the_folder_itself_may_be_hidden(tmp_path):
     assert load(tmp_path / ".cache").class_names == ("cat", "dog")
 
 
-READ = (".tif", ".TIFF", ".webp", ".bmp", ".gif", ".jpg", ".JPEG", ".jfif", ".ppm", ".tga", ".jp2", ".pcx", ".ico", ".avif", ".qoi",
-        ".apng", ".mpo", ".dds", ".sgi")
+READ = (".tif", ".TIFF", ".webp", ".bmp", ".gif", ".jpg", ".JPEG", ".jfif", ".ppm", ".tga", ".jp2", ".pcx", ".ico", ".avif",
+        ".qoi", ".apng", ".mpo", ".dds", ".sgi")
 
 
 def test_every_format_of_pillow_that_holds_photographs_is_read(tree):
@@ -164,7 +165,8 @@ def test_every_format_of_pillow_that_holds_photographs_is_read(tree):
 
 
 def test_films_documents_and_drawings_are_no_images(tree):
-    assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib", ".flc"})
+    assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib",
+                                  ".flc"})
     write_images(tree, *names("cat", 6), *names("dog"))
     for name in ("cat/a.pdf", "cat/b.heic", "dog/c.heic", "dog/d.HEIC", "dog/README", "fish/e.heic"):
         (tree / name).parent.mkdir(exist_ok=True)
@@ -197,8 +199,9 @@ def test_a_linked_folder_is_followed_but_not_round_in_circles(tree, tmp_path):
     assert [len(walk.images_below(name)) for name in ("cat", "dog", "bird")] == [3 + 3, 3 + 1, 2]
     data = load(tree)
     assert data.class_names == ("bird", "cat", "dog")
-    note = data.notes[0]
-    assert "links to folders that were read already: 3 (" in note
+    note, alike = data.notes
+    assert alike.startswith("Images of the same pixels under several names: 6 (bird/0.png = cat/again/0.png, ")
+    assert "links to folders that were read already or hold the link: 3 (" in note
     assert "of no image format that is read: 1 (1 without suffix: dog/self)" in note
 
 
@@ -245,3 +248,58 @@ def test_an_image_of_any_size_in_the_folder_is_a_square(tree):
     write_images(tree, *names("cat", 6))
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tree / "cat" / "dot.png")
     assert load(tree).database.images.shape[1:] == (256, 256, 3)
+
+
+# Links to what holds them, and the same pixels under several names
+
+
+@pytest.mark.parametrize("target", [".", "..", "cat"])
+def test_a_link_to_what_is_a_class_already_or_holds_the_classes_is_no_class(tree, target):
+    write_images(tree, *names("cat"), *names("dog", 2))
+    (tree / "another").symlink_to(tree / target, target_is_directory=True)
+    (tree / "dog" / "up").symlink_to(tree.parent, target_is_directory=True)
+    data = load(tree)
+    assert data.class_names == ("cat", "dog") and len(data.database) + len(data.validation) + len(data.test) == 5
+    assert data.notes == ("Passed over in the folder: links to folders that were read already or hold the link: 2 (another, "
+                          "dog/up).",)
+
+
+def test_of_two_links_to_one_folder_the_first_is_the_class(tree, tmp_path):
+    write_images(tmp_path / "elsewhere", *names(".", 3))
+    write_images(tree, *names("cat"), start=10)
+    for name in ("bird", "animal"):
+        (tree / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert load(tree).class_names == ("animal", "cat")
+
+
+def test_links_that_lead_round_through_each_other_end(tree):
+    write_images(tree, *names("cat"), *names("dog/one"), "dog/two/7.png")
+    (tree / "dog" / "one" / "there").symlink_to(tree / "dog" / "two", target_is_directory=True)
+    (tree / "dog" / "two" / "back").symlink_to(tree / "dog" / "one", target_is_directory=True)
+    assert len(Walk(tree).images_below("dog")) == 4
+
+
+def test_a_part_that_is_a_link_to_another_is_that_part(tree):
+    write_images(tree, *names("train/cat"), *names("train/dog"), *names("test/cat", 2))
+    (tree / "database").symlink_to(tree / "train", target_is_directory=True)
+    data = load(tree)
+    assert data.split == "sub-folders train, test; test halved into validation and test queries" and len(data.database) == 6
+
+
+def test_the_same_pixels_under_several_names_are_counted_and_told(tree):
+    write_images(tree, *names("cat", 5), *names("dog", 5))
+    assert load(tree).notes == ()
+    Image.open(tree / "cat" / "0.png").save(tree / "cat" / "copy.bmp")
+    (tree / "dog" / "linked.png").symlink_to(tree / "cat" / "1.png")
+    note, = load(tree).notes
+    assert note.startswith("Images of the same pixels under several names: 4 (cat/0.png = cat/copy.bmp, cat/1.png = "
+                           "dog/linked.png); 2 of")
+    assert "2 of them have labels that differ" in note
+
+
+def test_queries_whose_pixels_are_in_the_database_are_counted(tree):
+    write_images(tree, *names("train/cat"), *names("train/dog"), *names("val/cat", 2), *names("test/dog", 2))
+    assert load(tree).notes == ("val has no images of: dog.", "test has no images of: cat.")
+    (tree / "test" / "dog" / "0.png").write_bytes((tree / "train" / "dog" / "1.png").read_bytes())
+    assert load(tree).notes[-1] == ("Images of the same pixels under several names: 2 (test/dog/0.png = train/dog/1.png); 1 "
+                                   "are queries that so find themselves in the database.")

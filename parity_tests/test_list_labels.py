@@ -107,7 +107,8 @@ def test_the_label_format_is_a_setting_with_its_words():
 
 @pytest.mark.parametrize("main", [distill.main, torch_distill.main])
 def test_the_commands_hand_the_label_format_on_and_spell_it_as_an_option(write, tmp_path, capsys, main):
-    options = ["--dataset", "list", "--data-dir", str(write(["0", "cat"])), "--cache-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    options = ["--dataset", "list", "--data-dir", str(write(["0", "cat"])), "--cache-dir", str(tmp_path), "--out",
+               str(tmp_path / "run")]
     for told, line in (([], "--label-format class-numbers or multi-hot"),
                        (["--label-format", "class-numbers"], "train.txt:2: label 'cat' is no class number")):
         with pytest.raises(SystemExit) as stop:
@@ -190,8 +191,8 @@ def test_paths_that_begin_where_another_program_ran_are_told_what_to_leave_out(w
     with pytest.raises(InputError) as error:
         load(folder, max_bad_images=100)
     assert str(error.value) == (
-        f"{folder / 'train.txt'}:1: data/nuswide_81/0.png: no such file, but 0.png is there; paths are relative to the folder of the "
-        "list, so take data/nuswide_81/ away from the lines")
+        f"{folder / 'train.txt'}:1: data/nuswide_81/0.png: no such file, but 0.png is there; paths are relative to the folder "
+        "of the list, so take data/nuswide_81/ away from the lines")
 
 
 def test_a_folder_in_the_place_of_a_list_is_named(write, tmp_path):

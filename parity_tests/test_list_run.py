@@ -21,8 +21,8 @@ SECONDS = 300
 
 
 def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(tmp_path):
-    """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new views
-    every epoch, and images that travel a step at a time."""
+    """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new
+    views every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -61,8 +61,8 @@ def stage_of(method, epochs=2, **settings):
         teacher = teacher.with_features(KeptFeatures(jnp.asarray(FEATURES), turned), model.head)
     stage, parameters, carry = student_stage(
         model, teacher, method, TeacherKnowledge(CODES), train_backbone=False, learning_rate=1e-2, temperature=0.3,
-        kl_weight=0.001, method_seed=0, **job(Spied(jnp.asarray(FEATURES), turned), n_images=IMAGES, batch_size=BATCH, epochs=epochs,
-                                              seed=0, kept_views=VIEWS, **settings))
+        kl_weight=0.001, method_seed=0, **job(Spied(jnp.asarray(FEATURES), turned), n_images=IMAGES, batch_size=BATCH,
+                                              epochs=epochs, seed=0, kept_views=VIEWS, **settings))
     return stage, start(stage, parameters, carry)
 
 

@@ -81,7 +81,8 @@ def test_every_method_trains_and_its_loss_falls(scene, model, name):
     found = []
     for epoch in range(stage.schedule.epochs):
         batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=stage.schedule.seed, views=VIEWS)
-        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(epoch))
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
+                                     jax.random.key(epoch))
         found.append({name: np.asarray(values) for name, values in metrics.items()})
     assert all(np.isfinite(values).all() for metrics in found for values in metrics.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -177,7 +178,8 @@ def test_a_mixed_view_lies_between_the_views_of_an_image_and_of_a_partner(pixels
 
 
 def test_what_is_derived_of_views_is_the_same_encoded_now_or_kept(pixels, tmp_path, monkeypatch):
-    """Kept features are bfloat16, off by up to 1/256 at the largest pixels, 2; they are encoded once, and only what is asked for."""
+    """Kept features are bfloat16, off by up to 1/256 at the largest pixels, 2; they are encoded once, and only what is asked
+    for."""
     cache = FeatureCache(tmp_path, "flat", Flat(), "float32")
     images, partners = np.asarray(pixels.images), np.asarray(pixels.partners)
 
@@ -259,8 +261,8 @@ def test_a_method_sees_the_same_of_views_encoded_now_or_kept(pixels, name):
             learning_rate=1e-3, temperature=0.3, kl_weight=0.001, method_seed=3,
             **job(views, n_images=8, batch_size=3, epochs=1, seed=5, kept_views=2))
         batches = epoch_batches(8, 3, epoch=0, seed=stage.schedule.seed, views=2)
-        _, metrics = train_epoch(stage.task.loss, stage.task.optimizer, start(stage, parameters, carry), stage.task.constants, batches,
-                                 jax.random.key(0))
+        _, metrics = train_epoch(stage.task.loss, stage.task.optimizer, start(stage, parameters, carry), stage.task.constants,
+                                 batches, jax.random.key(0))
         found.append(np.asarray(metrics["loss"]))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 

@@ -67,7 +67,8 @@ def operations(jaxpr):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 def test_statistics_of_norms_and_softmax_are_float32(name, train):
-    """Every sum, exponential and reciprocal root of a half-precision model: what LayerNorm, batch norm and softmax are made of."""
+    """Every sum, exponential and reciprocal root of a half-precision model: what LayerNorm, batch norm and softmax are made
+    of."""
     graph, state = nnx.split(nnx.eval_shape(lambda: create_hash_model(name, 8, dtype=jnp.bfloat16)))
     program = jax.make_jaxpr(lambda state, images: nnx.merge(graph, state)(images, train=train))(
         state, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))

@@ -144,7 +144,8 @@ def test_every_layer_is_torchvisions(name, train, monkeypatch):
     for layer in set(compared) - inside_attention:
         output = in_torch_layout(outputs[layer], theirs.get_submodule(layer))
         # PyTorch's norm after ConvNeXt's pooling sees images of one pixel
-        assert_close(output, expected[layer].squeeze((2, 3)) if output.ndim == 2 < expected[layer].ndim else expected[layer], layer)
+        assert_close(output, expected[layer].squeeze((2, 3)) if output.ndim == 2 < expected[layer].ndim else expected[layer],
+                     layer)
 
 
 # of each family and setting of batch norm one

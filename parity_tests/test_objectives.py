@@ -180,7 +180,8 @@ def test_every_objective_gives_a_teacher_that_searches_well(digits, teacher_feat
         state = start(stage, parameters, carry)
         for epoch in range(stage.schedule.epochs):
             batches = epoch_batches(stage.source.n_images, stage.schedule.batch_size, epoch=epoch, seed=0, views=4)
-            state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
+            state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
+                                         jax.random.key(0))
         assert np.isfinite(metrics["loss"]).all()
         nnx.update(model, state.parameters)
     after = score(head_codes(model, pixels), digits[1])

@@ -23,7 +23,8 @@ def result(symmetric, asymmetric=0.4, validation=(0.0, 0.0)):
     return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5000, "database": 50000, "k": 1000,
                          "ties": "stable"},
             "teacher": {"map": 0.5, **score}, "symmetric": {"map": symmetric, **score},
-            "asymmetric": {"map": asymmetric, **score}, "validation": dict(zip(("symmetric", "asymmetric"), validation, strict=True)),
+            "asymmetric": {"map": asymmetric, **score},
+            "validation": dict(zip(("symmetric", "asymmetric"), validation, strict=True)),
             "epochs": 60}
 
 

@@ -62,8 +62,9 @@ def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path, envi
     printed, expected = finish(undisturbed, environment)
     assert "teacher" in printed and "student, asymmetric" in printed and "report.html" in printed
     assert "The frozen student" not in printed  # this one learns whole
-    for moment in ("cache/stages/pretraining-*/checkpoints/1", "cache/features/*/view_0000.npy", "cache/stages/teacher-*/checkpoints/1",
-                   "cache/stages/student-*/checkpoints/1", "cache/stages/student-*/checkpoints/2*"):
+    for moment in ("cache/stages/pretraining-*/checkpoints/1", "cache/features/*/view_0000.npy",
+                   "cache/stages/teacher-*/checkpoints/1", "cache/stages/student-*/checkpoints/1",
+                   "cache/stages/student-*/checkpoints/2*"):
         kill_when(disturbed, environment, moment)
         assert not (disturbed / "run" / "metrics.json").exists()
     _, found = finish(disturbed, environment)

@@ -53,7 +53,8 @@ def told(own, out, cache, settings):
 
 def students(out, cache, folder, **settings):
     """The command line of a student of that teacher."""
-    own = {name: value for name, value in OPTIONS.items() if not name.startswith(("teacher", "pretraining", "bits", "train_backbone"))}
+    own = {name: value for name, value in OPTIONS.items()
+           if not name.startswith(("teacher", "pretraining", "bits", "train_backbone"))}
     return [*told(own, out, cache, settings), "--no-train-backbone", "--teacher", str(folder)]
 
 
@@ -90,8 +91,8 @@ def test_a_teacher_alone_is_not_held_to_what_a_method_needs(tmp_path, capsys):
     lists = write_lists(tmp_path / "lists", 8, 8, 4)
     arguments = teachers(tmp_path / "run", tmp_path / "cache", dataset="list", data_dir=lists, k=2, batch_size=4)
     assert "teacher" in answer(teacher.main, arguments, capsys)
-    line = refusal(student.main, students(tmp_path / "student", tmp_path / "cache", tmp_path / "run" / "teacher", dataset="list",
-                                          data_dir=lists, k=2, method="brcd"), capsys)
+    line = refusal(student.main, students(tmp_path / "student", tmp_path / "cache", tmp_path / "run" / "teacher",
+                                          dataset="list", data_dir=lists, k=2, method="brcd"), capsys)
     assert "--clusters 10" in line and not (tmp_path / "student").exists()
 
 
@@ -132,7 +133,8 @@ def test_an_evaluation_gives_the_rows_of_the_run(whole, capsys):
 
 def test_saved_codes_serve_as_a_database(whole, other, tmp_path, capsys):
     out, codes = whole[0], tmp_path / "codes" / "teacher.safetensors"
-    first = answer(evaluate.main, ["--queries", out / "student_asymmetric", "--database", out / "teacher", "--save-codes", codes], capsys)
+    first = answer(evaluate.main, ["--queries", out / "student_asymmetric", "--database", out / "teacher", "--save-codes",
+                                   codes], capsys)
     again = answer(evaluate.main, ["--queries", out / "student_asymmetric", "--database", codes], capsys)
     assert measures(first) == measures(again)
     packed = PackedCodes.load(codes)
@@ -144,8 +146,10 @@ def test_saved_codes_serve_as_a_database(whole, other, tmp_path, capsys):
 
 def test_encoders_of_different_spaces_are_refused_before_any_image_is_read(whole, other, capsys, monkeypatch):
     monkeypatch.setattr("jax_brcd.stages.context.load_dataset", lambda *arguments, **told: pytest.fail("images were read"))
-    for queries, database in ((whole[0] / "student_symmetric", whole[0] / "teacher"), (other[0] / "student_asymmetric", whole[0] / "teacher"),
-                              (whole[0] / "student_asymmetric", whole[0] / "student_symmetric"), (whole[0] / "teacher", other[0] / "teacher")):
+    for queries, database in ((whole[0] / "student_symmetric", whole[0] / "teacher"),
+                              (other[0] / "student_asymmetric", whole[0] / "teacher"),
+                              (whole[0] / "student_asymmetric", whole[0] / "student_symmetric"),
+                              (whole[0] / "teacher", other[0] / "teacher")):
         line = refusal(evaluate.main, ["--queries", queries, "--database", database], capsys)
         assert all(f"'{jax_brcd.load(place).space}'" in line for place in (queries, database)), line
 
@@ -175,19 +179,26 @@ def test_what_is_no_encoder_and_no_codes_is_refused(whole, tmp_path, capsys):
     PackedCodes.of(np.ones((3, 16), np.float32) * -1).save(short)
     longer = tmp_path / "longer.safetensors"
     PackedCodes.of(np.ones((797, 17), np.float32) * -1).save(longer)
-    for folder, message in ((out, "a run's directory, and no encoder's"), (tmp_path / "absent", "no encoder's folder"), (tmp_path / "broken", "broken"),
+    for folder, message in ((out, "a run's directory, and no encoder's"), (tmp_path / "absent", "no encoder's folder"),
+                            (tmp_path / "broken", "broken"),
                             (tmp_path / "corrupt", "truncated or no safetensors")):
-        for main, arguments in ((evaluate.main, ["--queries", folder, "--database", out / "teacher"]),
-                                (student.main, students(tmp_path / "run", tmp_path / "cache", folder))):
-            assert message in refusal(main, arguments, capsys)
+        for main, arguments, option in (
+                (evaluate.main, ["--queries", folder, "--database", out / "teacher"], "--queries"),
+                (student.main, students(tmp_path / "run", tmp_path / "cache", folder), "--teacher")):
+            line = refusal(main, arguments, capsys)
+            assert message in line and line.startswith(f"error: {option} {folder}: ")
     assert not (tmp_path / "run").exists()
-    for database, message in ((out / "codes.npz", "not a whole file of packed codes"), (tmp_path / "absent", "no such encoder's folder or file of codes"),
-                              (out / "config.json", "not a whole file"), (short, "3 codes, but the database of digits holds 797"),
+    for database, message in ((out / "codes.npz", "not a whole file of packed codes"),
+                              (tmp_path / "absent", "no such encoder's folder or file of codes"),
+                              (out / "config.json", "not a whole file"),
+                              (short, "3 codes, but the database of digits holds 797"),
                               (longer, "queries of 16 bits cannot be searched in codes of 17"), (out, "a run's directory")):
         assert message in refusal(evaluate.main, ["--queries", out / "teacher", "--database", database], capsys)
     assert "--database" in refusal(evaluate.main, ["--queries", out / "teacher"], capsys)
-    assert "--k 798" in refusal(evaluate.main, ["--queries", out / "teacher", "--database", out / "teacher", "--k", "798"], capsys)
-    assert "--bits" in refusal(evaluate.main, ["--queries", out / "teacher", "--database", out / "teacher", "--bits", "8"], capsys)
+    assert "--k 798" in refusal(evaluate.main, ["--queries", out / "teacher", "--database", out / "teacher", "--k", "798"],
+                                capsys)
+    assert "--bits" in refusal(evaluate.main, ["--queries", out / "teacher", "--database", out / "teacher", "--bits", "8"],
+                               capsys)
     assert "--lr" in refusal(teacher.main, ["--lr", "0.1"], capsys)
     assert "--teacher-lr" in refusal(student.main, ["--teacher", str(out / "teacher"), "--teacher-lr", "0.1"], capsys)
 
@@ -212,7 +223,8 @@ def test_the_design_runs_as_printed(whole, tmp_path):
     encoder.save(tmp_path / "somewhere")
     distances, positions = jax_brcd.HammingIndex(codes).search(encoder.encode(query), k=3)
     assert encoder.space == jax_brcd.load(whole[0] / "teacher").space != jax_brcd.load(whole[0] / "student_symmetric").space
-    assert codes.bits == 16 and codes.packed.shape == (5, 2) and codes.unpack().shape == (5, 16) and codes.space == encoder.space
+    assert codes.bits == 16 and codes.packed.shape == (5, 2) and codes.unpack().shape == (5, 16)
+    assert codes.space == encoder.space
     assert distances[0, 0] == 0 and positions.shape == (1, 3)
     again = jax_brcd.load(tmp_path / "somewhere")
     np.testing.assert_array_equal(again.encode(images).packed, codes.packed)
@@ -241,7 +253,8 @@ def test_an_encoder_gives_the_codes_that_the_run_was_measured_by(whole):
 
 
 def test_a_student_that_learns_whole_and_new_views_run_with_modules_from_outside(cache, tmp_path):
-    for settings in ({"train_backbone": True}, {"fresh_views": True}, {"fresh_views": True, "train_backbone": True, "method": "sskd"}):
+    for settings in ({"train_backbone": True}, {"fresh_views": True},
+                     {"fresh_views": True, "train_backbone": True, "method": "sskd"}):
         name = "-".join(settings)
         metrics, _ = tiny(tmp_path / name, cache, **settings)
         assert 0 < metrics["student"]["symmetric"]["map"] <= 1

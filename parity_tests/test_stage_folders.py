@@ -52,7 +52,8 @@ CHAIN = ("pretraining", "teacher", "clusters", "student", "evaluation")
 
 @contextlib.contextmanager
 def untrained():
-    """Stages that do not train: their weights become others by the name of the folder. Gives the folders that were asked for."""
+    """Stages that do not train: their weights become others by the name of the folder. Gives the folders that were asked
+    for."""
     asked = {}
 
     def moved(self, folder, stage, parameters, carry):
@@ -68,7 +69,8 @@ def untrained():
 
         patch.setattr(context.Context, "fit", moved)
         patch.setattr(context.Context, "folder", recorded)
-        patch.setattr(context.Context, "measure", lambda self, encoder, images: {"parameters": 1, "flops": 1.0, "images_per_second": 1.0})
+        patch.setattr(context.Context, "measure", lambda self, encoder, images: {
+            "parameters": 1, "flops": 1.0, "images_per_second": 1.0})
         patch.setattr(run, "write_report", lambda *report: None)
         yield asked
 
@@ -81,7 +83,8 @@ def place(tmp_path_factory):
 def names(place, **settings):
     """The name of each stage's folder."""
     with untrained() as asked:
-        tiny(**{"out": place / str(len(list(place.iterdir()))), "cache": place / "cache", "teacher_weights": "held-out", **BRCD, **settings})
+        tiny(**{"out": place / str(len(list(place.iterdir()))), "cache": place / "cache", "teacher_weights": "held-out", **BRCD,
+                **settings})
     return {stage: folder.name for stage, folder in asked.items()}
 
 
@@ -104,7 +107,8 @@ def usual_names(place):
     ("alpha", 0.5, "student"), ("student", "other_toy", "student"), ("train_backbone", True, "student"),
     ("validation_interval", 2, "student"), ("patience", 1, "student"), ("min_epochs", 1, "student"), ("k", 50, "student"),
     ("checkpoint_seconds", 1.0, None), ("compile_cache", False, None), ("decode_workers", 0, None), ("process_id", 1, None),
-    ("coordinator", "127.0.0.1:1", None), ("resident_mib", 512, None), ("max_bad_images", 3, None), ("data_dir", pathlib.Path("elsewhere"), None)])
+    ("coordinator", "127.0.0.1:1", None), ("resident_mib", 512, None), ("max_bad_images", 3, None),
+    ("data_dir", pathlib.Path("elsewhere"), None)])
 def test_a_setting_names_its_own_stage_anew_and_the_later_ones(place, usual_names, setting, value, first):
     found = names(place, **{setting: value})
     changed = [stage for stage in CHAIN if found[stage] != usual_names[stage]]
@@ -113,8 +117,8 @@ def test_a_setting_names_its_own_stage_anew_and_the_later_ones(place, usual_name
 
 def test_a_setting_added_later_names_nothing_anew_until_it_is_given(place, usual_names, monkeypatch):
     def grown(kind, name):
-        added = dataclasses.make_dataclass(kind.__name__, [(name, int, options.option(3, "a setting added later"))], bases=(kind,),
-                                           frozen=True)
+        added = dataclasses.make_dataclass(kind.__name__, [(name, int, options.option(3, "a setting added later"))],
+                                           bases=(kind,), frozen=True)
         added.__module__ = kind.__module__
         return added
 
@@ -156,7 +160,8 @@ def test_each_stage_leaves_a_folder(cache, usual):
 
 def test_methods_on_one_teacher_train_it_once(cache, usual, tmp_path):
     with trainings() as trained:
-        found = [tiny(tmp_path / method, cache, teacher_weights="held-out", method=method)[0] for method in ("none", "mse", "bits")]
+        found = [tiny(tmp_path / method, cache, teacher_weights="held-out", method=method)[0]
+                 for method in ("none", "mse", "bits")]
     assert trained == ["student"] * 3
     assert all(metrics["teacher"] == usual[0]["teacher"] for metrics in found)
     assert len({metrics["student"]["symmetric"]["map"] for metrics in found}) == 3
@@ -170,7 +175,8 @@ def test_the_same_settings_in_another_directory_make_nothing_again(cache, usual,
     assert any(line.startswith("Teacher: taken from") for line in said) and any("Student: taken from" in line for line in said)
     ours, theirs = content(tmp_path / "again"), content(usual[1])
     assert set(ours) == set(theirs)
-    for name in set(ours) - {"config.json", "report.html", "teacher/config.json", *(f"student_{search}/config.json" for search in (
+    for name in set(ours) - {"config.json", "report.html", "teacher/config.json",
+                             *(f"student_{search}/config.json" for search in (
             "symmetric", "asymmetric"))}:  # these name the directory
         if name.endswith(".safetensors"):
             assert_same_tensors(tmp_path / "again" / name, usual[1] / name)

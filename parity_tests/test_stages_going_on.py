@@ -1,4 +1,5 @@
-"""A run directory and what another command may do with it: more epochs, a lower rate after a divergence, other data or weights."""
+"""A run directory and what another command may do with it: more epochs, a lower rate after a divergence, other data or
+weights."""
 
 import contextlib
 import dataclasses
@@ -146,7 +147,8 @@ def test_a_diverged_run_goes_on_at_a_lower_rate_as_its_message_says(cache, tmp_p
     out, told = tmp_path / "run", {epochs: 3}
     with diverging(stage, above=1e-2):
         line = diverged(out, cache, **told, **{rate: 0.5})
-        assert line.startswith(f"{stage}: the loss is nan at step 2 of epoch 2; the last good checkpoint is kept in {cache / 'stages'}")
+        assert line.startswith(f"{stage}: the loss is nan at step 2 of epoch 2; the last good checkpoint is kept in "
+                               f"{cache / 'stages'}")
         assert f"give the same command a lower {rate} than 0.5 or a higher {heat} than 0.3 to go on" in line
         diverged(out, cache, **told, **{rate: 0.5})  # the same command again
         for other in ({rate: 0.6}, {rate: 0.5, heat: 0.2}, {rate: 0.1, "bits": 12}, {"seed": 1, rate: 0.1}):
@@ -289,7 +291,8 @@ LISTS = {"dataset": "list", "k": 5, "batch_size": 6}
 def swap_labels(folder):
     lines = (folder / "database.txt").read_text().splitlines()
     names, labels = [line.split(" ", 1)[0] for line in lines], [line.split(" ", 1)[1] for line in lines]
-    (folder / "database.txt").write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels[1:] + labels[:1], strict=True)))
+    (folder / "database.txt").write_text("".join(
+        f"{name} {label}\n" for name, label in zip(names, labels[1:] + labels[:1], strict=True)))
 
 
 def replace_image(folder):
@@ -325,7 +328,8 @@ def test_a_data_set_that_was_moved_is_the_same(lists, tmp_path):
     metrics, _ = tiny(out, cache, data_dir=lists, **LISTS)
     shutil.copytree(lists, tmp_path / "moved")
     shutil.rmtree(lists)
-    assert tiny(out, cache, data_dir=tmp_path / "moved", **LISTS) == (metrics, [f"{out}: already there; nothing was run again."])
+    assert tiny(out, cache, data_dir=tmp_path / "moved", **LISTS) == (
+        metrics, [f"{out}: already there; nothing was run again."])
     with trainings() as trained:
         again, _ = tiny(tmp_path / "again", cache, data_dir=tmp_path / "moved", **LISTS)
     assert trained == [] and again == metrics
@@ -342,8 +346,10 @@ def test_a_data_set_without_labels_is_not_evaluated_but_leaves_encoders_and_a_re
     assert note in said and note in (out / "report.html").read_text()
     codes = jax_brcd.load(out / "student_asymmetric").encode(tmp_path / "plain" / "00.png")
     assert len(codes) == 1 and codes.space == jax_brcd.load(out / "teacher").space
-    symmetric, asymmetric = (safetensors.numpy.load_file(out / f"student_{search}.safetensors") for search in ("symmetric", "asymmetric"))
-    assert symmetric.keys() == asymmetric.keys() and all(np.array_equal(symmetric[name], asymmetric[name]) for name in symmetric)
+    symmetric, asymmetric = (safetensors.numpy.load_file(out / f"student_{search}.safetensors")
+                             for search in ("symmetric", "asymmetric"))
+    assert symmetric.keys() == asymmetric.keys()
+    assert all(np.array_equal(symmetric[name], asymmetric[name]) for name in symmetric)
 
 
 def test_weights_are_known_by_what_they_hold(cache, usual, tmp_path):
@@ -357,7 +363,8 @@ def test_weights_are_known_by_what_they_hold(cache, usual, tmp_path):
     state = safetensors.numpy.load_file(moved)
     state["hash_head.bias"] = state["hash_head.bias"] + 1
     safetensors.numpy.save_file(state, moved)
-    assert f"holds a run with teacher_weights {weights} (now {moved})" in refused(out, cache, **settings | {"teacher_weights": moved})
+    line = refused(out, cache, **settings | {"teacher_weights": moved})
+    assert f"holds a run with teacher_weights {weights} (now {moved})" in line
     shutil.copy(moved, weights)
     assert f"{out}: its data has changed since: weights of the teacher; name another out" in refused(out, cache, **settings)
     assert tiny(tmp_path / "fresh", cache, **settings)[0]["teacher"] != metrics["teacher"]

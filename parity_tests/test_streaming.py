@@ -36,7 +36,8 @@ def brightness(parameters, carry, constants, batch, key):
 
 def stage(images, *, streamed: bool, scale=1.0, **settings):
     held, stream = (StepImages(), Stream(images)) if streamed else (jnp.asarray(images), None)
-    return toy_stage(**{"name": "toy", "loss": brightness, "optimizer": optax.adam(0.05), "n_images": IMAGES, "batch_size": BATCH,
+    return toy_stage(**{"name": "toy", "loss": brightness, "optimizer": optax.adam(0.05), "n_images": IMAGES,
+                        "batch_size": BATCH,
                     "constants": {"images": held, "scale": jnp.float32(scale)}, "epochs": 4, "seed": 0, "kept_views": None,
                     "scan": False, "stream": stream, "checkpoint_seconds": 0.0, **settings})
 

@@ -66,7 +66,8 @@ def step_losses(stage, parameters, carry):
     for epoch in range(stage.schedule.epochs):
         source, schedule = stage.source, stage.schedule
         batches = epoch_batches(source.n_images, schedule.batch_size, epoch=epoch, seed=schedule.seed, views=source.kept_views)
-        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
+        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
+                                     jax.random.key(0))
         found.extend(np.asarray(metrics["loss"]).tolist())
     return found
 
@@ -96,8 +97,8 @@ def student_in_both(scene, heads, epochs, validate=None, name="brcd", **settings
         KeptFeatures(jnp.asarray(scene["teacher_views"])), teacher_head)
     stage, parameters, carry = student_stage(
         model, teacher, method, TeacherKnowledge.of(scene["teacher_codes"], method.needs, seed=3),
-        train_backbone=False, learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3, validate=validate,
-        searches=("symmetric", "asymmetric") if validate else (),
+        train_backbone=False, learning_rate=1e-3, temperature=TEMPERATURE, kl_weight=KL_WEIGHT, method_seed=3,
+        validate=validate, searches=("symmetric", "asymmetric") if validate else (),
         **job(KeptFeatures(jnp.asarray(scene["student_views"])), **stage_settings(epochs, validation_interval=5, patience=100)))
     known = Known(torch.tensor(scene["teacher_codes"]), 3, TEMPERATURE, (2, 30), 64, 64)
     distillation = create_torch_method(name, method, known)

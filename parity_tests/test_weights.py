@@ -250,5 +250,6 @@ def test_a_download_of_something_else_is_refused_and_keeps_what_was_there(tmp_pa
 def test_a_download_tells_its_progress_and_prints_nothing(tmp_path, capsys):
     (tmp_path / "source").write_bytes(b"content")
     told = []
-    download((tmp_path / "source").as_uri(), tmp_path / "file", algorithm="md5", checksum="", progress=lambda *now: told.append(now))
+    download((tmp_path / "source").as_uri(), tmp_path / "file", algorithm="md5", checksum="",
+             progress=lambda *now: told.append(now))
     assert told == [("download source", 7, 7)] and capsys.readouterr() == ("", "")

@@ -20,8 +20,8 @@ from jax_brcd.stages.run import run
 PIXELS = 16
 OPTIONS = {
     "dataset": "digits", "teacher": "toy", "teacher_weights": "random", "student": "small_toy", "student_weights": "random",
-    "train_backbone": False, "bits": 16, "views": 2, "pretraining_epochs": 1, "teacher_epochs": 1, "epochs": 1, "batch_size": 256,
-    "min_epochs": 0, "validation_interval": 1, "method": "none"}
+    "train_backbone": False, "bits": 16, "views": 2, "pretraining_epochs": 1, "teacher_epochs": 1, "epochs": 1,
+    "batch_size": 256, "min_epochs": 0, "validation_interval": 1, "method": "none"}
 BRCD = {"method": "brcd", "clusters": 3, "cluster_restarts": 1}
 
 

@@ -26,8 +26,10 @@ def training_view(size: int, flip: bool) -> v2.Transform:
 
 
 def evaluation_view(size: int, resize: int | None = None) -> v2.Transform:
-    """uint8 (..., 3, H, W) -> float (..., 3, size, size), normalised: the whole image resized, or with `resize` the middle of it."""
-    fit = [v2.Resize((size, size), antialias=True)] if resize is None else [v2.Resize(resize, antialias=True), v2.CenterCrop(size)]
+    """uint8 (..., 3, H, W) -> float (..., 3, size, size), normalised: the whole image resized, or with `resize` the middle of
+    it."""
+    fit = ([v2.Resize((size, size), antialias=True)] if resize is None
+           else [v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
     return v2.Compose([v2.ToDtype(torch.float32, scale=True), *fit, v2.Normalize(MEAN, STD)])
 
 

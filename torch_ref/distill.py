@@ -258,10 +258,10 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
 # The settings of the stages that mean here what they mean in jax_brcd; all of a method and of a teacher objective are honoured
 HONOURED = {
-    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "label_format", "max_bad_images", "decode_workers",
-    "cache_dir", "bits", "temperature", "kl_weight",
-    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr", "teacher_temperature",
-    "teacher_kl_weight",
+    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "label_format", "max_bad_images",
+    "decode_workers", "cache_dir", "bits", "temperature", "kl_weight",
+    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
+    "teacher_temperature", "teacher_kl_weight",
     "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
     "method", "method_weights", "batch_size", "seed", "out",
 }

@@ -95,8 +95,8 @@ def train(model: nn.Module, *, whole: bool) -> None:
 
 
 def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> bool:
-    """Loads a weight file or torchvision's ImageNet weights; "random" loads nothing. Returns whether a hash head came with them:
-    one of another form is left out, and so is ImageNet's classifier."""
+    """Loads a weight file or torchvision's ImageNet weights; "random" loads nothing. Returns whether a hash head came with
+    them: one of another form is left out, and so is ImageNet's classifier."""
     if weights == "random":
         return False
     path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else weights
@@ -105,7 +105,8 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     came = weights != "imagenet" and {key: value.shape for key, value in tensors.items() if key.startswith(prefix)} == {
         key: value.shape for key, value in own.items()}
-    model.load_state_dict(tensors if came else {**{key: value for key, value in tensors.items() if not key.startswith(prefix)}, **own})
+    model.load_state_dict(tensors if came else {**{key: value for key, value in tensors.items() if not key.startswith(prefix)},
+                                                **own})
     return came
 
 

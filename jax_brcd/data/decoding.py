@@ -15,8 +15,11 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
+import stat
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
@@ -35,7 +38,10 @@ NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC"
 DEEPEST = 2**16  # values of a pixel of 16 bits
 # Beyond this, resizing a whole image to cut out its middle could take gigabytes
 ELONGATED = 16
+# Pillow's warnings, of large images and odd tags: what they are about is read, or refused with a reason
+UNHEARD = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 IMAGES_A_WORKER = 256  # what pays for starting a process
+FOLDER = "a folder, and no image file"
 BUFFERED = 16  # decoded images that wait, for each worker
 
 
@@ -104,7 +110,10 @@ def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
     and is counted."""
     from PIL import Image, UnidentifiedImageError
 
+    silence_pillow()
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # of a pipe one would wait for the end
+            return FOLDER if os.path.isdir(path) else "no file, but a pipe or a device"
         with Image.open(path, formats=formats()) as image:
             image.load()
     except FileNotFoundError:
@@ -113,14 +122,24 @@ def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
         return "no permission to read it"
     except UnidentifiedImageError:
         return "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"
-    except Image.DecompressionBombError as error:
-        return f"too large ({error})"
+    except Image.DecompressionBombError:
+        return f"too large, of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
+    except MemoryError:
+        return "too large for the memory that is free"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})" if error.errno else f"truncated or corrupt ({error})"
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         return f"truncated or corrupt ({str(error) or type(error).__name__})"
     try:
         return to_rgb(image)
     except ValueError as error:
         return str(error)
+
+
+def silence_pillow() -> None:
+    """Keeps Pillow's warnings from being printed, in this process from now on."""
+    if UNHEARD not in warnings.filters:
+        warnings.filterwarnings("ignore", module=UNHEARD[3].pattern)
 
 
 def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:

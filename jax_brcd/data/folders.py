@@ -46,11 +46,11 @@ def load(request: Request) -> ImageDataset:
     draw = np.random.default_rng(request.seed)
     roles = split_folders(walk)
     plan = _parts(walk, roles, draw, request.train_images == "all") if roles else _drawn(walk, draw)
-    parts, bad = decode_parts(plan.lists, request)
+    parts, notes = decode_parts(plan.lists, request)
     return ImageDataset(
         name="folder", split=plan.split, **parts, class_names=plan.class_names, flip=True,
         default_k=min(USUAL_K, len(parts["database"])), central_crop=True,
-        notes=(*bad.notes(), *walk.notes(), *plan.notes, *label_notes(parts)))
+        notes=(*walk.notes(), *plan.notes, *label_notes(parts), *notes))
 
 
 def _drawn(walk: Walk, draw: np.random.Generator) -> Plan:

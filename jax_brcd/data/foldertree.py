@@ -65,16 +65,16 @@ def split_folders(walk: Walk) -> dict[str, str]:
     if not parts or (len(parts) == 1 and classes and walk.level(parts[0]).images):
         return {}  # vehicles may well have a class called train
     if classes:
-        raise InputError(f"{walk.root}: {', '.join(parts)} may be parts of a data set or classes beside {examples(classes)}; put "
-                         "the classes into the parts (train/cat), or give these sub-folders other names")
+        raise InputError(f"{walk.root}: {', '.join(parts)} may be parts of a data set or classes beside {examples(classes)}; "
+                         "put the classes into the parts (train/cat), or give these sub-folders other names")
     roles: dict[str, str] = {}
     for name in parts:
         other = roles.setdefault(ROLES[name.lower()], name)
         if other != name:
             raise InputError(f"{walk.root}: {other} and {name} are the same part; leave one of the two")
     if TRAIN not in roles and DATABASE not in roles:
-        raise InputError(f"{walk.root}: {', '.join(parts)} alone, and no images that train; put them into {walk.root / TRAIN}, or "
-                         f"name {walk.root / parts[0]} with `data_dir` to draw all parts from it")
+        raise InputError(f"{walk.root}: {', '.join(parts)} alone, and no images that train; put them into {walk.root / TRAIN}, "
+                         f"or name {walk.root / parts[0]} with `data_dir` to draw all parts from it")
     return {role: roles[role] for role in dict.fromkeys(ROLES.values()) if role in roles}
 
 
@@ -89,5 +89,5 @@ def _check_depth(walk: Walk, folder: str, tree: Tree) -> None:
     roles = [{ROLES.get(each.lower()) for each in names} for names in below.values()]
     if tree.classes and len(below) == len(tree.classes) and all(len(each) > 1 and None not in each for each in roles):
         name, inner = next(iter(below.items()))
-        raise InputError(f"{place}: the parts lie inside of the classes ({name}/{inner[0]}, {name}/{inner[1]}); put the classes "
-                         f"into the parts ({inner[0]}/{name}, {inner[1]}/{name})")
+        raise InputError(f"{place}: the parts lie inside of the classes ({name}/{inner[0]}, {name}/{inner[1]}); put the "
+                         f"classes into the parts ({inner[0]}/{name}, {inner[1]}/{name})")

@@ -80,8 +80,8 @@ def class_numbers(lists: Mapping[str, ListFile]) -> tuple[dict[str, ListFile], t
     for part in lists.values():
         for image, words in zip(part.images, part.words, strict=True):
             if len(words) != 1:
-                raise InputError(f"{image.where}: {len(words)} labels; under `label_format` class-numbers a line is a path, then "
-                                 "the number of its class")
+                raise InputError(f"{image.where}: {len(words)} labels; under `label_format` class-numbers a line is a path, "
+                                 "then the number of its class")
             if not re.fullmatch(r"[0-9]{1,18}", words[0]):
                 raise InputError(f"{image.where}: label '{words[0]}' is no class number; number the classes from 0")
     numbers = {name: np.array([int(words[0]) for words in part.words], dtype=object) for name, part in lists.items()}

@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_brcd.data.dataset import ImageDataset, Images, Request, label_notes
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
+from jax_brcd.data.repeats import Named, same_pixels
 from jax_brcd.data.scanning import examples
 from jax_brcd.data.store import BadImages, decoded
 from jax_brcd.runtime.errors import InputError
@@ -53,13 +54,13 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     everything = request.train_images == "all"
     shuffled = np.random.default_rng(request.seed).permutation(len(test.images))
     half = len(shuffled) // 2
-    parts, bad = decode_parts(
+    parts, notes = decode_parts(
         {"train": database if everything else train, "database": database, "validation": test.take(shuffled[:half]),
          "test": test.take(shuffled[half:])}, request)
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
-        notes=(*bad.notes(), *label_notes(parts), *_repeats(lists)),
+        notes=(*label_notes(parts), *_repeats(lists), *notes),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
 
 
@@ -76,31 +77,37 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
     lists, class_names = LABEL_FORMATS[request.label_format or "multi-hot"](files)
     for file, part in lists.items():
         if part.columns != lists[TRAIN].columns:
-            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has {lists[TRAIN].columns}; "
-                             "all three lists need the same classes")
+            raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has "
+                             f"{lists[TRAIN].columns}; all three lists need the same classes")
     return lists, class_names
 
 
 def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
-    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds files."""
+    """Refuses lists whose paths begin where someone else's program ran, as published ones do, if leaving that out finds
+    files."""
     for part in lists.values():
         image, names = part.images[0], pathlib.PurePosixPath(part.images[0].path).parts
         if (folder / image.path).exists():
             continue
         for start in range(1, len(names)):
             if folder.joinpath(*names[start:]).exists():
-                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths are relative "
-                                 f"to the folder of the list, so take {'/'.join(names[:start])}/ away from the lines")
+                raise InputError(f"{image.where}: {image.path}: no such file, but {'/'.join(names[start:])} is there; paths "
+                                 f"are relative to the folder of the list, so take {'/'.join(names[:start])}/ away from the "
+                                 "lines")
 
 
-def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], BadImages]:
-    """The images of every part, decoded and memory-mapped, without the bad ones; a part that stands twice is decoded once."""
-    bad, parts = BadImages(request.max_bad_images), {}
+def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """The images of every part, decoded and memory-mapped, without the bad ones, and what a reader must know of them. A part
+    that stands twice is decoded once."""
+    bad, parts, named, damaged = BadImages(request.max_bad_images), {}, {}, []
     for name, part in lists.items():
         squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
                           description=name, progress=request.progress)
-        parts[name] = Images(squares.images, part.labels[squares.kept], squares.content)
-    return parts, bad
+        labels = part.labels[squares.kept]
+        parts[name] = Images(squares.images, labels, squares.content)
+        named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
+        damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []
+    return parts, (*bad.notes(), *same_pixels(named), *damaged)
 
 
 def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:

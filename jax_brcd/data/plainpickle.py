@@ -166,8 +166,8 @@ def _finished(value: Any) -> dict[Any, Any]:
 # What each instruction does to the stack and to what is remembered, given its argument; any other is refused
 _INSTRUCTIONS: dict[str, Callable[[list[Any], dict[int, Any], Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda stack, memo, argument: None),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-                     "SHORT_BINBYTES", "BINBYTES8"), lambda stack, memo, argument: stack.append(argument)),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+                     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), lambda stack, memo, argument: stack.append(argument)),
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), lambda stack, memo, argument: stack.append(argument.encode("latin-1"))),
     "NONE": lambda stack, memo, argument: stack.append(None),
     "NEWTRUE": lambda stack, memo, argument: stack.append(True),

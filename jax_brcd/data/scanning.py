@@ -16,7 +16,8 @@ SYSTEM = frozenset({
 })
 EXAMPLES = 3  # names that a note gives for a reason
 HIDDEN, FOREIGN = "hidden or of the system", "of no image format that is read"
-NO_FILE, SEEN, CLOSED = "neither file nor folder", "links to folders that were read already", "folders that may not be read"
+NO_FILE, CLOSED = "neither file nor folder", "folders that may not be read"
+SEEN = "links to folders that were read already or hold the link"
 
 
 class Level(NamedTuple):
@@ -31,33 +32,34 @@ class Walk:
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        self.passed: dict[str, list[str]] = collections.defaultdict(list)  # relative paths, by reason
+        self.passed: dict[str, dict[str, None]] = collections.defaultdict(dict)  # relative paths in order, by reason
         self._levels: dict[str, Level] = {}
         self._found: dict[str, list[str]] = {}
 
     def level(self, folder: str = "") -> Level:
-        """The images and the sub-folders in a folder, links followed.
+        """The images and the sub-folders in a folder, links followed, but for links to a folder that holds this one.
+
+        Of several names of one folder its own counts, or else the first.
 
         Raises:
             OSError: where the root is absent, no folder or closed to this user; other folders that are closed are passed over.
         """
         if folder not in self._levels:
-            self._levels[folder] = self._look(folder)
+            found = self._look(folder)
+            self._levels[folder] = found._replace(folders=self._once(folder, found.folders))
         return self._levels[folder]
 
     def images_below(self, folder: str) -> list[str]:
         """The images in a folder at any depth, sorted by path. A folder that several links lead to is read once."""
         if folder in self._found:
             return self._found[folder]
-        above = [self.root.joinpath(*pathlib.PurePath(folder).parts[:depth])
-                 for depth in range(len(pathlib.PurePath(folder).parts) + 1)]
-        self._found[folder] = sorted(self._below(folder, {_identity(place) for place in above}))
+        self._found[folder] = sorted(self._below(folder, set()))
         return self._found[folder]
 
     def notes(self) -> Iterator[str]:
         """What a reader of the results must know: one line, if anything was left out."""
         if self.passed:
-            reasons = (f"{reason}: {len(paths):,} ({_suffixes(paths) if reason == FOREIGN else examples(sorted(paths))})"
+            reasons = (f"{reason}: {len(paths):,} ({_suffixes(list(paths)) if reason == FOREIGN else examples(sorted(paths))})"
                        for reason, paths in sorted(self.passed.items()))
             yield f"Passed over in the folder: {'; '.join(reasons)}."
 
@@ -67,19 +69,37 @@ class Walk:
         except PermissionError:
             if not folder:
                 raise
-            self.passed[CLOSED].append(folder)
+            self.passed[CLOSED][folder] = None
             return Level([], [])
         images, folders = [], []
         for entry in entries:
             path = os.path.join(folder, entry.name)
             reason = _reason(entry)
             if reason is not None:
-                self.passed[reason].append(path)
+                self.passed[reason][path] = None
             elif _is(entry, os.DirEntry.is_dir):
                 folders.append(path)
             else:
                 images.append(path)
         return Level(images, folders)
+
+    def _once(self, folder: str, paths: list[str]) -> list[str]:
+        """Sub-folders without those that hold the folder they lie in, each once."""
+        seen, kept = self._above(folder), []
+        for path in sorted(paths, key=lambda path: (self.root / path).is_symlink()):
+            identity = _identity(self.root / path)
+            if identity in seen:
+                self.passed[SEEN][path] = None
+            else:
+                seen.add(identity)
+                kept.append(path)
+        return sorted(kept)
+
+    def _above(self, folder: str) -> set[tuple[int, int]]:
+        """The folder and all that hold it: those on the way from the root, each where its links lead."""
+        parts = pathlib.PurePath(folder).parts
+        way = [self.root.joinpath(*parts[:depth]).resolve() for depth in range(len(parts) + 1)]
+        return {_identity(place) for each in way for place in (each, *each.parents)}
 
     def _below(self, folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         level = self.level(folder)
@@ -87,7 +107,7 @@ class Walk:
         for path in level.folders:
             identity = _identity(self.root / path)
             if identity in seen:
-                self.passed[SEEN].append(path)
+                self.passed[SEEN][path] = None
             else:
                 seen.add(identity)
                 yield from self._below(path, seen)

@@ -2,31 +2,35 @@
 
 A folder of the store is named by what the images are decoded from (paths in their order, sizes, times of change), so parts
 that are drawn by a seed lie there once a seed. Squares are appended a chunk at a time and count once the index says so, so a
-pass that is killed goes on at the chunk it was at.
+pass that is killed goes on at the chunk it was at. The index also says when the squares were last written: those of another
+time are held against their digest, and what was damaged is decoded anew.
 """
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import make_folder, read_json, system_errors, write_json
+from jax_brcd.runtime.files import atomic_path, make_folder, read_json, system_errors, write_json
 from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
 CHUNK = 256  # images between two entries in the index
-IMAGES, INDEX, LOCK = "images.u8", "index.json", "lock"
-# Images looked at; those that could not be read, as [position, reason]; a digest of the squares of the others
-EMPTY = {"done": 0, "bad": [], "content": ""}
+IMAGES, DIGESTS, INDEX, LOCK = "images.u8", "digests.u8", "index.json", "lock"
+DIGEST_BYTES = hashlib.sha256().digest_size
+# Images looked at; those that could not be read, as [position, reason]; a digest of the squares of the others, and the time in
+# nanoseconds at which these were last written
+EMPTY = {"done": 0, "bad": [], "content": "", "written": 0}
 
 
 class Listed(NamedTuple):
@@ -42,6 +46,8 @@ class Squares(NamedTuple):
     images: UInt8[np.ndarray, "kept 256 256 3"]
     kept: Int[np.ndarray, " kept"]  # positions, among the images asked for, of those that could be read
     content: str  # digest of `images`, which a pass over them would otherwise have to find
+    digests: UInt8[np.ndarray, "kept 32"]  # of each
+    damaged: pathlib.Path | None = None  # what of the store was damaged, and so is decoded anew
 
 
 @dataclasses.dataclass
@@ -104,32 +110,34 @@ def decoded(
     make_folder(place)
     with open(place / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
-        index = _complete(place, folder, images, bad=bad, workers=workers, description=description, progress=progress)
+        index, damaged = _index(place, len(images))
+        _complete(place, index, folder, images, bad=bad, workers=workers, description=description, progress=progress)
     skipped = [position for position, _ in index["bad"]]
     kept = np.delete(np.arange(len(images)), skipped)
     if not len(kept):
         raise InputError(f"{folder}: none of the {len(images)} images of {description} could be read")
     squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), SIDE, SIDE, 3))
-    return Squares(squares, kept, index["content"])
+    digests = np.fromfile(place / DIGESTS, np.uint8, len(kept) * DIGEST_BYTES).reshape(len(kept), DIGEST_BYTES)
+    return Squares(squares, kept, index["content"], digests, place if damaged else None)
 
 
 def _complete(
-    place: pathlib.Path, folder: pathlib.Path, images: Sequence[Listed], *, bad: BadImages, workers: int | None, description: str,
-    progress: Progress,
-) -> dict:
-    """Decodes what the store does not hold yet; returns its index."""
-    path, index = place / IMAGES, _index(place)
+    place: pathlib.Path, index: dict, folder: pathlib.Path, images: Sequence[Listed], *, bad: BadImages, workers: int | None,
+    description: str, progress: Progress,
+) -> None:
+    """Decodes what the store does not hold yet, and tells `index` of it."""
     for position, reason in index["bad"]:
         bad.add(images[position], reason)
     remaining = images[index["done"] :]
     if not remaining:
-        return index
+        return
     _check_room(place, len(remaining))
     paths = [str(folder / image.path) for image in remaining]
     doing = f"decode {description}"
     progress(doing, index["done"], len(images))
-    with system_errors(path), open(path, "ab") as file:
-        file.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
+    with system_errors(place / IMAGES), open(place / IMAGES, "ab") as squares, open(place / DIGESTS, "ab") as digests:
+        squares.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
+        digests.truncate(_good(index) * DIGEST_BYTES)
         for chunk in _chunks(decode_all(paths, workers=workers)):
             for offset, square in enumerate(chunk):
                 if isinstance(square, str):
@@ -137,34 +145,90 @@ def _complete(
                     bad.add(images[position], square)
                     index["bad"].append([position, square])
                 else:
-                    file.write(square.tobytes())
-                    index["content"] = _chained(index["content"], square.data)
-            file.flush()
-            os.fsync(file.fileno())
+                    squares.write(square.data)
+                    each = hashlib.sha256(square.data).digest()
+                    digests.write(each)
+                    index["content"] = _chained(index["content"], each)
+            for file in (squares, digests):
+                file.flush()
+                os.fsync(file.fileno())
             index["done"] += len(chunk)
+            index["written"] = _written(place)
             write_json(place / INDEX, index)
             progress(doing, index["done"], len(images))
-    return index
 
 
-def _index(place: pathlib.Path) -> dict:
-    """What a folder of the store holds, nothing where its squares were deleted or cut by hand."""
-    path, index_path = place / IMAGES, place / INDEX
-    path.touch()
-    index = read_json(index_path) if index_path.exists() else EMPTY
-    if path.stat().st_size < _good(index) * SQUARE_BYTES:
-        index = EMPTY
-    index = {**EMPTY, **index, "bad": list(index["bad"])}
-    if _good(index) and not index["content"]:  # written before content was digested: read once
-        for square in np.memmap(path, np.uint8, mode="r", shape=(_good(index), SQUARE_BYTES)):
-            index["content"] = _chained(index["content"], square.data)
-        write_json(index_path, index)
-    return index
+def _index(place: pathlib.Path, count: int) -> tuple[dict[str, Any], bool]:
+    """What a folder of the store holds of `count` images, and whether it is to be made anew because it was damaged by hand."""
+    if not (place / INDEX).exists():
+        return {**EMPTY, "bad": []}, False
+    try:
+        index = {**EMPTY, **read_json(place / INDEX)}
+        whole = _is_index(index, count) and _holds(place, index)
+    except (OSError, ValueError, TypeError):
+        whole = False
+    if not whole:
+        for name in (IMAGES, DIGESTS, INDEX):
+            _remove(place / name)
+        return {**EMPTY, "bad": []}, True
+    return index, False
 
 
-def _chained(content: str, square: memoryview) -> str:
+def _is_index(index: dict[str, Any], count: int) -> bool:
+    """Whether an index says what one may say of so many images."""
+    done, bad = index["done"], index["bad"]
+    return (type(done) is int and 0 <= done <= count and isinstance(index["content"], str) and type(index["written"]) is int
+            and isinstance(bad, list) and all(
+                isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and isinstance(entry[1], str)
+                for entry in bad)
+            and [position for position, _ in bad] == sorted({position for position, _ in bad if 0 <= position < done}))
+
+
+def _holds(place: pathlib.Path, index: dict[str, Any]) -> bool:
+    """Whether the squares are those that an index tells of. They are read only where they were written at another time than it
+    says, or by a version that kept less of them; it then says so no more."""
+    good, path = _good(index), place / IMAGES
+    if good == 0:
+        return True
+    if path.stat().st_size < good * SQUARE_BYTES:
+        return False
+    if index["written"] == _written(place) and index["content"] == _chain(_digests(place, good)):
+        return True
+    digests = [hashlib.sha256(square.data).digest() for square in np.memmap(path, np.uint8, "r", shape=(good, SQUARE_BYTES))]
+    if index["content"] not in ("", _chain(digests)):
+        return False
+    index |= {"content": _chain(digests), "written": _written(place)}
+    with atomic_path(place / DIGESTS) as temporary:
+        temporary.write_bytes(b"".join(digests))
+    write_json(place / INDEX, index)
+    return True
+
+
+def _digests(place: pathlib.Path, good: int) -> list[bytes]:
+    """The digests of the squares that are kept, as far as they are there."""
+    kept = (place / DIGESTS).read_bytes() if (place / DIGESTS).is_file() else b""
+    return [kept[begin : begin + DIGEST_BYTES] for begin in range(0, min(len(kept), good * DIGEST_BYTES), DIGEST_BYTES)]
+
+
+def _written(place: pathlib.Path) -> int:
+    return (place / IMAGES).stat().st_mtime_ns
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Deletes a file, or what lies in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _chain(digests: Sequence[bytes]) -> str:
+    return functools.reduce(_chained, digests, "")
+
+
+def _chained(content: str, digest: bytes) -> str:
     """The digest of some squares and one more, so that decoding which goes on later gives the digest of one pass."""
-    return hashlib.sha256(content.encode() + hashlib.sha256(square).digest()).hexdigest()[:20]
+    return hashlib.sha256(content.encode() + digest).hexdigest()[:20]
 
 
 def _good(index: dict) -> int:
@@ -185,5 +249,5 @@ def _chunks(squares: Iterator) -> Iterator[list]:
 def _check_room(place: pathlib.Path, count: int) -> None:
     free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
     if needed > free:
-        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB "
-                         "are free; name another `cache_dir`, or make room")
+        raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} "
+                         "GiB are free; name another `cache_dir`, or make room")

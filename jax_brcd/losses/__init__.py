@@ -16,6 +16,6 @@ from jax_brcd.losses.sskd import sskd_loss
 
 __all__ = [
     "bernoulli_kl", "bit_agreement", "bits_loss", "brcd_distillation_loss", "cibhash_loss", "cibhash_terms", "crcd_loss",
-    "crd_loss", "kl_distillation_loss", "mse_loss", "nt_xent", "packd_loss", "pkt_loss", "rkd_loss", "similarity_loss", "sp_loss",
-    "sskd_loss",
+    "crd_loss", "kl_distillation_loss", "mse_loss", "nt_xent", "packd_loss", "pkt_loss", "rkd_loss", "similarity_loss",
+    "sp_loss", "sskd_loss",
 ]

@@ -1,4 +1,5 @@
-"""Hinton's distillation on codes: the softened distribution over bits of the student against the teacher's (arXiv 1503.02531)."""
+"""Hinton's distillation on codes: the softened distribution over bits of the student against the teacher's (arXiv
+1503.02531)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""What the contrastive methods with a memory share: embeddings, banks of them, and noise-contrastive estimation (CRD, section 3)."""
+"""What the contrastive methods with a memory share: embeddings, banks of them, and noise-contrastive estimation (CRD, section
+3)."""
 
 from collections.abc import Callable, Mapping
 
@@ -56,7 +57,8 @@ def settle_normaliser(
 def noise_contrastive_loss(
     scores: Float[Array, "rows choices"], n_images: int, valid: Bool[AnyArray, "rows"] | None = None
 ) -> Float[Array, ""]:
-    """Noise-contrastive estimation with the true choice first, noise uniform over the images (CRD, equation 18; Wu et al., 2018).
+    """Noise-contrastive estimation with the true choice first, noise uniform over the images (CRD, equation 18; Wu et al.,
+    2018).
 
     Args:
         scores: positive and normalised; the first of a row is its own image's, the others are noise.

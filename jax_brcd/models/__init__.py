@@ -17,6 +17,8 @@ from jax_brcd.models.layouts.torchvision import torchvision_tensors
 from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones
 from jax_brcd.runtime.errors import InputError
 
+MOST_BITS = 2**16  # of a code; a head of more would be larger than any backbone
+
 for family in (vit, resnet, efficientnet, mobilenet, convnext):
     for name, variant in family.VARIANTS.items():
         BACKBONES.register(name)(variant)
@@ -44,10 +46,12 @@ def create_hash_model(name: str, bits: int, *, rngs: nnx.Rngs | None = None, dty
     """A backbone with a hash head of `bits` bits; it maps images to logits (batch, bits).
 
     Raises:
-        InputError: for an unknown name or bits < 1.
+        InputError: for an unknown name, bits < 1 or more than MOST_BITS.
     """
     if bits < 1:
         raise InputError("a code needs at least one bit; give 1 or more", field="bits", value=bits)
+    if bits > MOST_BITS:
+        raise InputError(f"too many for a code; give {MOST_BITS} or less", field="bits", value=bits)
     rngs = rngs or nnx.Rngs(0)
     return HashModel(create_backbone(name, rngs=rngs, dtype=dtype), bits, rngs=rngs)
 

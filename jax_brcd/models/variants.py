@@ -14,6 +14,8 @@ from jax_brcd.runtime.registry import Registry, unknown_name
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
+LARGEST = 4096  # pixels of a side that a model sees, or that an image is resized to: beyond it one view takes gigabytes
+SMALLEST_STD, LARGEST_COLOUR = 1e-6, 1e6  # beyond these, normalised pixels are no longer numbers that a model can add
 DIGEST = re.compile(r"-([0-9a-f]{8,64})$")  # what torchvision's file names end in
 
 
@@ -22,8 +24,8 @@ class Preprocessing:
     """How an image is made ready for a model: the fields are those of `evaluation_views`.
 
     Raises:
-        InputError: for a size below 1, a resize below the size, a deviation that is not positive, numbers that are not three
-            finite ones, an unknown interpolation.
+        InputError: for a size below 1, a resize below the size, sizes beyond LARGEST, a deviation that is not positive, numbers
+            that are not three of a usable size, an unknown interpolation.
     """
 
     size: int  # pixels of the square that the model sees
@@ -35,14 +37,15 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
-        if not all(deviation > 0 for deviation in self.std):
-            raise InputError("pixels are divided by it; give numbers above 0", field="std", value=self.std)
-        if not _whole(self.size) or self.size < 1:
-            raise InputError("not a number of pixels; give a whole number, 1 or more", field="size", value=self.size)
-        if self.resize is not None and (not _whole(self.resize) or self.resize < self.size):
-            raise InputError(f"a square of {self.size} pixels cannot be cut from it; give {self.size} or more, or none",
+        if not all(deviation >= SMALLEST_STD for deviation in self.std):
+            raise InputError(f"pixels are divided by it; give numbers above 0, {SMALLEST_STD} or more", field="std",
+                             value=self.std)
+        if not _whole(self.size) or not 1 <= self.size <= LARGEST:
+            raise InputError(f"not a number of pixels; give a whole number from 1 to {LARGEST}", field="size", value=self.size)
+        if self.resize is not None and (not _whole(self.resize) or not self.size <= self.resize <= LARGEST):
+            raise InputError(f"a square of {self.size} pixels cannot be cut from it; give {self.size} to {LARGEST}, or none",
                              field="resize", value=self.resize)
-        if self.interpolation not in INTERPOLATIONS:
+        if str(self.interpolation) not in INTERPOLATIONS:
             raise InputError(unknown_name("interpolation", str(self.interpolation), INTERPOLATIONS), field="interpolation")
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,11 +75,11 @@ def _whole(number: Any) -> bool:
 
 def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
     try:
-        numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError):
+        numbers = () if isinstance(values, str) else tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
-    if len(numbers) != 3 or not all(-1e30 < number < 1e30 for number in numbers):
-        raise InputError("give three numbers, of red, green and blue", field=name, value=values)
+    if len(numbers) != 3 or not all(abs(number) <= LARGEST_COLOUR for number in numbers):
+        raise InputError("give three numbers, of red, green and blue in [0, 1]", field=name, value=values)
     return numbers
 
 

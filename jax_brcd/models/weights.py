@@ -1,7 +1,9 @@
 """Weight files, safetensors and PyTorch's own, read without executing what is in them; and downloads by tag."""
 
+import hashlib
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
     """The weights of a backbone under a tag, such as "imagenet", fetched into `folder` when absent.
 
     Raises:
-        InputError: for an unknown backbone, one that has no weights under that tag, or offline.
+        InputError: for an unknown backbone, one that has no weights under that tag, a file that is damaged, or offline.
     """
     known = BACKBONES[name].weights
     if tag not in known:
@@ -43,10 +45,21 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
     weights = known[tag]
     path = as_path(folder) / weights.file_name
     if path.exists():
+        _check_digest(path, weights.digest)
         return path
     from jax_brcd.data.download import download
 
     return download(weights.url, path, algorithm="sha256", checksum=weights.digest, progress=progress)
+
+
+def _check_digest(path: pathlib.Path, begins: str) -> None:
+    """Raises InputError for a file that was cut or overwritten since it was fetched, or is another that was put in its
+    place."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[: len(begins)]
+    if found != begins:
+        raise InputError(f"{path}: damaged, or another file (sha256 {found} instead of {begins}); delete it to have it fetched "
+                         "again")
 
 
 def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:
@@ -112,7 +125,9 @@ def _read_torch(path: pathlib.Path) -> WeightFile:
         raise InputError(f"{path}: reading it needs PyTorch; pip install 'jax_brcd[torch]', or give .safetensors") from None
     with open(path, "rb") as file:
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of old forms of files and of what pickles name: it is read, or refused below
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # damaged bytes make the restricted unpickler raise almost anything
             raise InputError(f"{path}: truncated, or more than tensors in it; fetch it again, "
                              "or save model.state_dict() alone") from None

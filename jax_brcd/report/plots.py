@@ -1,6 +1,7 @@
 """Plots of a run, each a function from plain arrays to a matplotlib figure."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+# Widths in points, and how lines are broken: on, off, ... in widths
+STROKES = ((3.2, "-"), (1.8, (0, (4, 3))), (1.6, (0, (1, 2))), (1.4, (0, (7, 2, 1, 2))), (1.2, (0, (2, 6))))
 SERIES = {"teacher": (GRAY, "-"), "student symmetric": (BLUE, "-"), "student asymmetric": (ORANGE, "--")}
 
 
@@ -41,10 +44,13 @@ def loss_curves(history: list[dict[str, Any]]) -> "Figure":
 
 
 def _lines(axis, records: list[dict[str, Any]], names: list[str], title: str) -> None:
-    for color, name in zip((BLUE, ORANGE, GREEN, VERMILION, GRAY) * len(names), names, strict=False):
+    """A line a name, each thinner than the one before and broken in its own way: of lines that coincide, as a loss does with
+    its only large part, all show."""
+    for color, (width, style), name in zip(itertools.cycle((BLUE, ORANGE, GREEN, VERMILION, GRAY)), itertools.cycle(STROKES),
+                                           names, strict=False):
         points = [(record["epoch"], record[name]) for record in records if name in record]
-        axis.plot(*zip(*points, strict=True), color=color, label=name.replace("_", " "),
-                  marker="o" if len(points) < 2 or name.endswith("_map") else None, markersize=3)
+        axis.plot(*zip(*points, strict=True), color=color, linewidth=width, linestyle=style, label=name.replace("_", " "),
+                  marker="o" if len(points) < 2 or name.endswith("_map") else None, markersize=2 + width)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("epoch")
     axis.spines[["top", "right"]].set_visible(False)

@@ -69,5 +69,6 @@ def pair_table(queries: str, database: str, score: Mapping[str, float], protocol
         queries, database: what gave the codes. score: the measures by name, as metrics.json holds them.
     """
     k = protocol["k"]
-    lines = [["queries", "database", f"mAP@{k}", f"tie-aware mAP@{k}", f"precision@{k}"], [queries, database, *_measures(score)]]
+    lines = [["queries", "database", f"mAP@{k}", f"tie-aware mAP@{k}", f"precision@{k}"],
+             [queries, database, *_measures(score)]]
     return "\n".join([*aligned(lines), protocol_line({"protocol": protocol})])

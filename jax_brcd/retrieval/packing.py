@@ -1,7 +1,6 @@
 """Codes as bits: what may stand for codes, how they are packed, and packed codes that know their length and code space."""
 
 import dataclasses
-import json
 import operator
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.files import as_path, atomic_path, parse_json
 
 SLAB = 1 << 16  # rows of a code matrix that are looked at together, so that little is needed beside it
 FORMAT = "jax_brcd packed codes"
@@ -261,7 +260,7 @@ def _read_header(path: os.PathLike) -> tuple[int, str | None, tuple[int, int], i
         size = os.fstat(file.fileno()).st_size
         start = 8 + int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
+            header = parse_json(file.read(start - 8)) if 8 < start <= size else {}
             about, tensor = header["__metadata__"], header[TENSOR]
             (rows, width), (begin, end) = tensor["shape"], tensor["data_offsets"]
             whole = min(rows, width) >= 0 and end - begin == rows * width and start + end == size
@@ -269,5 +268,5 @@ def _read_header(path: os.PathLike) -> tuple[int, str | None, tuple[int, int], i
                 raise ValueError
             return int(about["bits"]), about.get("space"), (rows, width), start + begin
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an encoder "
-                             "is given by its folder") from error
+            raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an "
+                             "encoder is given by its folder") from error

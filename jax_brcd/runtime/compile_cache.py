@@ -44,7 +44,7 @@ def use(cache_dir: os.PathLike | str, *, limit_bytes: int = LIMIT_BYTES) -> bool
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
             folder.chmod(0o700)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return False
     _install(ProgramFiles(folder, limit_bytes))
     return True

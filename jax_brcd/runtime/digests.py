@@ -39,6 +39,12 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
             if (value := getattr(settings, field.name)) != field.default}
 
 
+def file_digest(path: os.PathLike | str) -> str:
+    """A digest of the bytes of a file. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
+
+
 def _content(part: Any) -> bytes:
     """What tells `part` from every other value: its kind, its size, and either itself or a digest of it."""
     if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):

@@ -1,7 +1,9 @@
 """What a user did that cannot work, in one line: what, where, how to mend it."""
 
+import contextlib
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 NAMED_SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # a setting that the text of an error names
 
@@ -39,3 +41,20 @@ class UnknownName(InputError, KeyError):
 
 class TrainingDiverged(InputError):
     """A loss that is no longer finite; the last good checkpoint stays as it was."""
+
+
+@contextlib.contextmanager
+def of_setting(field: str, path: os.PathLike | str) -> Iterator[None]:
+    """Names the setting that a path was given by in the errors about what lies there."""
+    try:
+        yield
+    except InputError as error:
+        problem = error.problem if error.field is None else str(error)
+        for told in (str(path), os.path.expanduser(path)):
+            problem = problem.removeprefix(f"{told}: ")
+        raise InputError(problem, field=field, value=path) from None
+    except OSError as error:
+        here = os.path.expanduser(path)
+        if error.filename is None or os.path.commonprefix([os.fsdecode(error.filename), here]) != here:
+            raise
+        raise InputError(f"{error.strerror}; mend the path", field=field, value=path) from None

@@ -29,10 +29,10 @@ def as_path(path: os.PathLike | str) -> pathlib.Path:
     """A path as users give it: text or a Path, `~` being their home.
 
     Raises:
-        InputError: for the home of a user that is not known, and for a NUL character, which no name has.
+        InputError: for the home of a user that is not known, and for a zero byte, which no path has.
     """
-    if "\0" in str(path):
-        raise InputError(f"{str(path)!r}: holds a NUL character, which no file's name does; mend the path")
+    if "\0" in os.fspath(path):
+        raise InputError(f"{str(path)!r}: a path with a zero byte; write it without")
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
@@ -244,7 +244,15 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
 
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
-    return json.loads(as_path(path).read_text())
+    return parse_json(as_path(path).read_text())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON text holds. Raises ValueError for broken text, and for values nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
 
 
 def lock_beside(path: pathlib.Path) -> pathlib.Path:

@@ -6,5 +6,13 @@ from collections.abc import Callable
 Progress = Callable[[str, int, int], None]
 
 
+# (text): what a reader should know at once
+Say = Callable[[str], None]
+
+
 def silent(description: str, done: int, total: int) -> None:
     """Tells nobody."""
+
+
+def unheard(text: str) -> None:
+    """Says nothing."""

@@ -14,6 +14,7 @@ from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.registry import Registry, unknown_name
 
 Number = int | float
+LARGEST = 3e38  # what float32 holds
 
 # Whose each setting is. Groups share one command line and one flat configuration, so a name has one meaning in all of them.
 _OWNERS: dict[str, str] = {"preset": "the run"}
@@ -143,6 +144,8 @@ def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
 
     if not math.isfinite(value):
         refuse("not a finite number; give one")
+    if abs(value) > LARGEST:
+        refuse(f"too large to compute with in 32 bits; give {LARGEST:.0e} or less")
     if rules["low"] is not None and value < rules["low"]:
         refuse(f"too small; give {rules['low']} or more")
     if rules["above"] is not None and value <= rules["above"]:

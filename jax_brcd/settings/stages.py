@@ -6,6 +6,8 @@ import pathlib
 from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
 
+MOST_EPOCHS = 10**6  # steps are counted in 32 bits
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -20,24 +22,25 @@ class DataConfig:
                                choices=("published", "all"))
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
-                        low=2)
+                        low=2, high=2**16)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
-    label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the number "
-                                      "of the one class; to be told where an image has one label alone",
+    label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the "
+                                      "number of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
     max_bad_images: int = option(0, "image files that may be missing or corrupt; they are named and skipped", low=0)
-    decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0)
+    decode_workers: int | None = option(None, "processes that decode image files; 0 for none beside this one", low=0,
+                                        high=2**10)
     resident_mib: int = option(2048, "MiB of training images kept on the device where views are drawn from pixels; more "
                                "of them travel a step at a time", low=0)
-    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where finished stages, compiled programs, decoded images, "
-                                     "kept features and downloads lie, for every run to use again")
+    cache_dir: pathlib.Path = option(pathlib.Path("~/.cache/jax_brcd"), "where finished stages, compiled programs, decoded "
+                                     "images, kept features and downloads lie, for every run to use again")
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """The codes, and the student's contrastive objective."""
 
-    bits: int = option(64, "length of the hash codes, in bits", low=1)
+    bits: int = option(64, "length of the hash codes, in bits", low=1, high=2**16)
     temperature: float = option(0.3, "temperature of the student's contrastive terms", above=0)
     kl_weight: float = option(0.001, "weight of the student's Bernoulli KL term", low=0)
 
@@ -47,13 +50,13 @@ class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
     teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
-    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
-                                  "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
-                                  "'random'; a hash head of as many `bits` that comes with them is kept")
+    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, "
+                                  "'imagenet' (torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
+                                  "images) or 'random'; a hash head of as many `bits` that comes with them is kept")
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
-    pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0)
+    pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0, high=MOST_EPOCHS)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
-                                 "unless told", low=0)
+                                 "unless told", low=0, high=MOST_EPOCHS)
     teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
     teacher_temperature: float = option(0.3, "temperature of the teacher's contrastive terms", above=0)
     teacher_kl_weight: float = option(0.001, "weight of the teacher's Bernoulli KL term", low=0)
@@ -66,7 +69,7 @@ class StudentConfig:
     student: str = option("resnet18", "student's backbone")
     student_weights: str = option("imagenet", "student's weights: a file or an encoder's folder, 'imagenet' or 'random'")
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
-    epochs: int = option(400, "epochs of distillation at most", low=0)
+    epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "Adam's learning rate for the student", above=0)
     validation_interval: int = option(10, "epochs between validations of both searches", low=1)
     patience: int = option(5, "stop after more than this many validations without a gain on either search", low=0)
@@ -79,7 +82,7 @@ class RunConfig:
 
     method: str = option("brcd", "what the student learns from the teacher; a sum of methods is written brcd+rkd")
     method_weights: str | None = option(None, "weight of each part of a sum of methods, as in 1,0.5")
-    batch_size: int = option(64, "images a training step", low=1)
+    batch_size: int = option(64, "images a training step", low=1, high=2**16)
     dtype: str = option("float32", "arithmetic of the encoders; parameters, losses and codes stay float32",
                         choices=("float32", "bfloat16"))
     # Each stage makes one of its own of it, which must be a number of 32 bits: JAX would take larger ones for others
@@ -87,7 +90,8 @@ class RunConfig:
     checkpoint_seconds: float = option(30.0, "seconds of training between checkpoints", low=0)
     compile_cache: bool = option(True, "keep compiled programs under `cache_dir`, so that a later run compiles nothing again")
     out: pathlib.Path | None = option(None, "run directory; the same command goes on with what it holds")
-    processes: int = option(1, "processes of the run, one a host, that share `out` and `cache_dir`; each has all its devices", low=1)
+    processes: int = option(1, "processes of the run, one a host, that share `out` and `cache_dir`; each has all its "
+                               "devices", low=1)
     process_id: int = option(0, "which of the processes this is; process 0 prints and writes", low=0)
     coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
 

@@ -13,13 +13,14 @@ from jax_brcd.models import BACKBONES
 from jax_brcd.models.weights import ENCODER_WEIGHTS
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
-from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, read_json, write_json
+from jax_brcd.runtime.errors import InputError, of_setting
+from jax_brcd.runtime.files import as_path, parse_json, read_json, write_json
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
-LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")  # of what a run leaves
+# Of what a run leaves
+LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")
 HEADER_BYTES = 100_000_000  # of safetensors at most
 
 
@@ -57,10 +58,13 @@ def read_claim(out: pathlib.Path) -> Claim | None:
     Raises:
         InputError: for a directory of something else, and of an older version, which kept no record of its data.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError("is a file; name a folder", field="out", value=out)
     if not (out / CONFIG).exists():
         foreign = [name for name in LEFT if (out / name).exists()]
         if foreign:
-            raise InputError(f"{out}: holds {', '.join(foreign)} and no {CONFIG} of a run, which would be lost; name another `out`")
+            raise InputError(f"{out}: holds {', '.join(foreign)} and no {CONFIG} of a run, which would be lost; name another "
+                             "`out`")
         return None
     try:
         told = read_json(out / CONFIG)
@@ -71,18 +75,30 @@ def read_claim(out: pathlib.Path) -> Claim | None:
     if isinstance(told, dict) and "framework" in told:
         raise InputError(f"{out}: holds a run of torch_ref; name another `out`")
     if isinstance(told, dict) and "settings" not in told:
-        raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, or "
-                         "delete it")
-    if not isinstance(told, dict) or not all(isinstance(told.get(name), dict) for name in ("settings", "data")):
+        raise InputError(f"{out}: written by an older jax_brcd, which kept no record of the data it used; name another `out`, "
+                         "or delete it")
+    if not _is_claim(told):
         raise InputError(f"{out / CONFIG}: broken (no settings and data of a run); name another `out`, or delete the directory")
     return Claim(**{field.name: told[field.name] for field in dataclasses.fields(Claim) if field.name in told})
+
+
+def _is_claim(told: Any) -> bool:
+    """Whether a file says of a run what `Claim.write` does, of every setting a value of a kind that it has."""
+    if not isinstance(told, dict):
+        return False
+    settings, data, continued = told.get("settings"), told.get("data"), told.get("continued", {})
+    return (all(isinstance(part, dict) for part in (settings, data, continued))
+            and all(isinstance(text, str) for text in (*data.values(), *continued.values()))
+            and all(value is None or isinstance(value, bool | int | float | str) for value in settings.values())
+            and all(isinstance(settings.get(name, ""), str) for name in ("method", "teacher_objective"))
+            and all(isinstance(told.get(name, False), bool) for name in ("student", "head_came", "finished")))
 
 
 def check_settings(out: pathlib.Path, config: Config, data: Mapping[str, str], earlier: Claim, *, student: bool) -> None:
     """Raises InputError where `out` holds a run of other settings that cannot be gone on with under these."""
     allowed = _remedies(out) | dict.fromkeys(EXTENDABLE, 1)
     forbidden = {name: pair for name, pair in changes(config, data, earlier, student=student).items()
-                 if name not in allowed or (pair[1] > pair[0]) != (allowed[name] > 0)}
+                 if name not in allowed or not isinstance(pair[0], int | float) or (pair[1] > pair[0]) != (allowed[name] > 0)}
     if forbidden:
         raise InputError(f"{out}: holds a run with {spelled(forbidden)}; name another `out`, or delete it")
 
@@ -119,21 +135,29 @@ def check_data(out: pathlib.Path, data: Mapping[str, str], earlier: Claim) -> No
 
 def continued(out: pathlib.Path, changed: Mapping[str, Any], earlier: Claim) -> dict[str, str]:
     """By stage the folder of a diverged training that a run with these changes goes on from."""
-    found = dict(earlier.continued)
-    if set(changed) & set(_remedies(out)):
-        diverged = read_json(out / DIVERGED)
+    found, diverged = dict(earlier.continued), _diverged(out)
+    if diverged is not None and set(changed) & set(_remedies(out)):
         found[diverged["stage"]] = diverged["folder"]
     return found
 
 
 def _remedies(out: pathlib.Path) -> Mapping[str, int]:
     """The settings that a diverged run may be gone on with, and which way they may change."""
+    diverged = _diverged(out)
+    return {} if diverged is None else REMEDIES.get(diverged["stage"], {})
+
+
+def _diverged(out: pathlib.Path) -> dict[str, str] | None:
+    """What `mark_diverged` said, if anything."""
     if not (out / DIVERGED).exists():
-        return {}
+        return None
     try:
-        return REMEDIES.get(read_json(out / DIVERGED)["stage"], {})
-    except (ValueError, TypeError, KeyError) as error:
+        told = read_json(out / DIVERGED)
+        if not isinstance(told, dict) or not all(isinstance(told.get(name), str) for name in ("stage", "folder")):
+            raise ValueError("no stage and folder of a diverged training")
+    except ValueError as error:
         raise InputError(f"{out / DIVERGED}: broken ({error}); name another `out`, or delete the directory") from None
+    return told
 
 
 def mark_diverged(out: pathlib.Path, error: StageDiverged) -> None:
@@ -168,10 +192,12 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
     """Digests of the files that weights come from, by what they are. Names and what is not there have none."""
     found, named = {}, config.flat()
     for role, setting, backbone in _weights(config)[: 2 if student else 1]:
-        told, path = named[setting], as_path(named[setting])
-        path = path / ENCODER_WEIGHTS if path.is_dir() else path
-        if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
-            found[role] = _tensors_digest(path)
+        told = named[setting]
+        with of_setting(setting, told):
+            path = as_path(told)
+            path = path / ENCODER_WEIGHTS if path.is_dir() else path
+            if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
+                found[role] = _tensors_digest(path)
     return found
 
 
@@ -179,9 +205,10 @@ def _tensors_digest(path: pathlib.Path) -> str:
     """A digest of a file of weights; of safetensors without the notes in its header, whose order is a matter of chance."""
     with open(path, "rb") as file:
         sha = hashlib.sha256()
-        with contextlib.suppress(ValueError, TypeError, AttributeError):  # a broken file is refused where it is read
+        # A broken file is refused where it is read
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
             if path.suffix == ".safetensors":
-                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
+                header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_BYTES)))
                 header.pop("__metadata__", None)
                 sha.update(json.dumps(header, sort_keys=True).encode())
         while piece := file.read(PIECE_BYTES):

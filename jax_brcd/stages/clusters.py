@@ -21,11 +21,12 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
     if needs.clusters is None:
         return TeacherKnowledge(codes), None
     between = published_range(context.dataset.name)
-    folder = context.folder("clusters", {"space": teacher.space, "needs": beyond_defaults(needs.clusters), "range": list(between),
-                                         **context.data_facts("images of train")})
+    folder = context.folder("clusters", {"space": teacher.space, "needs": beyond_defaults(needs.clusters),
+                                         "range": list(between), **context.data_facts("images of train")})
     with folder.held(context.say):
         if not folder.finished:
-            made = TeacherKnowledge.of(codes, needs, seed=context.seed(STUDENT), cluster_range=between, progress=context.progress)
+            made = TeacherKnowledge.of(codes, needs, seed=context.seed(STUDENT), cluster_range=between,
+                                       progress=context.progress)
             if devices.is_first():
                 arrays = {name: np.array(array, order="C") for name, array in made.clustering.arrays().items()}
                 with atomic_path(folder.path / CLUSTERS) as temporary:

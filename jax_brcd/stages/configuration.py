@@ -9,7 +9,7 @@ from jax_brcd.data import DATASETS
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.methods.sums import PLUS, part_settings
 from jax_brcd.models import BACKBONES
-from jax_brcd.runtime.errors import UnknownName
+from jax_brcd.runtime.errors import UnknownName, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings import options
@@ -19,8 +19,8 @@ from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes", "process_id",
-              "coordinator")
+UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
+              "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
 
@@ -118,6 +118,10 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
                                   (BACKBONES, "student", student.student)):
         if name not in registry:
             raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
+    for field, place in (("data_dir", data.data_dir), ("cache_dir", data.cache_dir), ("out", run.out)):
+        if place is not None:
+            with of_setting(field, place):
+                as_path(place)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))

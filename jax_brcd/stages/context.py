@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ from jax_brcd.encoder import HashEncoder, read_config
 from jax_brcd.models import BACKBONES, HashModel
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
-from jax_brcd.runtime.errors import InputError, TrainingDiverged
+from jax_brcd.runtime.errors import InputError, TrainingDiverged, of_setting
 from jax_brcd.runtime.files import as_path, check_folder
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
@@ -32,7 +32,6 @@ ENCODED_PARTS = ("train", "database", "validation", "test")
 NO_FILES = ("random", "held-out")  # what stands in place of weights that a file or a tag gives
 # What a diverged training may be gone on with: settings that are lowered or raised
 REMEDIES = {"student": {"lr": -1, "temperature": 1}, "teacher": {"teacher_lr": -1, "teacher_temperature": 1}}
-Say = Callable[[str], None]
 
 
 class StageDiverged(TrainingDiverged):
@@ -41,10 +40,6 @@ class StageDiverged(TrainingDiverged):
     def __init__(self, problem: str, folder: StageFolder):
         super().__init__(problem)
         self.folder = folder
-
-
-def unheard(text: str) -> None:
-    """Says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +84,13 @@ class Context:
 
     def cache(self, name: str, model: HashModel) -> FeatureCache:
         """The kept features of a model's backbone."""
-        return FeatureCache(self.config.data.cache_dir / "features", name, model.backbone, self.config.run.dtype, self.progress)
+        return FeatureCache(self.config.data.cache_dir / "features", name, model.backbone, self.config.run.dtype, self.progress,
+                            self.say)
 
     def kept_parts(self, cache: FeatureCache) -> KeptParts:
         """The features that a frozen backbone gives for every part."""
-        return KeptParts({name: cache.evaluation(images, **view_of(self.preprocessing)) for name, images in self.parts().items()})
+        return KeptParts({name: cache.evaluation(images, **view_of(self.preprocessing))
+                          for name, images in self.parts().items()})
 
     def pixel_parts(self) -> PixelParts:
         """The pixels of every part, for a backbone that moves."""
@@ -106,9 +103,9 @@ class Context:
     def protocol(self) -> dict[str, Any]:
         """How figures of this run come about, as printed with them."""
         dataset = self.dataset
-        return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test), "database": len(dataset.database),
-                "training": len(dataset.train), "k": self.k, "ties": "stable", "bits": self.config.objective.bits,
-                "seed": self.config.run.seed}
+        return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
+                "database": len(dataset.database), "training": len(dataset.train), "k": self.k, "ties": "stable",
+                "bits": self.config.objective.bits, "seed": self.config.run.seed}
 
     def data_facts(self, *parts: str) -> dict[str, str]:
         """The digests of some parts, for the names of stages."""
@@ -177,7 +174,10 @@ def brought_teacher(config: Config) -> dict[str, Any] | None:
     """
     weights = config.teacher.teacher_weights
     named = weights in NO_FILES or weights in BACKBONES[config.teacher.teacher].weights
-    return read_config(weights) if not named and as_path(weights).is_dir() else None
+    if named or not as_path(weights).is_dir():
+        return None
+    with of_setting("teacher_weights", weights):
+        return read_config(weights)
 
 
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
@@ -214,9 +214,12 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
     usual = BACKBONES[config.teacher.teacher].preprocessing
-    preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
-                     else Preprocessing.from_dict(brought["preprocessing"]))
-    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean, std=preprocessing.std)
+    preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
+    if brought is not None:
+        with of_setting("teacher_weights", config.teacher.teacher_weights):
+            preprocessing = Preprocessing.from_dict(brought["preprocessing"])
+    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean,
+                      std=preprocessing.std)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
     context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)

@@ -106,7 +106,8 @@ def _source(context: Context, model: HashModel, needs: Needs, partners: np.ndarr
 
 
 def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[str, Any]:
-    """The function that scores a training state by mAP@k of the searches with the validation queries; nothing without labels."""
+    """The function that scores a training state by mAP@k of the searches with the validation queries; nothing without
+    labels."""
     dataset = context.dataset
     if not dataset.labelled:
         return {}

@@ -86,7 +86,8 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
     if devices.is_first():
         results.save_codes(folder.path / CODES, codes, dataset)
         results.save_curves(folder.path / CURVES, {name: score.curve for name, score in scores.items()})
-        write_json(folder.path / METRICS, results.metrics(context.protocol(), scores=scores, costs=costs, remarks=teacher.remarks))
+        write_json(folder.path / METRICS, results.metrics(context.protocol(), scores=scores, costs=costs,
+                                                          remarks=teacher.remarks))
     folder.finish()
 
 
@@ -128,8 +129,8 @@ def evaluate_pair(
     else:
         codes = database
         if len(codes) != len(dataset.database):
-            raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; give the "
-                             "codes of these images in their order", field="database")
+            raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; "
+                             "give the codes of these images in their order", field="database")
     found = queries.encode(dataset.test.images, progress=progress)
     return evaluate_search(found, codes, dataset.test.labels, dataset.database.labels, k), codes
 

@@ -1,7 +1,7 @@
 """Stage folders: what a stage gave, under a name made of all that it depends on, so that every later run finds it.
 
-A folder is finished once it holds `stage.json`, which is written last. Settings enter the name only where they differ from their
-defaults, so settings that are added later leave the names of older folders as they are.
+A folder is finished once it holds `stage.json`, which is written last. Settings enter the name only where they differ from
+their defaults, so settings that are added later leave the names of older folders as they are.
 """
 
 import contextlib
@@ -18,9 +18,18 @@ from typing import Any
 from safetensors import SafetensorError
 
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.digests import digest
+from jax_brcd.runtime.digests import digest, file_digest
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, lock_beside, locked, make_folder, read_json, replacing_folder, write_json
+from jax_brcd.runtime.files import (
+    atomic_path,
+    lock_beside,
+    locked,
+    make_folder,
+    parse_json,
+    read_json,
+    replacing_folder,
+    write_json,
+)
 
 FORMAT = 1  # to be raised when the same dependencies come to give another result
 UNFINISHED = "*.orbax-checkpoint-tmp"  # how Orbax calls what it has not committed yet
@@ -70,6 +79,20 @@ class StageFolder:
         """What `finish` was told."""
         return read_json(self.path / RECORD)["gave"]
 
+    def _files(self) -> dict[str, str]:
+        """The digest of each file of the result, by its path in the folder."""
+        found = [path for path in sorted(self.path.rglob("[!.]*")) if path.is_file()]
+        names = [path.relative_to(self.path) for path in found]
+        return {str(name): file_digest(path) for name, path in zip(names, found, strict=True)
+                if name.parts[0] not in (CHECKPOINTS, RECORD) and not name.parts[0].startswith(".")}
+
+    def _check(self) -> None:
+        """Raises ValueError where a file of the result is not what was written. Folders of older versions have no digests."""
+        there, told = self._files(), read_json(self.path / RECORD).get("files", {})
+        changed = [name for name, written in told.items() if there.get(name) != written]
+        if changed:
+            raise ValueError(f"{changed[0]} is {'not what was written' if changed[0] in there else 'gone'}")
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Reads what a finished folder holds.
@@ -78,8 +101,10 @@ class StageFolder:
             InputError: where that is damaged or in part deleted.
         """
         try:
+            self._check()
             yield
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, StopIteration, zipfile.BadZipFile,
+                SafetensorError) as error:
             said = error.problem if isinstance(error, InputError) else " ".join(str(error).split())
             raise InputError(f"{self.path}: finished once, and damaged since ({said}); delete that folder to make it "
                              "again") from error
@@ -88,12 +113,13 @@ class StageFolder:
         """Marks the folder as whole, with facts about the result. The first process writes it."""
         if devices.is_first():
             write_json(self.path / RECORD, {"stage": self.stage, "depends_on": dict(self.depends_on), "epochs": self.epochs,
-                                            "gave": gave})
+                                            "gave": gave, "files": self._files()})
         devices.wait_for_all(self.name)
 
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says so."""
+        """Keeps other runs that want the same result waiting until this one has made it, or has ended; a run that waits says
+        so."""
         waits = functools.partial(say, f"Another run is at work on {self.path}; this one waits for it.")
         with _lock_of(self.path, waits) if devices.is_first() else contextlib.nullcontext():
             make_folder(self.path)
@@ -140,5 +166,8 @@ def write_history(path: pathlib.Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """What `write_history` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """What `write_history` wrote. Raises ValueError for anything else."""
+    records = [parse_json(line) for line in path.read_text().splitlines()]
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path.name}: a line that is no record")
+    return records

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
 from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
 
@@ -56,7 +56,7 @@ def build(
     if weights == "random":
         return Built(model, (), False)
     tagged = BACKBONES[name].weights.get(str(weights))
-    try:
+    with of_setting(option, weights):
         if tagged is not None or weights == "imagenet":
             path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
             load_state(model.backbone, read_weights(path), layout=tagged.layout)
@@ -64,9 +64,6 @@ def build(
         file = read_weight_file(weights)
         _check_model(file, name)
         loaded = load_state(model, file.tensors, any_head=True)
-    except InputError as error:
-        problem = error.problem.removeprefix(f"{weights}: ").removeprefix(f"{as_path(weights)}: ")
-        raise InputError(problem, field=option, value=weights) from None
     came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
     return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
                  loaded.head)

@@ -63,7 +63,8 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
     config, held_out = context.config, context.dataset.pretraining
     folder = context.folder("pretraining", {
         "backbone": config.teacher.teacher, "batch_size": config.run.batch_size, "epochs": config.teacher.pretraining_epochs,
-        "views": context.plan_of(held_out.images).facts(), **context.data_facts("images of pretraining", "labels of pretraining")})
+        "views": context.plan_of(held_out.images).facts(),
+        **context.data_facts("images of pretraining", "labels of pretraining")})
     with folder.held(context.say):
         if folder.finished:
             context.say(f"Pretraining: taken from {folder.path}.")

@@ -12,13 +12,13 @@ from flax import nnx
 
 from jax_brcd import __version__
 from jax_brcd.models import BACKBONES
-from jax_brcd.report import SKIPPED, Report, results, write_report
+from jax_brcd.report import SKIPPED, Report, results, results_table, write_report
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, check_folder, lock_beside, locked, read_json, write_json
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.claim import (
     Claim,
     changes,
@@ -33,7 +33,7 @@ from jax_brcd.stages.claim import (
     weights_digests,
 )
 from jax_brcd.stages.configuration import Config
-from jax_brcd.stages.context import STUDENT, TEACHER, Context, Say, StageDiverged, load_context, unheard
+from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, load_context
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
@@ -82,7 +82,7 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         changed = changes(config, data, earlier, student=student)
         if changed and not student:
             check_no_student(out, changed)
-        metrics = _finished(out, earlier, student=student) if not changed else None
+        metrics = _finished(out, earlier, student=student, labelled=context.dataset.labelled) if not changed else None
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
@@ -107,7 +107,7 @@ def _alone(out: pathlib.Path, say: Say) -> Iterator[None]:
     waits = functools.partial(say, f"Another run is at work in {out}; this one waits for it.")
     with contextlib.ExitStack() as held:
         if devices.is_first():
-            with contextlib.suppress(PermissionError, NotADirectoryError):  # what cannot be written here is told where it matters
+            with contextlib.suppress(PermissionError, NotADirectoryError):  # told where it matters
                 held.enter_context(locked(lock_beside(place), waits))
         yield
 
@@ -133,7 +133,7 @@ def _carry_out(
     return dict(found.metrics)
 
 
-def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, Any] | None:
+def _finished(out: pathlib.Path, earlier: Claim, *, student: bool, labelled: bool) -> dict[str, Any] | None:
     """The metrics of a run that has ended and is whole."""
     roles = ("teacher", *(f"student_{search}" for search in SEARCHES if student))
     files = [METRICS, HISTORY, CODES, PAGE, *(f"{role}{file}" for role in roles
@@ -142,8 +142,10 @@ def _finished(out: pathlib.Path, earlier: Claim, *, student: bool) -> dict[str, 
     if not devices.agreed(whole):
         return None
     try:
-        return read_json(out / METRICS)
-    except ValueError:
+        metrics = read_json(out / METRICS)
+        results_table(metrics)
+        return metrics if "protocol" in metrics and ("teacher" in metrics) == labelled else None
+    except (ValueError, TypeError, LookupError, AttributeError):
         return None  # is written anew
 
 
@@ -165,8 +167,8 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     for (name, _, option, _), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone
         if backbone.fixed_size and backbone.image_size != size:
-            raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of that "
-                             "size or a convolutional one", field=option.removesuffix("_weights"), value=name)
+            raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of "
+                             "that size or a convolutional one", field=option.removesuffix("_weights"), value=name)
     if not (built[0].head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
         check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)
@@ -198,8 +200,8 @@ def views_notes(context: Context, student: Built) -> list[str]:
         return []
     if context.plan.kept is None:
         views = context.config.data.views
-        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, and "
-                "train far faster."]
+        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, "
+                "and train far faster."]
     normalised = "; its batch norm runs on its running averages, where `fresh_views` take each batch's statistics"
     return [f"The frozen student encodes {context.plan.kept} views of each image once"
             f"{normalised if nnx.state(student.model, nnx.BatchStat) else ''}."]
@@ -234,7 +236,8 @@ def _write(
 
 
 def _flat_copy(out: pathlib.Path, name: str) -> None:
-    """The encoder's weights once more as `name`.safetensors, the file that PyTorch users load; no copy where links are possible."""
+    """The encoder's weights once more as `name`.safetensors, the file that PyTorch users load; no copy where links are
+    possible."""
     with atomic_path(out / f"{name}.safetensors") as temporary:
         temporary.unlink()
         try:

@@ -111,8 +111,8 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
             context.say(f"Teacher: taken from {folder.path}.")
         else:
             trained = [] if built.head_came and epochs == 0 else _train_head(context, folder, model, epochs)
-            encoder = create_encoder(model, config.teacher.teacher, context.preprocessing, bits=config.objective.bits, role=ROLE,
-                                     space=space, dtype=config.run.dtype)
+            encoder = create_encoder(model, config.teacher.teacher, context.preprocessing, bits=config.objective.bits,
+                                     role=ROLE, space=space, dtype=config.run.dtype)
             if devices.is_first():
                 encoder.save(folder.path / ENCODER)
                 write_history(folder.path / HISTORY, trained)

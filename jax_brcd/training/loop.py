@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jax_brcd.runtime import devices, interruption
-from jax_brcd.runtime.errors import TrainingDiverged
+from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.training.checkpoints import Checkpoints
@@ -231,12 +231,25 @@ class _Course:
         if restored is not None:
             arrays, told = restored
             self.state, best = arrays["state"], arrays["best"]
-            self.epoch, self.begun = told["epoch"], told.get("begun", NOT_BEGUN)
-            self.stopping, self.history = EarlyStopping(told["best"], told["misses"]), told["history"]
+            self._take(told)
         self.best = on_host(best)
         self.on_disk = restored is not None
         self.unsaved: TrainState | None = None  # the state at the last epoch's end, on the host, where the disk lacks it
         self.saved_at = time.monotonic()
+
+    def _take(self, told: Any) -> None:
+        """Goes on from what a checkpoint tells. Raises InputError where it tells something else than `save` did."""
+        try:
+            self.epoch, self.begun = told["epoch"], told.get("begun", NOT_BEGUN)
+            self.stopping, self.history = EarlyStopping(told["best"], told["misses"]), told["history"]
+            counts = (self.epoch, self.stopping.misses, self.begun["step"])
+            if not (all(type(count) is int and count >= 0 for count in counts) and len(self.history) == self.epoch
+                    and isinstance(self.begun["metrics"], dict)
+                    and all(isinstance(score, float) for score in self.stopping.best.values())):
+                raise ValueError
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise InputError(f"{self.checkpoints.directory}: damaged (its progress is not that of a training); delete that "
+                             "directory to train the stage again") from None
 
     @property
     def finished(self) -> bool:
@@ -342,7 +355,8 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
     """
     began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
     task, source, schedule = stage.task, stage.source, stage.schedule
-    batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed, views=source.kept_views)
+    batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed,
+                            views=source.kept_views)
     key = devices.replicate(jax.random.fold_in(jax.random.key(schedule.seed), course.epoch))
     before = course.begun["metrics"]
 

@@ -1,11 +1,13 @@
 """Kept features: what a frozen backbone gives for images and their views is encoded once and reused by every later run.
 
 A folder of the cache is named by a digest of all that the features depend on, so it never has to be invalidated. Each
-view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at.
+view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at. A file ends in a digest of
+its features: what was cut or overwritten is encoded anew.
 """
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 
@@ -20,7 +22,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.files import as_path, atomic_path
 from jax_brcd.runtime.precision import in_32_bits
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
 from jax_brcd.views.encoding import Colour, encode, stream
@@ -43,6 +45,7 @@ class FeatureCache:
     backbone: nnx.Module
     dtype: str
     progress: Progress = silent
+    say: Say = unheard  # told of damage
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -62,7 +65,7 @@ class FeatureCache:
         """
         view = (size,) if resize is None else (size, resize)
         path = self._folder("evaluation", images, *view, *sorted(colours.items())) / "images.npy"
-        if self._lacks(path):
+        if self._lacks(path, len(images), np.float32):
             self._save(path, encode(self.backbone, images, size=size, resize=resize, **colours,
                                     description=f"{self.name} images", progress=self.progress))
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -88,7 +91,7 @@ class FeatureCache:
 
     def _view(self, folder, images, number: int, count: int, drawing: "Drawing", partners: np.ndarray) -> np.ndarray:
         path = folder / f"view_{number:04d}.npy"
-        if self._lacks(path):
+        if self._lacks(path, len(images), np.uint16):
             graph, state, key = devices.replicate((*nnx.split(self.backbone), drawing.key))
             everyone = np.arange(len(images), dtype=np.int32)
             sources = [np.asarray(source) for source in drawing.sources(everyone, number, partners)]
@@ -105,15 +108,45 @@ class FeatureCache:
             self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 
-    def _lacks(self, path: pathlib.Path) -> bool:
+    def _lacks(self, path: pathlib.Path, rows: int, dtype: type) -> bool:
         """Whether features are yet to be encoded, by all processes together."""
-        return not devices.agreed(path.exists())
+        there = devices.is_first() and path.exists()
+        whole = there and is_whole(path, rows, dtype)
+        if there and not whole:
+            self.say(f"{path}: damaged; its features are encoded anew.")
+        return not devices.agreed(whole)
 
     def _save(self, path: pathlib.Path, features: np.ndarray) -> None:
         if devices.is_first():
             with atomic_path(path) as temporary:
-                np.save(temporary, features, allow_pickle=False)
+                write_features(temporary, features)
         devices.wait_for_all(str(path))
+
+
+def write_features(path: pathlib.Path, features: np.ndarray) -> None:
+    """Writes an array as NumPy does, and behind it the digest that NumPy does not look at."""
+    features = np.ascontiguousarray(features)
+    with open(path, "wb") as file:
+        np.save(file, features, allow_pickle=False)
+        file.write(_digest(features))
+
+
+def is_whole(path: pathlib.Path, rows: int, dtype: type) -> bool:
+    """Whether a file holds features of so many images, as they were written. Files of older versions have no digest."""
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        if features.ndim != 2 or len(features) != rows or features.dtype != dtype or not features.flags.c_contiguous:
+            return False
+        with open(path, "rb") as file:
+            file.seek(features.offset + features.nbytes)
+            written = file.read()
+        return written in (b"", _digest(features))
+    except Exception:  # a damaged header makes NumPy raise almost anything
+        return False
+
+
+def _digest(features: np.ndarray) -> bytes:
+    return hashlib.sha256(features.reshape(-1).view(np.uint8).data).digest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,8 @@ class ViewPlan:
         return Source(KeptFeatures(jnp.asarray(self.features(cache)), derived), len(self.images), self.kept)
 
     def features(self, cache: FeatureCache, **made: Any) -> np.ndarray:
-        """The features that a frozen backbone gives for every kept view, or for what is `made` of it (see FeatureCache.views)."""
+        """The features that a frozen backbone gives for every kept view, or for what is `made` of it (see
+        FeatureCache.views)."""
         return cache.views(self.images, self.kept, key=self.key, config=self.config, **made)
 
     def facts(self) -> dict[str, Any]:

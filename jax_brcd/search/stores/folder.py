@@ -17,7 +17,7 @@ import numpy as np
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.packing import Codes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path, make_folder
+from jax_brcd.runtime.files import as_path, atomic_path, make_folder, parse_json
 from jax_brcd.search.stores.base import (
     Attributes,
     CodeKind,
@@ -154,7 +154,10 @@ def _read_items(path: pathlib.Path) -> Items:
             about, codes, described = file.metadata() or {}, file.get_tensor("codes"), file.get_tensor("items")
         if about.get("format") != FORMAT:
             raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
-        ids, attributes = json.loads(described.tobytes())
+        ids, attributes = parse_json(described.tobytes())
+        checked_ids(ids)
+        if not all(isinstance(each, dict) for each in attributes):
+            raise ValueError("attributes that are no mapping of names to values")
         if not len(ids) == len(attributes) == len(codes):
             raise ValueError(f"{len(ids)} ids, {len(attributes)} attributes and {len(codes)} codes")
         return Items(ids, PackedCodes(codes, int(about["bits"]), about.get("space")), attributes)

@@ -1,4 +1,5 @@
-"""ITQ, iterative quantisation (Gong and Lazebnik, CVPR 2011; Gong et al., TPAMI 2013): principal components, rotated to their signs."""
+"""ITQ, iterative quantisation (Gong and Lazebnik, CVPR 2011; Gong et al., TPAMI 2013): principal components, rotated to their
+signs."""
 
 import dataclasses
 
@@ -13,7 +14,8 @@ from jax_brcd.settings.options import option
 def iterative_quantisation(
     projected: Float[np.ndarray, "images bits"], rotation: Float[np.ndarray, "bits bits"], iterations: int
 ) -> tuple[Float[np.ndarray, "bits bits"], list[float]]:
-    """The rotation R that brings the points V near to their signs, by turns B = sign(V R) and R = argmin |B - V R| (section 3.2).
+    """The rotation R that brings the points V near to their signs, by turns B = sign(V R) and R = argmin |B - V R| (section
+    3.2).
 
     Returns:
         The rotation, and the quantisation error |sign(V R) - V R|^2 / images before the first iteration and after each.
