@@ -1,8 +1,6 @@
 """Image files that Pillow warns of, and those that are none: read, or refused in one line; never a warning beside it."""
 
 import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np

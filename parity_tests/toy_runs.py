@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from jax_brcd.models import BACKBONES, Preprocessing, Variant
+from jax_brcd.report import page
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages import context
 from jax_brcd.stages.configuration import create_config
@@ -38,9 +39,14 @@ class Toy(nnx.Module):
 
 
 @contextlib.contextmanager
-def toys():
-    """The registry of backbones with three toys in it, as it was before afterwards."""
+def toys(*, plots=False):
+    """The registry of backbones with three toys in it, as it was before afterwards.
+
+    Reports are written without their plots, which take most of the time of so small a run, unless told.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        if not plots:
+            patch.setattr(page, "figures", lambda report: {})
         patch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
         own = Preprocessing(PIXELS, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.35))
         for name, width in (("toy", 8), ("small_toy", 5), ("other_toy", 7)):
