@@ -70,20 +70,46 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     model.set_submodule(head_name(model), head)
 
 
-def new_head(name: str, features: int, outputs: int) -> nn.Module:
-    """An untrained head: a linear layer; two with a ReLU between them where it stands on a classifier's logits."""
+def new_head(name: str, features: int, outputs: int, form: str | None = None) -> nn.Module:
+    """An untrained head: of a `form` of HASHCODERS, or a linear layer; two with a ReLU between them where it stands on a
+    classifier's logits."""
+    if form is not None:
+        return HASHCODERS[form](features, outputs)
     last = nn.Linear(features, outputs)
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), last) if name in ON_LOGITS else last
 
 
-def create_hash_model(name: str, bits: int) -> nn.Module:
+def hashcoder(*layers: nn.Module) -> nn.Sequential:
+    """CroVCA's head: its linear layers begin as truncated normal numbers, their biases at 0."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+def small_hashcoder(d: int, bits: int) -> nn.Sequential:
+    """Features (B, d) to logits (B, bits)."""
+    return hashcoder(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, bits), nn.BatchNorm1d(bits))
+
+
+def large_hashcoder(d: int, bits: int) -> nn.Sequential:
+    """Features (B, d) to logits (B, bits)."""
+    h = max(2 * d, 2048)
+    return hashcoder(nn.Linear(d, h), nn.GELU(), nn.Linear(h, h), nn.GELU(), nn.Linear(h, bits), nn.BatchNorm1d(bits))
+
+
+HASHCODERS = {"hashcoder_small": small_hashcoder, "hashcoder_large": large_hashcoder}
+
+
+def create_hash_model(name: str, bits: int, form: str | None = None) -> nn.Module:
     """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer."""
     model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if name in ON_LOGITS:
-        model.classifier.append(new_head(name, classifier.out_features, bits))
+        model.classifier.append(new_head(name, classifier.out_features, bits, form))
     else:
-        set_head(model, new_head(name, classifier.in_features, bits))
+        set_head(model, new_head(name, classifier.in_features, bits, form))
     return model
 
 
