@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth
 
-from jax_brcd.models.weights import imagenet_weights, read_weights
+from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
 
 # Of the others 224
 IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
@@ -103,13 +103,15 @@ HASHCODERS = {"hashcoder_small": small_hashcoder, "hashcoder_large": large_hashc
 
 
 def create_hash_model(name: str, bits: int, form: str | None = None) -> nn.Module:
-    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer."""
+    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the
+    head's `form`, None for its own."""
     model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if name in ON_LOGITS:
         model.classifier.append(new_head(name, classifier.out_features, bits, form))
     else:
         set_head(model, new_head(name, classifier.in_features, bits, form))
+    model.form = form
     return model
 
 
@@ -118,6 +120,12 @@ def train(model: nn.Module, *, whole: bool) -> None:
     for module in model.train().modules():
         if not whole and isinstance(module, (nn.Dropout, StochasticDepth)):
             module.eval()
+
+
+def form_of(weights: str) -> str | None:
+    """The form of the head that a file of weights says it has; None for the backbone's own, and where it says nothing."""
+    path = pathlib.Path(weights).expanduser()
+    return read_weight_file(path).metadata.get("head") if path.exists() else None
 
 
 def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> bool:
