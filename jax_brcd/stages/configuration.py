@@ -110,7 +110,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         preset = chosen
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset] if preset else {}, settings):
-        proposed = proposals(OBJECTIVES.get(layer.get("teacher_objective")))
+        named = layer.get("teacher_objective")
+        proposed = proposals(OBJECTIVES.get(named)) if isinstance(named, str) else {}
         merged |= {**proposed, **({"fresh_views": False} if "views" in layer else {}), **layer}
     known = {field.name: stage for stage in STAGES for field in options.settings_of(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
