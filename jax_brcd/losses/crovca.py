@@ -37,6 +37,7 @@ def coding_rate(
     # Both products have the same determinant, and padding adds rows of zeros. In full float32 where a device would round
     # its operands: what the largest eigenvalues lose may be more than the 1 of the identity.
     sides = (rows.T, rows) if bits <= len(logits) else (rows, rows.T)
-    products = jnp.eye(len(sides[0]), dtype=rows.dtype) + bits / (count * epsilon) * jnp.matmul(*sides, precision="highest")
-    half = jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(products))))  # of the logarithm of the determinant
+    identity = jnp.eye(len(sides[0]), dtype=rows.dtype)
+    factor = jnp.linalg.cholesky(identity + bits / (count * epsilon) * jnp.matmul(*sides, precision="highest"))
+    half = jnp.sum(jnp.log(jnp.sum(factor * identity, axis=1)))  # of the logarithm of the determinant
     return -(bits + count) / (bits * count) * half

@@ -5,7 +5,6 @@ import pathlib
 
 from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
-from jax_brcd.views.recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +22,8 @@ class DataConfig:
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
-    view_recipe: str = option("brcd", "how views are drawn: brcd, as published, or crovca (Moummad et al.), with wider crops, more hue, "
-                              "seldom blurred and now and then solarised", choices=tuple(RECIPES))
+    view_recipe: str = option("brcd", "how views are drawn: brcd, as published, or crovca, with wider crops and more hue, seldom "
+                              "blurred and now and then solarised")
     label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the number "
                                       "of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
