@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from toy_runs import assert_same_tensors, history, name_of, refusal, stages, tiny, toys, words
+from toy_runs import OPTIONS, assert_same_tensors, history, name_of, refusal, stages, tiny, toys
 
 import jax_brcd
 from jax_brcd import distill
+from jax_brcd.data import load_dataset
 from jax_brcd.encoder import load
 from jax_brcd.models import model_state
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages.configuration import create_config, create_parser
 from jax_brcd.stages.run import run_teacher
+from jax_brcd.student import made_by
 from jax_brcd.teachers.objectives import OBJECTIVES, proposals
 from torch_ref import distill as torch_distill
 from torch_ref import models as torch_models
@@ -46,8 +48,6 @@ def whole(cache, tmp_path_factory):
 
 
 def teacher_alone(out, cache, **settings):
-    from toy_runs import OPTIONS
-
     return run_teacher(create_config(**OPTIONS | CROVCA | {"out": out, "cache_dir": cache, "teacher_epochs": 2} | settings))
 
 
@@ -101,32 +101,30 @@ def test_a_run_trains_the_head_with_its_batch_norm_and_teaches_a_student(whole, 
     losses = [record for record in history(out) if record["stage"] == "teacher"]
     assert {"alignment", "coding_rate"} <= set(losses[0]) and losses[1]["loss"] < losses[0]["loss"]
     with np.load(out / "codes.npz") as arrays:
-        packed = teacher.encode(distill_images(cache)).packed
+        packed = teacher.encode(queries(cache)).packed
         np.testing.assert_array_equal(arrays["teacher_test"][:5], packed[:5])
     config = json.loads((out / "config.json").read_text())["settings"]
     assert (config["teacher_lr"], config["view_recipe"], config["teacher_batch_size"]) == (1e-3, "crovca", 256)
     assert jax_brcd.load(out / "student_asymmetric").space == teacher.space
+    again = create_config(**made_by(teacher.provenance))  # of another student of this teacher
+    assert again.hashing == create_config(teacher_objective="crovca").hashing and again.data.view_recipe == "crovca"
 
 
-def distill_images(cache):
-    from jax_brcd.data import load_dataset
-
+def queries(cache):
+    """The first of the digits that search."""
     return load_dataset("digits", cache_dir=cache).test.images[:5]
 
 
-@pytest.mark.parametrize("weights", ["teacher", "teacher.safetensors"])
-def test_a_teacher_with_such_a_head_is_brought_along_by_its_weights_alone(whole, tmp_path, cache, weights):
+def test_a_teacher_with_such_a_head_is_brought_along_by_its_weights_alone(whole, tmp_path, cache):
     out, metrics = whole
-    found, said = tiny(tmp_path / "next", cache, teacher_weights=out / weights, teacher_epochs=None, method="bits")
+    found, said = tiny(tmp_path / "next", cache, teacher_weights=out / "teacher", teacher_epochs=None, method="mse")
     assert found["teacher"] == metrics["teacher"] and any("its hash head of 16 bits is taken too" in line for line in said)
     assert_same_tensors(tmp_path / "next" / "teacher.safetensors", out / "teacher.safetensors")
-    if weights == "teacher":
-        assert load(tmp_path / "next" / "teacher").space == load(out / "teacher").space
+    assert load(tmp_path / "next" / "teacher").space == load(out / "teacher").space
 
 
-def test_new_views_each_epoch_give_the_same_head_its_statistics_and_codes(tmp_path, cache):
-    """Nothing is kept, so the teacher encodes pixels in evaluation mode while the student learns."""
-    tiny(tmp_path / "run", cache, **CROVCA, crovca_head="large", fresh_views=True, teacher_batch_size=512, method="mse")
+def test_a_head_learns_on_new_views_each_epoch_too(tmp_path, cache):
+    teacher_alone(tmp_path / "run", cache, crovca_head="large", fresh_views=True, teacher_batch_size=512, teacher_epochs=1)
     teacher = load(tmp_path / "run" / "teacher")
     assert teacher.model.form == "hashcoder_large" and model_state(teacher.model)["hash_head.layers.5.batches"] > 0
 
@@ -160,13 +158,6 @@ def test_more_epochs_are_another_training_whose_rate_falls_more_slowly(whole, ca
     assert_same_tensors(tmp_path / "run" / "teacher.safetensors", whole[0] / "teacher.safetensors")
     after = safetensors.numpy.load_file(tmp_path / "run" / "teacher.safetensors")
     assert any((before[name] != after[name]).any() for name in before)
-
-
-def test_a_head_of_crovcas_is_begun_where_a_linear_one_came_and_epochs_are_told(tmp_path, cache, capsys):
-    teacher_alone(tmp_path / "plain", cache, teacher_objective="cibhash", teacher_epochs=1)
-    told = {"teacher_weights": tmp_path / "plain" / "teacher", "out": tmp_path / "next", "teacher_epochs": 1}
-    teacher_alone(tmp_path / "next", cache, **told)
-    assert load(tmp_path / "next" / "teacher").model.form == "hashcoder_small"
 
 
 # torch_ref

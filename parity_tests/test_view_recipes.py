@@ -120,5 +120,5 @@ def test_the_published_views_keep_their_numbers_and_their_names():
 
 def test_the_recipe_is_a_setting_and_an_unknown_one_is_refused():
     assert create_config().data.view_recipe == "brcd"
-    with pytest.raises(UnknownName, match="view_recipe: unknown view recipe 'crovc': did you mean 'crovca'"):
+    with pytest.raises(UnknownName, match="unknown view recipe 'crovc': did you mean 'crovca'"):
         create_config(view_recipe="crovc")

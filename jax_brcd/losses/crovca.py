@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 from jax_brcd.losses.bits import bits_loss
 from jax_brcd.losses.contrastive import AnyArray
 from jax_brcd.losses.memory import unit_rows
+from jax_brcd.losses.numbers import checked_positive
 
 
 def code_alignment(
@@ -28,9 +29,12 @@ def coding_rate(
     -(K + B) / (K B) * 1/2 logdet(I + K / (B epsilon) P^T P), where P has the logits over their norms as rows.
 
     Args:
-        epsilon: the distortion, above 0. valid: images that count; None for all.
+        epsilon: the distortion. valid: images that count; None for all.
+
+    Raises:
+        InputError: for an epsilon that is not above 0.
     """
-    logits = jnp.asarray(logits)
+    epsilon, logits = checked_positive(epsilon, "epsilon"), jnp.asarray(logits)
     valid = jnp.ones(len(logits), bool) if valid is None else jnp.asarray(valid)
     rows, bits = unit_rows(jnp.where(valid[:, None], logits, 0.0)), logits.shape[1]
     count = jnp.maximum(jnp.sum(valid), 1).astype(logits.dtype)
