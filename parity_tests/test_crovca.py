@@ -92,7 +92,8 @@ def test_the_students_loss_and_gradient_are_the_golden_ones(golden):
                         (gradient, "grad")):
         assert_close(found, golden[f"student_{name}"])
     logits = torch.tensor(golden["student_logits"], requires_grad=True)
-    value = TORCH_METHODS["crovca"](method, None)(None, {"i": TorchOutputs(logits=logits)}, {"i": TorchOutputs(codes=torch.tensor(codes))})
+    views = {"i": TorchOutputs(logits=logits)}, {"i": TorchOutputs(codes=torch.tensor(codes))}
+    value = TORCH_METHODS["crovca"](method, None)(None, *views)
     value.backward()
     assert_close(value.detach(), golden["student_loss"])
     assert_close(logits.grad, golden["student_grad"])
@@ -197,7 +198,8 @@ def trained():
     state, losses = start(stage, parameters, carry), []
     for epoch in range(EPOCHS):
         batches = epoch_batches(IMAGES, BATCH, epoch=epoch, seed=5, views=VIEWS)
-        state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches, jax.random.key(0))
+        task = stage.task
+        state, metrics = train_epoch(task.loss, task.optimizer, state, task.constants, batches, jax.random.key(0))
         losses.extend(np.asarray(metrics["loss"]).tolist())
     nnx.update(model, state.parameters, state.carry)
     features = torch.tensor(views)
@@ -252,7 +254,8 @@ def encoder(trained):
     model = trained[0]
     made = create_encoder(model, BACKBONE, USUAL, bits=BITS, role="teacher")
     *before, norm = model.head.layers
-    values = model.backbone(jnp.concatenate([made._view(image) for image in noise(10, 32, 32)]), train=False)
+    views = jnp.concatenate([made._view(image) for image in noise(10, 32, 32)])
+    values = jax.jit(lambda views: model.backbone(views, train=False))(views)
     for layer in before:
         values = layer(values)
     norm.bias.set_value(jnp.zeros(BITS))

@@ -81,7 +81,7 @@ def test_help_tells_what_an_objective_proposes():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--crovca-head", "middle"], "--crovca-head middle: unknown value of --crovca-head 'middle'"),
+    (["--crovca-head", "middle"], "unknown value of --crovca-head 'middle'"),
     (["--crovca-epsilon", "0"], "--crovca-epsilon 0.0: too small; give more than 0"),
     (["--teacher-batch-size", "0"], "--teacher-batch-size 0: too small; give 1 or more"),
 ])

@@ -99,7 +99,8 @@ def test_torch_refs_views_are_of_the_same_recipes():
         assert tuple(crop.scale) == config.scale and transforms["RandomHorizontalFlip"].p == config.flip
         assert (jitter.p, blur.p, transforms["RandomGrayscale"].p) == (config.jitter, config.blur, config.grayscale)
         (jitter,), (blur,) = jitter.transforms, blur.transforms
-        assert tuple(jitter.hue) == (-config.hue, config.hue) and tuple(jitter.saturation) == (1 - config.saturation, 1 + config.saturation)
+        assert tuple(jitter.hue) == (-config.hue, config.hue)
+        assert tuple(jitter.saturation) == (1 - config.saturation, 1 + config.saturation)
         assert tuple(blur.kernel_size) == (config.blur_size,) * 2 and tuple(blur.sigma) == config.sigma
         assert (transforms["RandomSolarize"].p if "RandomSolarize" in transforms else 0.0) == config.solarise
 

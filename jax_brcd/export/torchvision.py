@@ -13,7 +13,7 @@ LAYOUT = "torchvision"
 
 
 def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, bits: int) -> None:
-    """Writes the model's state_dict to `path`; the file's metadata says which model it is of, and which head it has if not its own.
+    """Writes the model's state_dict to `path`; the file's metadata says which model it is of, and of which form its head.
 
     Raises OSError where it cannot be written.
     """

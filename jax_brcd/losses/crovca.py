@@ -1,4 +1,4 @@
-"""CroVCA, cross-view code alignment: two views agree on every bit, and the logits fill their space (Moummad et al., arXiv 2510.27584)."""
+"""CroVCA: two views agree on every bit, and the logits fill their space (Moummad et al., arXiv 2510.27584)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
@@ -24,7 +24,7 @@ def code_alignment(
 def coding_rate(
     logits: Float[AnyArray, "batch bits"], epsilon: ScalarLike = 0.05, *, valid: Bool[AnyArray, "batch"] | None = None
 ) -> Float[Array, ""]:
-    """Minus the rate that it takes to code the directions of B images' K logits up to `epsilon`: lower where they fill more of it.
+    """Minus the rate at which the directions of B images' K logits are coded up to `epsilon`: lower where they fill more of it.
 
     -(K + B) / (K B) * 1/2 logdet(I + K / (B epsilon) P^T P), where P has the logits over their norms as rows.
 

@@ -11,7 +11,7 @@ from jax_brcd.settings.options import option
 
 @dataclasses.dataclass(frozen=True)
 class CroVCA(BaseMethod):
-    """Where CroVCA aligns two views, the student's view i is aligned with the teacher's bits of it; the rate is of its own logits."""
+    """The student's view i is aligned with the teacher's bits of it, where CroVCA aligns two views; the rate is of its own logits."""
 
     distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
     rate_weight: float = option(0.1, "weight of the coding rate of the student's logits within it", low=0)

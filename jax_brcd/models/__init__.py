@@ -21,9 +21,9 @@ for family in (vit, resnet, efficientnet, mobilenet, convnext):
     for name, variant in family.VARIANTS.items():
         BACKBONES.register(name)(variant)
 
-__all__ = ["BACKBONES", "HEADS", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights", "create_backbone",
-           "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state", "torchvision_state",
-           "torchvision_tensors"]
+__all__ = ["BACKBONES", "HEADS", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights",
+           "create_backbone", "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state",
+           "torchvision_state", "torchvision_tensors"]
 
 
 def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:

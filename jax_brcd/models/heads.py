@@ -41,7 +41,7 @@ def gelu(x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
 
 
 class HashCoder(nnx.Sequential):
-    """CroVCA's head (Moummad et al., arXiv 2510.27584): linear layers with an activation between them, then batch norm of the logits.
+    """CroVCA's head (Moummad et al., arXiv 2510.27584): linear layers, an activation between them, and batch norm of the logits.
 
     Its layers are numbered as those of PyTorch's Sequential, activations included, so a state_dict names them as that does:
     the small one's 0, 2 (linear) and 3 (batch norm), the large one's 0, 2, 4 and 5.
@@ -59,7 +59,7 @@ class HashCoder(nnx.Sequential):
     def __call__(
         self, features: Float[Array, "batch features"], *, train: bool | None = None, valid: Bool[Array, "batch"] | None = None
     ) -> Float[Array, "batch bits"]:
-        """Logits; `train` and `valid` are BatchNorm's, and without `train` it is in the mode that NNX's `train` and `eval` set."""
+        """Logits; `train` and `valid` are BatchNorm's. Without `train` it is in the mode that NNX's `train` and `eval` set."""
         *before, norm = self.layers
         for layer in before:
             features = layer(features)

@@ -40,7 +40,7 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
 
 
 def later(default: Any) -> Any:
-    """A dataclass field that was added after digests were made: at its default it is left out of them, so that they stay the same."""
+    """A dataclass field added after digests were made: at its default it is left out of them, so that they stay the same."""
     return dataclasses.field(default=default, metadata={LATER: True})
 
 

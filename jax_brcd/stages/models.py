@@ -50,8 +50,8 @@ def build(
     Args:
         weights: a file, the folder of an encoder, a tag of the backbone's own weights ("imagenet") or "random". A tag never
             brings a head. option: the setting that `weights` is of.
-        form: of a new head, a name in HEADS; None for the backbone's own. any_form: a head that the weights bring is taken whatever
-            its form; else one of another form is left out with a remark.
+        form: of a new head, a name in HEADS; None for the backbone's own. any_form: a head that the weights bring is taken
+            whatever its form; else one of another form is left out with a remark.
 
     Raises:
         InputError: for files that are absent, broken or of another model.

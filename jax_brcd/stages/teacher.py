@@ -60,7 +60,8 @@ def teacher_stage(
         of_i, of_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid)
                       for numbers in (batch.views_i, batch.views_j))
         if isinstance(model.head, HashCoder):  # which learns by the statistics of the batch, a view at a time
-            of_i, of_j = (seen._replace(logits=model.head(seen.features, train=True, valid=batch.valid)) for seen in (of_i, of_j))
+            of_i, of_j = (of_view._replace(logits=model.head(of_view.features, train=True, valid=batch.valid))
+                          for of_view in (of_i, of_j))
         seen = HashingBatch(valid=batch.valid, features_i=of_i.features, features_j=of_j.features,
                             logits_i=of_i.logits, logits_j=of_j.logits)
         value, metrics = objective.loss(seen, temperature=temperature, kl_weight=kl_weight)

@@ -1,4 +1,4 @@
-"""CroVCA (Moummad et al., arXiv 2510.27584): views that agree on every bit, under a head with batch norm (docs/method.md, "CroVCA")."""
+"""CroVCA (Moummad et al., arXiv 2510.27584): views agree on every bit, under a head with batch norm (docs/method.md, "CroVCA")."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,12 +38,14 @@ class CroVCA:
     def optimizer(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
         """See BringsOptimizer: AdamW, its rate a cosine over all steps."""
         final = min(self.crovca_final_lr / learning_rate, 1.0)
-        return optax.adamw(optax.cosine_decay_schedule(learning_rate, max(steps, 1), final), weight_decay=self.crovca_weight_decay)
+        rate = optax.cosine_decay_schedule(learning_rate, max(steps, 1), final)
+        return optax.adamw(rate, weight_decay=self.crovca_weight_decay)
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """See LearntObjective."""
         alignment = code_alignment(batch.logits_i, batch.logits_j, valid=batch.valid)
-        rate = sum(coding_rate(logits, self.crovca_epsilon, valid=batch.valid) for logits in (batch.logits_i, batch.logits_j)) / 2
+        rates = [coding_rate(logits, self.crovca_epsilon, valid=batch.valid) for logits in (batch.logits_i, batch.logits_j)]
+        rate = sum(rates) / 2
         return alignment + self.crovca_weight * rate, {"alignment": alignment, "coding_rate": rate}
