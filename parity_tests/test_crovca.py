@@ -155,7 +155,7 @@ def test_a_head_goes_to_plain_pytorch_and_back_and_says_the_same(form):
     state = torchvision_state(ours)
     assert list(state) == list(theirs.state_dict())
     last = 3 if form == "hashcoder_small" else 5
-    assert {f"fc.0.weight", f"fc.{last - 1}.bias", f"fc.{last}.running_var", f"fc.{last}.num_batches_tracked"} <= set(state)
+    assert {"fc.0.weight", f"fc.{last - 1}.bias", f"fc.{last}.running_var", f"fc.{last}.num_batches_tracked"} <= set(state)
     for name, tensor in theirs.state_dict().items():
         np.testing.assert_array_equal(state[name], tensor.numpy())
     torch_model(form, moved=False).load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
