@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.images import as_items, read_ahead
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model
+from jax_brcd.models.layers import BatchNorm
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.models.weights import read_weights, write_weights
@@ -36,6 +37,7 @@ from jax_brcd.views.fitting import check_fits, fitted_view
 CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
 FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": int, "role": str, "space": str,
           "preprocessing": dict, "provenance": dict}
+HEAD = "head"  # the form of the hash head, which only folders with another than the backbone's own tell
 TEACHER, STUDENT = "teacher", "student"
 FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which decides every bit
 # A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA
@@ -102,17 +104,18 @@ class HashEncoder:
         """
         folder = as_path(folder)
         _check_place(folder)
-        layout = self.model.backbone.layout
+        layout, form = self.model.backbone.layout, self.model.form
+        head = {} if form is None else {HEAD: form}
         config = {"format": FORMAT, "backbone": self.backbone, "layout": layout, "dtype": self.dtype, "bits": self.bits,
                   "role": self.role, "space": self.space, "preprocessing": self.preprocessing.to_dict(),
-                  "provenance": dict(self.provenance)}
+                  "provenance": dict(self.provenance), **head}
         try:
             json.dumps(config, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"not what a JSON file holds ({error}); give text, finite numbers, lists and dictionaries",
                              field="provenance") from None
         with replacing_folder(folder) as temporary:
-            write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits))
+            write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits), **head)
             write_json(temporary / CONFIG, config)
         return folder
 
@@ -211,12 +214,15 @@ def _terms(
     head: nnx.Module, features: Float[Array, "batch features"], logits: Float[Array, "batch bits"]
 ) -> Float[Array, "batch bits"]:
     """The sum of the sizes of the terms that make up each logit; of a head of unknown form, that of the image's logits."""
-    *before, last = head.layers if isinstance(head, nnx.Sequential) else (head,)
+    layers = list(head.layers) if isinstance(head, nnx.Sequential) else [head]
+    norm = layers.pop() if isinstance(layers[-1], BatchNorm) else None
+    *before, last = layers
     if not isinstance(last, nnx.Linear):
         return jnp.broadcast_to(jnp.sum(jnp.abs(logits), axis=1, keepdims=True), logits.shape)
     for layer in before:
         features = layer(features)
-    return jnp.abs(features) @ jnp.abs(last.kernel[...]) + (0 if last.bias is None else jnp.abs(last.bias[...]))
+    terms = jnp.abs(features) @ jnp.abs(last.kernel[...]) + (0 if last.bias is None else jnp.abs(last.bias[...]))
+    return terms if norm is None else norm.sizes(terms)
 
 
 def in_batches(views: Iterable[Array], *, together: bool) -> Iterator[list[Array]]:
@@ -266,10 +272,11 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     if isinstance(config.get("settings"), dict):
         inside = ", ".join(str(path.parent) for path in sorted(as_path(folder).glob(f"*/{WEIGHTS}"))) or "none yet"
         raise InputError(f"{as_path(folder)}: a run's directory, and no encoder's; the encoders in it are: {inside}")
+    known = FIELDS | ({HEAD: str} if HEAD in config else {})
     absent = [name for name in FIELDS if name not in config]
     if absent:
         raise InputError(f"{path}: says nothing of {', '.join(absent)}, so it is no encoder's; give an encoder's folder")
-    wrong = [name for name, kind in FIELDS.items()
+    wrong = [name for name, kind in known.items()
              if not _is(kind, config[name]) or (kind is str and not config[name].isprintable())]
     if wrong:
         raise InputError(f"{path}: broken ({wrong[0]} is {json.dumps(config[wrong[0]])[:40]}); save the encoder again")
@@ -305,7 +312,7 @@ def _load_model(config: Mapping[str, Any], weights: pathlib.Path) -> HashModel:
     layout, state = LAYOUTS[config["layout"]], read_weights(weights)
 
     def create() -> HashModel:
-        return create_hash_model(config["backbone"], config["bits"], dtype=jnp.dtype(config["dtype"]))
+        return create_hash_model(config["backbone"], config["bits"], dtype=jnp.dtype(config["dtype"]), form=config.get(HEAD))
 
     model = nnx.eval_shape(create)
     if not layout.load(model, state).head:

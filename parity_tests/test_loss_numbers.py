@@ -48,6 +48,8 @@ LOSSES = {
     "similarity": lambda logits: losses.similarity_loss(logits, CODES[0], VALID),
     "mse": lambda logits: losses.mse_loss(logits, CODES[0], valid=VALID),
     "bits": lambda logits: losses.bits_loss(logits, CODES[0], valid=VALID),
+    "code alignment": lambda logits: losses.code_alignment(logits, LOGITS[1], valid=VALID),
+    "coding rate": lambda logits: losses.coding_rate(logits, valid=VALID),
     "crd": lambda logits: losses.crd_loss(logits / 4, UNIT[1], MEMORY, INDICES, NEGATIVES, valid=VALID),
     "crcd": lambda logits: losses.crcd_loss(logits / 4, UNIT[1], MEMORY, INDICES, NEGATIVES, valid=VALID),
     "packd": lambda logits: losses.packd_loss(

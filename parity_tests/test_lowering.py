@@ -96,6 +96,9 @@ ARGUMENTS = {
                    "student_rows": pixels(2, BATCH, BITS), "teacher_rows": pixels(2, BATCH, BITS)},
 }
 NUMBERS = {"temperature": 0.3}
+# Each platform factorises a matrix by a library of its own, which tells of a failure in its own way
+FACTORISES = ("coding_rate",)
+FACTORISING = {"cholesky", "triangular_solve", "custom_call", "output_operand_alias"}
 
 
 @pytest.mark.parametrize("name", losses.__all__)
@@ -115,4 +118,7 @@ def test_a_loss_and_its_gradient_are_the_same_operations_on_every_platform(name)
 
     others = {key: array for key, array in arguments.items() if key != learnt}
     operations = lowered(jax.value_and_grad(value), arguments[learnt], others)
+    if name in FACTORISES:
+        assert all(FACTORISING & set(counts) for counts in operations.values())
+        operations = {platform: set(counts) - FACTORISING for platform, counts in operations.items()}
     assert operations["cpu"] == operations["cuda"] == operations["tpu"] and operations["cpu"]

@@ -269,7 +269,7 @@ def test_the_variant_of_sp_and_four_rows_a_sample_are_checked():
 
 
 def test_every_published_method_is_known_by_name():
-    assert set(METHODS) >= {"brcd", "none", "kl", "rkd", "pkt", "sp", "crd", "sskd", "crcd", "packd", "mse", "bits"}
+    assert set(METHODS) >= {"brcd", "none", "kl", "rkd", "pkt", "sp", "crd", "sskd", "crcd", "packd", "mse", "bits", "crovca"}
 
 
 @pytest.mark.parametrize("name", METHODS)

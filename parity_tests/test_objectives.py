@@ -22,7 +22,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
-from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
+from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective, head_of
 from jax_brcd.teachers.objectives.bihalf import bihalf_codes
 from jax_brcd.teachers.objectives.itq import iterative_quantisation, random_rotation
 from jax_brcd.training.loop import start, train_epoch
@@ -35,7 +35,8 @@ from torch_ref.losses import cibhash_loss
 SHAPES = [(2, 8, 5), (7, 16, 12), (20, 32, 24)]  # rows of a view, bits, features
 LEARNT = [name for name, kind in OBJECTIVES.items() if not issubclass(kind, ClosedFormObjective)]
 IN_TORCH = {"cibhash": lambda features, logits: cibhash_loss(*logits.chunk(2)),
-            "bihalf": reference.bihalf_loss, "greedyhash": reference.greedyhash_loss}
+            "bihalf": reference.bihalf_loss, "greedyhash": reference.greedyhash_loss,
+            "crovca": lambda features, logits: reference.crovca_loss(logits)}
 
 
 def random_batch(shape, seed, scale=1.0, ties=False):
@@ -167,9 +168,9 @@ def teacher_features(digits):
 def test_every_objective_gives_a_teacher_that_searches_well(digits, teacher_features, name):
     """Each objective gains at least 0.05 of mAP@100 on the untrained head's random projections, at 16 bits."""
     pixels, views = teacher_features
-    model = create_hash_model("resnet8", 16, rngs=nnx.Rngs(0))
-    before = score(head_codes(model, pixels), digits[1])
     objective = create_objective(name)
+    model = create_hash_model("resnet8", 16, rngs=nnx.Rngs(0), form=head_of(objective))
+    before = score(head_codes(model, pixels), digits[1])
     if isinstance(objective, ClosedFormObjective):
         history = solve_head(model, objective, pixels[400:], seed=0)
         assert history[-1]["quantisation_error"] < history[0]["quantisation_error"]
@@ -183,7 +184,7 @@ def test_every_objective_gives_a_teacher_that_searches_well(digits, teacher_feat
             state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
                                          jax.random.key(0))
         assert np.isfinite(metrics["loss"]).all()
-        nnx.update(model, state.parameters)
+        nnx.update(model, state.parameters, state.carry)
     after = score(head_codes(model, pixels), digits[1])
     print(f"{name}: mAP@100 {before:.3f} -> {after:.3f}")
     assert after > before + 0.05

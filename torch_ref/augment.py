@@ -12,17 +12,36 @@ from jax_brcd.views.derivations import Derivation, Mixture, Rotation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def training_view(size: int, flip: bool) -> v2.Transform:
-    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published")."""
+def training_view(size: int, flip: bool, recipe: str = "brcd") -> v2.Transform:
+    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published", "CroVCA")."""
     return v2.Compose([
-        v2.ToDtype(torch.float32, scale=True),
+        v2.ToDtype(torch.float32, scale=True), *OPERATIONS[recipe](size, 0.5 if flip else 0.0), v2.Normalize(MEAN, STD)])
+
+
+def published_operations(size: int, flip: float) -> list[v2.Transform]:
+    """The views of BRCD."""
+    return [
         v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+        v2.RandomHorizontalFlip(flip),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
         v2.RandomGrayscale(0.2),
         v2.RandomApply([v2.GaussianBlur(3, sigma=(0.1, 2.1))], p=0.5),
-        v2.Normalize(MEAN, STD),
-    ])
+    ]
+
+
+def crovca_operations(size: int, flip: float) -> list[v2.Transform]:
+    """The views of CroVCA."""
+    return [
+        v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(flip),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.2)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=0.1),
+        v2.RandomSolarize(0.5, p=0.1),
+    ]
+
+
+OPERATIONS = {"brcd": published_operations, "crovca": crovca_operations}
 
 
 def evaluation_view(size: int, resize: int | None = None) -> v2.Transform:

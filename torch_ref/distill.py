@@ -44,7 +44,7 @@ class Experiment:
     k: int
 
     def __post_init__(self) -> None:
-        self.view = augment.training_view(self.size, self.dataset.flip)
+        self.view = augment.training_view(self.size, self.dataset.flip, self.config.data.view_recipe)
         self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size))
         self.train_images = channels_first(self.dataset.train.images)
         self.kept_views = None if self.config.data.fresh_views else self.config.data.views
@@ -117,17 +117,25 @@ def load_experiment(config: Config) -> Experiment:
     return Experiment(config, dataset, size, data.k or dataset.default_k)
 
 
-def build(name: str, weights: str, config: Config) -> tuple[nn.Module, bool]:
-    """A hash model with its weights loaded, and whether its head came with them."""
-    model = models.create_hash_model(name, config.objective.bits)
-    return model, models.load_weights(model, name, weights, config.data.cache_dir)
+def build(name: str, weights: str, config: Config, forms: tuple[str | None, ...] = (None,)) -> tuple[nn.Module, bool]:
+    """A hash model with its weights loaded, and whether its head came with them: one of the first of `forms` that the weights
+    have, else a new one of the last."""
+    for form in dict.fromkeys(forms):
+        model = models.create_hash_model(name, config.objective.bits, form)
+        if came := models.load_weights(model, name, weights, config.data.cache_dir):
+            break
+    return model, came
 
 
 def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     """The trained teacher, and its features of the kept views."""
     config = experiment.config
     held_out = config.teacher.teacher_weights == "held-out"
-    model, head_came = build(config.teacher.teacher, "random" if held_out else config.teacher.teacher_weights, config)
+    objective, weights = config.teacher.teacher_objective, "random" if held_out else config.teacher.teacher_weights
+    form = objectives.HEADS[objective](config.hashing) if objective in objectives.HEADS else None
+    # A head that came is trained further as it is, but for an objective with a head of its own
+    any_form = form is None or config.teacher_epochs(head_came=True) == 0
+    model, head_came = build(config.teacher.teacher, weights, config, (*([models.form_of(weights)] if any_form else []), form))
     epochs = config.teacher_epochs(head_came=head_came)
     if held_out:
         pretrain_backbone(experiment, model)
@@ -144,17 +152,17 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
 
     if head_came and epochs == 0:
         pass  # the teacher was brought along
-    elif config.teacher.teacher_objective == "itq":
+    elif objective == "itq":
         still = in_batches(lambda batch: models.features_of(model, experiment.still(batch)), model, experiment.train_images)
         config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
         weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
                                            iterations=config.hashing.itq_iterations)
         head.load_state_dict({"weight": weight, "bias": bias})
     else:
-        loss = objectives.LOSSES[config.teacher.teacher_objective]
-        train_teacher(head, features_of, experiment.schedule(1, epochs),
-                      learning_rate=config.teacher.teacher_lr,
-                      loss=lambda both, logits: loss(both, logits, config))
+        loss = objectives.LOSSES[objective]
+        train_teacher(head, features_of, experiment.schedule(1, epochs, batch_size=config.teacher_batch_size),
+                      learning_rate=config.teacher.teacher_lr, loss=lambda both, logits: loss(both, logits, config),
+                      optimizer=objectives.OPTIMIZERS.get(objective, objectives.adam), hashing=config.hashing)
     head.requires_grad_(False)
     return model, features
 
@@ -166,7 +174,8 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     head = models.get_head(model)
     models.set_head(model, models.new_head(experiment.config.teacher.teacher, width(model), held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
-    pretrain(model, lambda indices, _: augment.random_views(images[indices], experiment.view), labels,
+    view = augment.training_view(experiment.size, experiment.dataset.flip)
+    pretrain(model, lambda indices, _: augment.random_views(images[indices], view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
     models.set_head(model, head)
 
@@ -258,10 +267,10 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
 # The settings of the stages that mean here what they mean in jax_brcd; all of a method and of a teacher objective are honoured
 HONOURED = {
-    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "label_format", "max_bad_images",
-    "decode_workers", "cache_dir", "bits", "temperature", "kl_weight",
+    "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "view_recipe", "label_format",
+    "max_bad_images", "decode_workers", "cache_dir", "bits", "temperature", "kl_weight",
     "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
-    "teacher_temperature", "teacher_kl_weight",
+    "teacher_temperature", "teacher_batch_size", "teacher_kl_weight",
     "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
     "method", "method_weights", "batch_size", "seed", "out",
 }
@@ -332,9 +341,10 @@ def run(config: Config) -> dict:
 
 
 def save(model: nn.Module, path: pathlib.Path) -> None:
-    """The model's state_dict as safetensors."""
+    """The model's state_dict as safetensors, which says what form its hash head has where that is not its own."""
     with atomic_path(path) as temporary:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+        about = None if model.form is None else {"head": model.form}
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata=about)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -70,6 +70,20 @@ def cibhash_loss(logits_i: Tensor, logits_j: Tensor, *, temperature: float = 0.3
     return contrastive + kl_weight * bernoulli_kl(torch.sigmoid(logits_i), torch.sigmoid(logits_j))
 
 
+def code_alignment(logits_i: Tensor, logits_j: Tensor) -> Tensor:
+    """CroVCA's first term: each view's logits (B, K) are told the bits of the other."""
+    bits_i, bits_j = (logits_i > 0).float(), (logits_j > 0).float()
+    return (F.binary_cross_entropy_with_logits(logits_i, bits_j) + F.binary_cross_entropy_with_logits(logits_j, bits_i)) / 2
+
+
+def coding_rate(logits: Tensor, epsilon: float = 0.05) -> Tensor:
+    """CroVCA's second term for one view (B, K), as a loss."""
+    b, k = logits.shape
+    p = F.normalize(logits)
+    identity = torch.eye(k, dtype=p.dtype)
+    return -(k + b) / (k * b) * torch.logdet(identity + k / (b * epsilon) * p.T @ p) / 2
+
+
 def nearest_center(codes: Tensor, centers: Tensor) -> Tensor:
     """Index of the center nearest to each code. (B, K), (C, K) -> (B,)."""
     return ((codes[:, None, :] - centers[None, :, :]) ** 2).sum(-1).argmin(dim=1)

@@ -111,6 +111,21 @@ class Bits(nn.Module):
         return self.weight * method_losses.bits_loss(student["i"].logits, teacher["i"].codes)
 
 
+class CroVCA(nn.Module):
+    """Binary cross-entropy against the teacher's bits, and the coding rate of the student's logits."""
+
+    def __init__(self, settings, known: Known):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
+        """The weighted loss of view i."""
+        settings, logits = self.settings, student["i"].logits
+        alignment = F.binary_cross_entropy_with_logits(logits, (teacher["i"].codes > 0).float())
+        return settings.distillation_weight * (
+            alignment + settings.rate_weight * losses.coding_rate(logits, settings.rate_epsilon))
+
+
 class MemoryDistillation(nn.Module):
     """A method with embeddings that learn and a memory that moves with every step; `settings` are jax_brcd's."""
 
@@ -197,7 +212,7 @@ class Sum(nn.Module):
 
 # By name: (settings of jax_brcd's method, what is known) -> module
 METHODS: dict[str, Callable[..., nn.Module]] = {
-    "none": Nothing, "brcd": BRCD, "mse": MSE, "bits": Bits, "packd": PACKD,
+    "none": Nothing, "brcd": BRCD, "mse": MSE, "bits": Bits, "packd": PACKD, "crovca": CroVCA,
     "kl": lambda settings, known: Plain(method_losses.kl_distillation_loss, settings, "distillation_temperature"),
     "rkd": lambda settings, known: Plain(method_losses.rkd_loss, settings, "distance_weight", "angle_weight"),
     "pkt": lambda settings, known: Plain(method_losses.pkt_loss, settings),

@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth
 
-from jax_brcd.models.weights import imagenet_weights, read_weights
+from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
 
 # Of the others 224
 IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
@@ -70,20 +70,48 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     model.set_submodule(head_name(model), head)
 
 
-def new_head(name: str, features: int, outputs: int) -> nn.Module:
-    """An untrained head: a linear layer; two with a ReLU between them where it stands on a classifier's logits."""
+def new_head(name: str, features: int, outputs: int, form: str | None = None) -> nn.Module:
+    """An untrained head: of a `form` of HASHCODERS, or a linear layer; two with a ReLU between them where it stands on a
+    classifier's logits."""
+    if form is not None:
+        return HASHCODERS[form](features, outputs)
     last = nn.Linear(features, outputs)
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), last) if name in ON_LOGITS else last
 
 
-def create_hash_model(name: str, bits: int) -> nn.Module:
-    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer."""
+def hashcoder(*layers: nn.Module) -> nn.Sequential:
+    """CroVCA's head: its linear layers begin as truncated normal numbers, their biases at 0."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+def small_hashcoder(d: int, bits: int) -> nn.Sequential:
+    """Features (B, d) to logits (B, bits)."""
+    return hashcoder(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, bits), nn.BatchNorm1d(bits))
+
+
+def large_hashcoder(d: int, bits: int) -> nn.Sequential:
+    """Features (B, d) to logits (B, bits)."""
+    h = max(2 * d, 2048)
+    return hashcoder(nn.Linear(d, h), nn.GELU(), nn.Linear(h, h), nn.GELU(), nn.Linear(h, bits), nn.BatchNorm1d(bits))
+
+
+HASHCODERS = {"hashcoder_small": small_hashcoder, "hashcoder_large": large_hashcoder}
+
+
+def create_hash_model(name: str, bits: int, form: str | None = None) -> nn.Module:
+    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the
+    head's `form`, None for its own."""
     model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if name in ON_LOGITS:
-        model.classifier.append(new_head(name, classifier.out_features, bits))
+        model.classifier.append(new_head(name, classifier.out_features, bits, form))
     else:
-        set_head(model, new_head(name, classifier.in_features, bits))
+        set_head(model, new_head(name, classifier.in_features, bits, form))
+    model.form = form
     return model
 
 
@@ -92,6 +120,12 @@ def train(model: nn.Module, *, whole: bool) -> None:
     for module in model.train().modules():
         if not whole and isinstance(module, (nn.Dropout, StochasticDepth)):
             module.eval()
+
+
+def form_of(weights: str) -> str | None:
+    """The form of the head that a file of weights says it has; None for the backbone's own, and where it says nothing."""
+    path = pathlib.Path(weights).expanduser()
+    return read_weight_file(path).metadata.get("head") if path.exists() else None
 
 
 def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.Path) -> bool:

@@ -1,11 +1,13 @@
-"""The teacher's other hashing objectives: Bi-half, GreedyHash and ITQ."""
+"""The teacher's other hashing objectives: Bi-half, GreedyHash, ITQ and CroVCA."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_ref.losses import cibhash_loss, similarities
+from torch_ref.losses import cibhash_loss, code_alignment, coding_rate, similarities
 
 
 class _BiHalf(torch.autograd.Function):
@@ -83,6 +85,12 @@ def itq_head(features: Tensor, bits: int, *, seed: int, iterations: int = 50) ->
     return weight.float(), -(weight @ mean).float()
 
 
+def crovca_loss(logits: Tensor, *, weight: float = 0.1, epsilon: float = 0.05) -> Tensor:
+    """Moummad et al. (2025); rows are both views of a batch. (N, K)."""
+    views = logits.chunk(2)
+    return code_alignment(*views) + weight * sum(coding_rate(view, epsilon) for view in views) / 2
+
+
 # name -> loss of (features of both views, logits of both views, the run's configuration); ITQ has none
 LOSSES = {
     "cibhash": lambda features, logits, config: cibhash_loss(
@@ -90,4 +98,23 @@ LOSSES = {
     "bihalf": lambda features, logits, config: bihalf_loss(features, logits, gamma=config.hashing.bihalf_gamma),
     "greedyhash": lambda features, logits, config: greedyhash_loss(
         features, logits, penalty=config.hashing.greedyhash_penalty),
+    "crovca": lambda features, logits, config: crovca_loss(
+        logits, weight=config.hashing.crovca_weight, epsilon=config.hashing.crovca_epsilon),
 }
+
+
+def adam(parameters: Iterable[nn.Parameter], rate: float, steps: int, hashing):
+    """The published optimizer and what changes its rate after each step: nothing."""
+    return torch.optim.Adam(parameters, lr=rate), None
+
+
+def crovca_adamw(parameters: Iterable[nn.Parameter], rate: float, steps: int, hashing):
+    """AdamW whose rate falls by a cosine over all steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=hashing.crovca_weight_decay)
+    final = min(hashing.crovca_final_lr, rate)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), eta_min=final)
+
+
+OPTIMIZERS = {"crovca": crovca_adamw}  # of (parameters, rate, steps, the objective's settings); of the others `adam`
+# The head that an objective learns, by its settings; of the others the backbone's own
+HEADS = {"crovca": lambda hashing: f"hashcoder_{hashing.crovca_head}"}

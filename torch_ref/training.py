@@ -13,6 +13,7 @@ from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
 from torch_ref.losses import cibhash_loss
+from torch_ref.objectives import adam
 from torch_ref.outputs import Outputs
 
 # (positions in the training set, view numbers) -> what a network gives for these views
@@ -31,6 +32,11 @@ class Schedule:
     validation_interval: int = 1
     patience: int = 0
     min_epochs: int = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * -(-self.n_images // self.batch_size)
 
     def steps(self, epoch: int):
         """(indices, views_i, views_j) of each batch of an epoch, without padding."""
@@ -51,7 +57,7 @@ def minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
 def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], labels: Tensor, schedule: Schedule) -> None:
     """Cross-entropy of one view an image under AdamW with a warm-up and a cosine, as jax_brcd.stages.pretraining."""
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=0.05)
-    total = max(1, schedule.epochs * -(-schedule.n_images // schedule.batch_size))
+    total = max(1, schedule.n_steps)
     warmup = int(0.1 * total)
 
     def factor(step: int) -> float:
@@ -70,20 +76,25 @@ def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], la
 
 
 def train_teacher(
-    head: nn.Module, features: Features, schedule: Schedule, *, learning_rate: float, loss: Callable[[Tensor, Tensor], Tensor]
+    head: nn.Module, features: Features, schedule: Schedule, *, learning_rate: float, loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: Callable = adam, hashing=None,
 ) -> list[float]:
-    """The teacher's hash layer. Returns the loss of every step.
+    """The teacher's hash head. Returns the loss of every step.
 
     Args:
         features: gives the frozen backbone's features of a view. loss: of the features and logits of both views, one below
-            the other.
+            the other. optimizer: one of objectives.OPTIMIZERS, with the objective's settings `hashing`.
     """
-    optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
+    optimizer, scheduler = optimizer(head.parameters(), learning_rate, schedule.n_steps, hashing)
     losses = []
+    head.train()  # a head's batch norm sees one view at a time
     for epoch in range(schedule.epochs):
         for indices, views_i, views_j in schedule.steps(epoch):
-            both = torch.cat([features(indices, views_i), features(indices, views_j)])
-            losses.append(minimise(loss(both, head(both)), optimizer))
+            views = features(indices, views_i), features(indices, views_j)
+            losses.append(minimise(loss(torch.cat(views), torch.cat([head(view) for view in views])), optimizer))
+            if scheduler:
+                scheduler.step()
+    head.eval()
     return losses
 
 

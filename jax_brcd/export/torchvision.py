@@ -13,14 +13,15 @@ LAYOUT = "torchvision"
 
 
 def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, bits: int) -> None:
-    """Writes the model's state_dict to `path`; the file's metadata says which model it is of.
+    """Writes the model's state_dict to `path`; the file's metadata says which model it is of, and of which form its head.
 
     Raises OSError where it cannot be written.
     """
     import safetensors.numpy
 
+    about = {"model": name, "bits": str(bits), **({} if model.form is None else {"head": model.form})}
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(torchvision_state(model), temporary, metadata={"model": name, "bits": str(bits)})
+        safetensors.numpy.save_file(torchvision_state(model), temporary, metadata=about)
 
 
 def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:

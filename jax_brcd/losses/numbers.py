@@ -15,14 +15,19 @@ def known_number(value: ScalarLike) -> float | None:
 
 
 def checked_temperature(temperature: ScalarLike) -> ScalarLike:
-    """The temperature as Python's float where it is known, else as it is.
+    """`checked_positive` of a temperature."""
+    return checked_positive(temperature, "temperature")
+
+
+def checked_positive(value: ScalarLike, name: str) -> ScalarLike:
+    """The value of the argument `name` as Python's float where it is known, else as it is.
 
     Raises:
         InputError: where it is known and no number above 0.
     """
-    known = known_number(temperature)
+    known = known_number(value)
     if known is None:
-        return temperature
+        return value
     if not (math.isfinite(known) and known > 0):
-        raise InputError("no temperature; give a number above 0", field="temperature", value=known)
+        raise InputError(f"no {name}; give a number above 0", field=name, value=known)
     return known

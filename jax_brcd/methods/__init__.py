@@ -13,6 +13,7 @@ from jax_brcd.methods.bits import Bits
 from jax_brcd.methods.brcd import BRCD
 from jax_brcd.methods.crcd import CRCD
 from jax_brcd.methods.crd import CRD
+from jax_brcd.methods.crovca import CroVCA
 from jax_brcd.methods.kl import KL
 from jax_brcd.methods.mse import MSE
 from jax_brcd.methods.none import NoDistillation
@@ -39,6 +40,7 @@ METHODS.register("crcd")(CRCD)
 METHODS.register("packd")(PACKD)
 METHODS.register("mse")(MSE)
 METHODS.register("bits")(Bits)
+METHODS.register("crovca")(CroVCA)
 
 __all__ = ["METHODS", "BaseMethod", "DistillationBatch", "Method", "Needs", "TeacherKnowledge", "create_method",
            "list_methods"]

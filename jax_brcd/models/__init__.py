@@ -8,7 +8,7 @@ from flax import nnx
 
 from jax_brcd.models import convnext, efficientnet, mobilenet, resnet, vit
 from jax_brcd.models.adapt import adapted, taken
-from jax_brcd.models.heads import HashModel
+from jax_brcd.models.heads import HEADS, HashModel
 from jax_brcd.models.layers import Backbone
 from jax_brcd.models.layouts import LAYOUTS, Loaded
 from jax_brcd.models.layouts.torchvision import load as _load_torchvision
@@ -23,9 +23,9 @@ for family in (vit, resnet, efficientnet, mobilenet, convnext):
     for name, variant in family.VARIANTS.items():
         BACKBONES.register(name)(variant)
 
-__all__ = ["BACKBONES", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights", "create_backbone",
-           "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state", "torchvision_state",
-           "torchvision_tensors"]
+__all__ = ["BACKBONES", "HEADS", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights",
+           "create_backbone", "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state",
+           "torchvision_state", "torchvision_tensors"]
 
 
 def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:
@@ -42,18 +42,23 @@ def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float3
     return adapted(module, name=name, image_size=variant.preprocessing.size)
 
 
-def create_hash_model(name: str, bits: int, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> HashModel:
+def create_hash_model(
+    name: str, bits: int, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32, form: str | None = None
+) -> HashModel:
     """A backbone with a hash head of `bits` bits; it maps images to logits (batch, bits).
 
+    Args:
+        form: of the head, a name in HEADS; None for the backbone's own.
+
     Raises:
-        InputError: for an unknown name, bits < 1 or more than MOST_BITS.
+        InputError: for an unknown name or form, bits < 1 or more than MOST_BITS.
     """
     if bits < 1:
         raise InputError("a code needs at least one bit; give 1 or more", field="bits", value=bits)
     if bits > MOST_BITS:
         raise InputError(f"too many for a code; give {MOST_BITS} or less", field="bits", value=bits)
     rngs = rngs or nnx.Rngs(0)
-    return HashModel(create_backbone(name, rngs=rngs, dtype=dtype), bits, rngs=rngs)
+    return HashModel(create_backbone(name, rngs=rngs, dtype=dtype), bits, rngs=rngs, form=form)
 
 
 def model_state(model: Backbone | HashModel) -> dict[str, Any]:

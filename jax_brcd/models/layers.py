@@ -110,6 +110,11 @@ class BatchNorm(nnx.Module):
         factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return (x * factor + (self.bias[...] - mean * factor)).astype(self.dtype)
 
+    def sizes(self, terms: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+        """In evaluation mode: the sum of the sizes of what makes up an output, of that of what makes up its input."""
+        factor = jnp.abs(self.scale[...]) * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return (terms + jnp.abs(self.mean[...])) * factor + jnp.abs(self.bias[...])
+
     def _batch_statistics(self, x, valid):
         x = x.astype(jnp.float32)
         weight = jnp.ones(x.shape[0], jnp.float32) if valid is None else valid.astype(jnp.float32)

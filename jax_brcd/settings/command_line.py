@@ -8,6 +8,7 @@ import pathlib
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jax_brcd.runtime import interruption
@@ -44,14 +45,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_options(
     parser: argparse.ArgumentParser, title: str, stages: Iterable[type] | Mapping[str, type],
-    wanted: Callable[[str], bool] = lambda name: True, preset: tuple[str, Mapping[str, Any]] = ("", {}),
+    wanted: Callable[[str], bool] = lambda name: True, proposed: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Adds one option a field, in a group of its own; only options that were given reach the namespace.
 
     Several dataclasses may share a field (two distillation methods with a weight of their own): it is added once, with the
     first one's help. Where the dataclasses are given by name, the help says whose the option is and each one's default.
-    `wanted` says of a setting by its name whether the command has it; `preset` is the one that applies by itself, and its
-    values. What is given stays text (a switch is a bool), for
+    `wanted` says of a setting by its name whether the command has it; `proposed` has by name the preset that applies by itself
+    and the objectives that have defaults of their own, each with its values. What is given stays text (a switch is a bool), for
     `options.convert` to read by the type that the setting has where it belongs.
     """
     group = parser.add_argument_group(title)
@@ -64,15 +65,15 @@ def add_options(
     for name, fields in shared.items():
         field = fields[0][1]
         kind = plain_type(field.type)
-        text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)}{_of_preset(name, preset)})"
+        text = spelled(field.metadata["help"]).replace("%", "%%") + f" (default: {_defaults(fields)}{_proposed(name, proposed)})"
         extra = ({"action": argparse.BooleanOptionalAction} if kind is bool
                  else {"metavar": _metavar([field for _, field in fields], kind)})
         group.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **extra)
 
 
-def _of_preset(name: str, preset: tuple[str, Mapping[str, Any]]) -> str:
-    """What the preset that applies by itself has in place of the default."""
-    return f"; of {preset[0]}, {_spell(preset[1][name])}" if name in preset[1] else ""
+def _proposed(name: str, proposed: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands in place of the default, and with what."""
+    return "".join(f"; of {whose}, {_spell(values[name])}" for whose, values in proposed.items() if name in values)
 
 
 def _defaults(fields: Iterable[tuple[str | None, dataclasses.Field]]) -> str:

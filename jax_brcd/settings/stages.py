@@ -24,6 +24,8 @@ class DataConfig:
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2, high=2**16)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
+    view_recipe: str = option("brcd", "how views are drawn: brcd, as published, or crovca, with wider crops and more hue, seldom "
+                              "blurred and now and then solarised")
     label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the "
                                       "number of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
@@ -57,7 +59,9 @@ class TeacherConfig:
     pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0, high=MOST_EPOCHS)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
                                  "unless told", low=0, high=MOST_EPOCHS)
-    teacher_lr: float = option(5e-4, "Adam's learning rate for the teacher's hash head", above=0)
+    teacher_lr: float = option(5e-4, "learning rate for the teacher's hash head", above=0)
+    teacher_batch_size: int | None = option(None, "images a step of the teacher's hash head; as many as `batch_size` unless "
+                                            "told", low=1, high=2**16)
     teacher_temperature: float = option(0.3, "temperature of the teacher's contrastive terms", above=0)
     teacher_kl_weight: float = option(0.001, "weight of the teacher's Bernoulli KL term", low=0)
 

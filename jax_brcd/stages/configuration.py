@@ -16,7 +16,8 @@ from jax_brcd.settings import options
 from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
-from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
+from jax_brcd.teachers.objectives import OBJECTIVES, create_objective, proposals
+from jax_brcd.views.recipes import RECIPES
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
 UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
@@ -47,6 +48,11 @@ class Config:
         """Epochs before an early stop: as told, else 80 for 16-bit codes as published."""
         told = self.student.min_epochs
         return told if told is not None else 80 if self.objective.bits == 16 else 0
+
+    @property
+    def teacher_batch_size(self) -> int:
+        """Images a step of the teacher's hash head."""
+        return self.teacher.teacher_batch_size or self.run.batch_size
 
     def teacher_epochs(self, *, head_came: bool) -> int:
         """Epochs of the teacher's hash head: of a head that came with the weights none unless they were given by name."""
@@ -94,7 +100,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     """Resolves settings: published defaults, then the preset, then what is given, converted as the command line does.
 
     The digits preset applies to the digits data set unless another preset is named. A preset or caller that names a number
-    of views to keep, and says nothing of fresh ones, keeps them.
+    of views to keep, and says nothing of fresh ones, keeps them; one that names a teacher objective takes what that proposes
+    for all else that it does not name itself, whatever a preset before it said.
 
     Raises:
         InputError: for unknown names, and for settings of other types or out of bounds.
@@ -104,7 +111,9 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         preset = chosen
     merged: dict[str, Any] = {}
     for layer in (PRESETS[preset] if preset else {}, settings):
-        merged |= {"fresh_views": False, **layer} if "views" in layer else layer
+        named = layer.get("teacher_objective")
+        proposed = proposals(OBJECTIVES.get(named)) if isinstance(named, str) else {}
+        merged |= {**proposed, **({"fresh_views": False} if "views" in layer else {}), **layer}
     known = {field.name: stage for stage in STAGES for field in options.settings_of(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
     objectives_own = names_of(*OBJECTIVES.values())
@@ -114,8 +123,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
     data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
-    for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
-                                  (BACKBONES, "student", student.student)):
+    for registry, field, name in ((DATASETS, "dataset", data.dataset), (RECIPES, "view_recipe", data.view_recipe),
+                                  (BACKBONES, "teacher", teacher.teacher), (BACKBONES, "student", student.student)):
         if name not in registry:
             raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
     for field, place in (("data_dir", data.data_dir), ("cache_dir", data.cache_dir), ("out", run.out)):
@@ -139,7 +148,8 @@ def create_parser(
                             help=f"settings of a whole experiment, each still its own option: {', '.join(PRESETS)}")
     usual = DataConfig().dataset  # whose preset applies where nothing is told
     values = {**PRESETS[usual], "fresh_views": False} if presets else {}
-    by_itself = usual, {name: value for name, value in values.items() if name != "dataset"}
+    by_itself = {usual: {name: value for name, value in values.items() if name != "dataset"}}
+    by_itself |= {name: found for name, kind in OBJECTIVES.items() if (found := proposals(kind))}
     for stage, title in zip(STAGES, TITLES, strict=True):
         add_options(parser, title, [stage], wanted, by_itself)
     add_options(parser, "teacher objective", OBJECTIVES, wanted)

@@ -25,6 +25,7 @@ from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.plan import ViewPlan
+from jax_brcd.views.recipes import RECIPES
 
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
@@ -75,8 +76,8 @@ class Context:
         return self.config.run.seed * STAGE_SEEDS + stage
 
     def plan_of(self, images: np.ndarray) -> ViewPlan:
-        """New views each epoch of other images than those that train."""
-        return dataclasses.replace(self.plan, images=images, kept=None)
+        """New published views each epoch of other images than those that train."""
+        return dataclasses.replace(self.plan, images=images, kept=None, config=view_config(self.preprocessing, self.dataset))
 
     def parts(self) -> dict[str, np.ndarray]:
         """The images of each part that is encoded."""
@@ -112,9 +113,10 @@ class Context:
         return {name: self.digests[name] for name in parts}
 
     def schedule(self, stage: int, epochs: int, **settings: Any) -> Schedule:
-        """The schedule of a stage; `settings` are those of its fields that only this stage has."""
+        """The schedule of a stage; `settings` are those of its fields that are this stage's own."""
         run = self.config.run
-        return Schedule(run.batch_size, epochs, self.seed(stage), checkpoint_seconds=run.checkpoint_seconds, **settings)
+        usual = {"batch_size": run.batch_size, "checkpoint_seconds": run.checkpoint_seconds}
+        return Schedule(epochs=epochs, seed=self.seed(stage), **usual | settings)
 
     def folder(self, stage: str, depends_on: Mapping[str, Any], epochs: int | None = None) -> StageFolder:
         """The folder of a stage, whose name also tells what a diverged training was gone on from."""
@@ -218,8 +220,7 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     if brought is not None:
         with of_setting("teacher_weights", config.teacher.teacher_weights):
             preprocessing = Preprocessing.from_dict(brought["preprocessing"])
-    view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean,
-                      std=preprocessing.std)
+    view = view_config(preprocessing, dataset, data.view_recipe)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
     context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)
@@ -227,6 +228,12 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)
     return context
+
+
+def view_config(preprocessing: Preprocessing, dataset: ImageDataset, recipe: str = "brcd") -> ViewConfig:
+    """The training views of a data set under a recipe; they are flipped where that leaves an image what it is."""
+    flip = {} if dataset.flip else {"flip": 0.0}
+    return ViewConfig(size=preprocessing.size, mean=preprocessing.mean, std=preprocessing.std, **{**RECIPES[recipe], **flip})
 
 
 def live(context: Context) -> bool:

@@ -1,12 +1,14 @@
 """A run's encoders: their weights, and their split into what learns, what moves with it and what stays."""
 
 import os
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
+from jax_brcd.models.layouts import Loaded
 from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
@@ -41,32 +43,49 @@ class Built(NamedTuple):
 
 def build(
     name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike,
-    progress: Progress = silent,
+    form: str | None = None, any_form: bool = False, progress: Progress = silent,
 ) -> Built:
     """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
     Args:
         weights: a file, the folder of an encoder, a tag of the backbone's own weights ("imagenet") or "random". A tag never
             brings a head. option: the setting that `weights` is of.
+        form: of a new head, a name in HEADS; None for the backbone's own. any_form: a head that the weights bring is taken
+            whatever its form; else one of another form is left out with a remark.
 
     Raises:
         InputError: for files that are absent, broken or of another model.
     """
-    model = create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
+    def create(form: str | None) -> HashModel:
+        return create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype), form=form)
+
     if weights == "random":
-        return Built(model, (), False)
+        return Built(create(form), (), False)
     tagged = BACKBONES[name].weights.get(str(weights))
     with of_setting(option, weights):
         if tagged is not None or weights == "imagenet":
             path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
+            model = create(form)
             load_state(model.backbone, read_weights(path), layout=tagged.layout)
             return Built(model, (), False)
         file = read_weight_file(weights)
         _check_model(file, name)
-        loaded = load_state(model, file.tensors, any_head=True)
+        model, loaded = _with_head([*([file.metadata.get("head")] if any_form else []), form], create, file)
     came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
     return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
                  loaded.head)
+
+
+def _with_head(
+    forms: Iterable[str | None], create: Callable[[str | None], HashModel], file: WeightFile
+) -> tuple[HashModel, Loaded]:
+    """The model with a head of the first of some forms that a file holds; where it holds none of them, of the last one, new."""
+    for form in dict.fromkeys(forms):
+        model = create(form)
+        loaded = load_state(model, file.tensors, any_head=True)
+        if loaded.head:
+            break
+    return model, loaded
 
 
 def _check_model(file: WeightFile, name: str) -> None:

@@ -41,6 +41,7 @@ from jax_brcd.stages.models import Built, build
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
 from jax_brcd.teachers.base import Teacher
+from jax_brcd.teachers.objectives import head_of
 
 
 def run(config: Config, *, progress: Progress = silent, say: Say = unheard) -> dict[str, Any]:
@@ -158,13 +159,17 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     config = context.config
     # What is to be pretrained here starts at random
     teacher_weights = "random" if needs_pretraining(config) else config.teacher.teacher_weights
-    roles = [(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER)]
+    form = head_of(config.hashing)
+    # A head that came is trained further as it is, but for an objective with a head of its own
+    of_teacher = {"form": form, "any_form": form is None or config.teacher_epochs(head_came=True) == 0}
+    roles = [(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER, of_teacher)]
     if student:
-        roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT))
+        roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT, {}))
     built = [build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                   cache_dir=config.data.cache_dir, progress=context.progress) for name, weights, option, stage in roles]
+                   cache_dir=config.data.cache_dir, progress=context.progress, **of_head)
+             for name, weights, option, stage, of_head in roles]
     size = context.preprocessing.size
-    for (name, _, option, _), made in zip(roles[1:], built[1:], strict=True):
+    for (name, _, option, *_), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone
         if backbone.fixed_size and backbone.image_size != size:
             raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of "

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Float
 
 from jax_brcd.encoder import TEACHER as ROLE
 from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import HashModel
+from jax_brcd.models.heads import HashCoder
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError
@@ -22,7 +22,15 @@ from jax_brcd.stages.models import Built, partition
 from jax_brcd.stages.pretraining import needs_pretraining, pretrain
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.hash_model import HashTeacher
-from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
+from jax_brcd.teachers.objectives import (
+    BringsOptimizer,
+    ClosedFormObjective,
+    HashingBatch,
+    LearntObjective,
+    Objective,
+    create_objective,
+    optimizer_of,
+)
 from jax_brcd.training.loop import Stage, Task
 from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.features import weights_digest
@@ -31,14 +39,16 @@ from jax_brcd.views.source import Source
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
 # Settings that a teacher depends on by what becomes of them
-TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs")
+TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs", "teacher_batch_size")
 
 
 def teacher_stage(
     teacher: HashModel, source: Source, schedule: Schedule, *, learning_rate: float, temperature: float, kl_weight: float,
     objective: LearntObjective = CIBHASH,
 ):
-    """The head's training under an objective that is learnt.
+    """The head's training under an objective that is learnt, by the objective's optimizer at `learning_rate`.
+
+    The backbone is in evaluation mode, and a head with batch norm in training mode.
 
     Returns:
         The stage, its first parameters and its first carry.
@@ -49,12 +59,17 @@ def teacher_stage(
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
         of_i, of_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid)
                       for numbers in (batch.views_i, batch.views_j))
+        if isinstance(model.head, HashCoder):  # which learns by the statistics of the batch, a view at a time
+            of_i, of_j = (of_view._replace(logits=model.head(of_view.features, train=True, valid=batch.valid))
+                          for of_view in (of_i, of_j))
         seen = HashingBatch(valid=batch.valid, features_i=of_i.features, features_j=of_j.features,
                             logits_i=of_i.logits, logits_j=of_j.logits)
         value, metrics = objective.loss(seen, temperature=temperature, kl_weight=kl_weight)
         return value, (nnx.state(model, nnx.BatchStat), metrics)
 
-    task = Task("teacher", loss, optax.adam(learning_rate), {"frozen": frozen, "views": source.views})
+    steps = schedule.epochs * -(-source.n_images // schedule.batch_size)
+    optimizer = optimizer_of(objective, learning_rate, steps)
+    task = Task("teacher", loss, optimizer, {"frozen": frozen, "views": source.views})
     return Stage(task, source, schedule), trainable, statistics
 
 
@@ -94,7 +109,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     if needs_pretraining(config):
         history = pretrain(context, model)
     epochs = config.teacher_epochs(head_came=built.head_came)
-    solved = isinstance(config.hashing, ClosedFormObjective)
+    solved, scheduled = (isinstance(config.hashing, kind) for kind in (ClosedFormObjective, BringsOptimizer))
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
              "weights": weights_digest(model), "preprocessing": beyond_defaults(context.preprocessing)}
     brought = brought_teacher(config) if built.head_came and epochs == 0 else None
@@ -104,8 +119,9 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     else:
         facts |= {"settings": {**unusual(config.teacher, TOLD), **unusual(config.hashing)},
                   **context.data_facts("images of train"),
-                  **({} if solved else {"views": context.plan.facts(), "batch_size": config.run.batch_size})}
-        folder = context.folder("teacher", facts, None if solved else epochs)
+                  **({} if solved else {"views": context.plan.facts(), "batch_size": config.teacher_batch_size}),
+                  **({"epochs": epochs} if scheduled else {})}
+        folder = context.folder("teacher", facts, None if solved or scheduled else epochs)
     with folder.held(context.say):
         if folder.finished:
             context.say(f"Teacher: taken from {folder.path}.")
@@ -141,8 +157,11 @@ def _train_head(context: Context, folder: StageFolder, model: HashModel, epochs:
     # A frozen teacher always runs in evaluation mode
     source = context.plan.pixels(train=False) if context.plan.kept is None else context.plan.kept_features(cache)
     stage, parameters, carry = teacher_stage(
-        model, source, context.schedule(TEACHER, epochs), objective=config.hashing, learning_rate=config.teacher.teacher_lr,
+        model, source, context.schedule(TEACHER, epochs, batch_size=config.teacher_batch_size),
+        objective=config.hashing, learning_rate=config.teacher.teacher_lr,
         temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight)
     fitted = context.fit(folder, stage, parameters, carry)
     nnx.update(model, fitted.state.parameters)
+    if isinstance(model.head, HashCoder):
+        nnx.update(model, fitted.state.carry)
     return fitted.history

@@ -6,6 +6,7 @@ bits, also where JAX is told to take 64.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.digests import later
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.views.images import check_images
 
@@ -24,6 +26,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
+SOLARISE = 0x736F6C  # keeps its draw apart from the others
 INTERPOLATIONS = ("bilinear",)  # with antialiasing
 
 
@@ -43,6 +46,8 @@ class ViewConfig:
     grayscale: float = 0.2  # probability
     blur: float = 0.5  # probability
     sigma: tuple[float, float] = (0.1, 2.1)  # pixels
+    blur_size: int = later(3)  # pixels of the blur's window, an odd number
+    solarise: float = later(0.0)  # probability
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -61,6 +66,7 @@ class ViewParameters(NamedTuple):
     grayscale: Bool[Array, "*batch"]
     blur: Bool[Array, "*batch"]
     sigma: Float[Array, "*batch"]
+    solarise: Bool[Array, "*batch"]
 
 
 class Taps(NamedTuple):
@@ -94,7 +100,15 @@ def _draw_one(key: Key[Array, ""], height: int, width: int, config: ViewConfig) 
         grayscale=rest[10] < config.grayscale,
         blur=rest[11] < config.blur,
         sigma=_between(*config.sigma, rest[12]),
+        solarise=_draw_solarise(key, config),
     )
+
+
+def _draw_solarise(key: Key[Array, ""], config: ViewConfig) -> Bool[Array, ""]:
+    # Of a key of its own: more numbers in the one call would change the others
+    if config.solarise == 0:
+        return jnp.array(False)
+    return jax.random.uniform(jax.random.fold_in(key, SOLARISE), (), jnp.float32) < config.solarise
 
 
 def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
@@ -225,13 +239,26 @@ def grayscale(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height 
     return jnp.broadcast_to(gray(planes), planes.shape)
 
 
-def gaussian_blur(planes: Float[Array, "3 height width"], sigma: Float[Array, ""]) -> Float[Array, "3 height width"]:
-    """3x3 Gaussian blur with `sigma` in pixels; edges are mirrored."""
-    side = jnp.exp(-0.5 / jnp.square(sigma))
-    side, middle = side / (1.0 + 2.0 * side), 1.0 / (1.0 + 2.0 * side)
-    padded = jnp.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    rows = side * (padded[:, :-2] + padded[:, 2:]) + middle * padded[:, 1:-1]
-    return side * (rows[:, :, :-2] + rows[:, :, 2:]) + middle * rows[:, :, 1:-1]
+def gaussian_blur(
+    planes: Float[Array, "3 height width"], sigma: Float[Array, ""], *, size: int = 3
+) -> Float[Array, "3 height width"]:
+    """Gaussian blur of a `size` x `size` window, an odd number, with `sigma` in pixels; edges are mirrored."""
+    reach = size // 2
+    sides = [jnp.exp(-0.5 * distance**2 / jnp.square(sigma)) for distance in range(reach, 0, -1)]
+    whole = 1.0 + 2.0 * sum(sides)
+    sides, middle = [side / whole for side in sides], 1.0 / whole
+
+    def along(values: Array, axis: int) -> Array:
+        length = values.shape[axis] - 2 * reach
+        taps = [lax.slice_in_dim(values, start, start + length, axis=axis) for start in range(size)]
+        return sum(side * (taps[place] + taps[-1 - place]) for place, side in enumerate(sides)) + middle * taps[reach]
+
+    return along(along(jnp.pad(planes, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"), 1), 2)
+
+
+def solarise(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
+    """Values from a half on are turned over."""
+    return jnp.where(planes >= 0.5, 1.0 - planes, planes)
 
 
 def normalise(
@@ -251,7 +278,9 @@ def apply_view(
     planes = resize_image(image, rows, columns)
     planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
     planes = _when(parameters.grayscale, grayscale, planes)
-    planes = _when(parameters.blur, gaussian_blur, planes, parameters.sigma)
+    planes = _when(parameters.blur, functools.partial(gaussian_blur, size=config.blur_size), planes, parameters.sigma)
+    if config.solarise:
+        planes = _when(parameters.solarise, solarise, planes)
     return normalise(planes, config.mean, config.std)
 
 

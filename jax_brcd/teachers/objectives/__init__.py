@@ -8,9 +8,18 @@ from typing import Any
 
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
-from jax_brcd.teachers.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
+from jax_brcd.teachers.objectives.base import (
+    BringsOptimizer,
+    ClosedFormObjective,
+    HashingBatch,
+    LearntObjective,
+    head_of,
+    optimizer_of,
+    proposals,
+)
 from jax_brcd.teachers.objectives.bihalf import BiHalf
 from jax_brcd.teachers.objectives.cibhash import CIBHash
+from jax_brcd.teachers.objectives.crovca import CroVCA
 from jax_brcd.teachers.objectives.greedyhash import GreedyHash
 from jax_brcd.teachers.objectives.itq import ITQ
 
@@ -20,8 +29,10 @@ OBJECTIVES.register("cibhash")(CIBHash)
 OBJECTIVES.register("bihalf")(BiHalf)
 OBJECTIVES.register("greedyhash")(GreedyHash)
 OBJECTIVES.register("itq")(ITQ)
+OBJECTIVES.register("crovca")(CroVCA)
 
-__all__ = ["OBJECTIVES", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "create_objective"]
+__all__ = ["OBJECTIVES", "BringsOptimizer", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective",
+           "create_objective", "head_of", "optimizer_of", "proposals"]
 
 
 def create_objective(name: str, **settings: Any) -> Objective:

@@ -1,8 +1,14 @@
-"""The interface between the teacher's stage and a hashing objective: learnt by gradient, or solved in closed form."""
+"""The interface between the teacher's stage and a hashing objective: learnt by gradient, or solved in closed form.
 
-from typing import NamedTuple, Protocol, runtime_checkable
+An objective that is learnt may bring more than its loss: a head (`BringsHead`), an optimizer (`BringsOptimizer`), and in
+`proposes`, an attribute of its class, what it takes for the run's defaults.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float
 
 
@@ -24,6 +30,39 @@ class LearntObjective(Protocol):
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Returns (loss, its terms by name); temperature and KL weight are those that teacher and student share."""
+
+
+@runtime_checkable
+class BringsHead(Protocol):
+    """An objective for a head of another form than the backbone's own."""
+
+    @property
+    def head(self) -> str:
+        """A name in models.HEADS."""
+
+
+@runtime_checkable
+class BringsOptimizer(Protocol):
+    """An objective that is learnt by another optimizer than Adam at one rate."""
+
+    def optimizer(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
+        """Of the rate that is told and the number of steps there will be, and of nothing else: a training that goes on makes it
+        anew. As it may end with the last step, another number of epochs is another training."""
+
+
+def head_of(objective: Any) -> str | None:
+    """The form of the head that an objective learns, a name in models.HEADS; None for the backbone's own."""
+    return objective.head if isinstance(objective, BringsHead) else None
+
+
+def optimizer_of(objective: Any, learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """The optimizer that an objective brings, or the published one."""
+    return objective.optimizer(learning_rate, steps) if isinstance(objective, BringsOptimizer) else optax.adam(learning_rate)
+
+
+def proposals(kind: Any) -> Mapping[str, Any]:
+    """The settings by name for which an objective has other defaults than the run."""
+    return getattr(kind, "proposes", {})
 
 
 @runtime_checkable
