@@ -144,7 +144,7 @@ class HashEncoder:
     def _view(self, pixels: np.ndarray) -> Float[Array, "1 size size 3"]:
         p = self.preprocessing
         check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)
-        return fitted_view(pixels, size=p.size, resize=p.resize, mean=p.mean, std=p.std)
+        return fitted_view(pixels, **vars(p))
 
     def _decided(self, placed: "Placed", views: list[Array], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
         """The logits of a batch; of images with a logit in doubt those that the program of one image gives."""

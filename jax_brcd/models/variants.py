@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry, unknown_name
-from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
+from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_interpolation
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 DIGEST = re.compile(r"-([0-9a-f]{8,64})$")  # what torchvision's file names end in
@@ -30,7 +30,7 @@ class Preprocessing:
     resize: int | None = None  # pixels of the shorter side before that square is cut out; None: the whole image is resized
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green and blue in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: str = "bilinear"
+    interpolation: str = "bilinear"  # or "bicubic"; a training view is bilinear
 
     def __post_init__(self):
         for name in ("mean", "std"):
@@ -42,8 +42,7 @@ class Preprocessing:
         if self.resize is not None and (not _whole(self.resize) or self.resize < self.size):
             raise InputError(f"a square of {self.size} pixels cannot be cut from it; give {self.size} or more, or none",
                              field="resize", value=self.resize)
-        if self.interpolation not in INTERPOLATIONS:
-            raise InputError(unknown_name("interpolation", str(self.interpolation), INTERPOLATIONS), field="interpolation")
+        check_interpolation(self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
