@@ -95,7 +95,7 @@ class HashEncoder:
         return np.concatenate([np.zeros((0, self.bits), np.float32), *self._decided_logits(images, progress)])
 
     def features(self, images: Any, *, progress: Progress = silent) -> Float[np.ndarray, "images features"]:
-        """What the backbone gives the hash head, float32: to be compared by their cosine, with features of the same backbone alone.
+        """What the backbone gives the hash head, float32; compare them by their cosine, and within one backbone alone.
 
         Their last digits depend on how many images are encoded at once. Arguments and errors as `encode`.
         """
@@ -219,7 +219,9 @@ def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch si
         return Batch(logits, _terms(model.head, features, logits))
 
 
-def _features(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]) -> Float[Array, "batch features"]:
+def _features(
+    graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]
+) -> Float[Array, "batch features"]:
     with jax.default_matmul_precision("highest"):
         return nnx.merge(graph, state).backbone(views, train=False)
 

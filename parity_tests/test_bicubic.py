@@ -92,7 +92,8 @@ def test_kept_features_of_either_interpolation_are_apart(encoder, tmp_path):
     views = [dataclasses.replace(BICUBIC, interpolation=name) for name in ("bicubic", "bilinear")]
     first, second = (np.array(cache.evaluation(images, **view_of(view))) for view in views)
     assert np.abs(first - second).max() > 1e-4 and len(list(tmp_path.iterdir())) == 2
-    np.testing.assert_allclose(first, encoder.model.backbone(evaluation_view(images, **view_of(BICUBIC)), train=False), atol=2e-5)
+    expected = encoder.model.backbone(evaluation_view(images, **view_of(BICUBIC)), train=False)
+    np.testing.assert_allclose(first, expected, atol=2e-5)
 
 
 def test_an_unknown_interpolation_is_named():

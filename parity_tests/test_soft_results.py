@@ -1,4 +1,4 @@
-"""What soft queries and cosines are measured from, and how a run's table tells them: with blanks, and of older runs not at all."""
+"""What soft queries and cosines are measured from, and how tables tell them: with blanks, and of older runs not at all."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jax_brcd.stages.parts import KeptParts, PixelParts
 from jax_brcd.views.augmentation import evaluation_views
 from jax_brcd.views.encoding import encode
 
-PROTOCOL = {"dataset": "digits", "split": "all", "queries": 5, "database": 9, "k": 1000, "ties": "stable", "bits": 64, "seed": 0}
+PROTOCOL = {"dataset": "digits", "split": "all", "queries": 5, "database": 9, "k": 1000,
+            "ties": "stable", "bits": 64, "seed": 0}
 IMAGES = noise(FEW + 3, 40, 44)
 
 
@@ -74,14 +75,15 @@ def test_the_table_holds_each_ranking_and_a_blank_where_there_is_none():
         assert lines[line][: begin[3]].split()[-3:] == ["0.1000", "0.2000", "0.3000"]
         assert lines[line][begin[3] : begin[4]].strip() == cosine and "0.5000" in lines[line][begin[4] : begin[5]]
     assert lines[5].startswith("digits, split: all") and lines[7:] == ["A remark."]
-    assert lines[6] == ("soft mAP: ranked by the query's logits against the database's bits; cosine mAP: by features of one backbone "
-                        "on both sides")
+    assert lines[6] == ("soft mAP: ranked by the query's logits against the database's bits; cosine mAP: by features of one "
+                        "backbone on both sides")
 
 
 def test_the_results_of_an_earlier_version_are_told_as_they_were(tmp_path):
     earlier = metrics(names=("map", "tie_aware_map", "precision"))
     lines = results_table(earlier).splitlines()
-    assert lines[0].split() == ["model", "mAP@1000", "tie-aware", "mAP@1000", "precision@1000", "parameters", "FLOPs/image", "images/s"]
+    assert lines[0].split() == ["model", "mAP@1000", "tie-aware", "mAP@1000", "precision@1000", "parameters", "FLOPs/image",
+                                "images/s"]
     assert lines[2].split()[2:5] == ["0.1000", "0.2000", "0.3000"] and lines[6:] == ["A remark."]
     for found, told in ((earlier, False), (metrics(), True)):
         page = write_report(tmp_path, Report("a run", {}, found, [], {})).read_text()

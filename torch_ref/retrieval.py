@@ -61,7 +61,8 @@ def mean_average_precision(queries, database, query_labels, labels, k: int) -> f
 def similarity_map(similarity: np.ndarray, query_labels, labels, k: int) -> float:
     """mAP@k where each query (n, items) ranks by similarity, the largest first, ties by index."""
     query_labels, labels = np.asarray(query_labels), np.asarray(labels)
-    ranked = [(labels @ label > 0)[np.argsort(-row, kind="stable")][:k] for row, label in zip(similarity, query_labels, strict=True)]
+    ranked = [(labels @ label > 0)[np.argsort(-row, kind="stable")][:k]
+              for row, label in zip(similarity, query_labels, strict=True)]
     return float(np.mean([average_precision(row) for row in ranked]))
 
 
@@ -72,9 +73,11 @@ def soft_map(logits, database, query_labels, labels, k: int) -> float:
 
 def cosine_map(features, database_features, query_labels, labels, k: int) -> float:
     """mAP@k by the cosine of features (n, width). What differs by rounding alone is made equal, so that equal vectors tie."""
-    of_queries, of_items = (np.asarray(part, np.float64) for part in (features, database_features))
-    of_queries, of_items = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-300) for part in (of_queries, of_items))
-    return similarity_map(np.round(of_queries @ of_items.T, 12), query_labels, labels, k)
+    def directions(vectors) -> np.ndarray:
+        vectors = np.asarray(vectors, np.float64)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+
+    return similarity_map(np.round(directions(features) @ directions(database_features).T, 12), query_labels, labels, k)
 
 
 def search_scores(queries, database, query_labels, labels, k: int, *, logits=None, features=None) -> dict[str, float | None]:

@@ -25,7 +25,8 @@ def metrics(
 
     Args:
         scores: of the teacher ("teacher") and of the student's searches ("student symmetric", ...), as far as there are; empty
-            where the data set has no labels. A measure is None where there is nothing to measure. costs: of each role, with its model's name. remarks: on the teacher.
+            where the data set has no labels. A measure is None where there is nothing to measure. costs: of each role, with its
+            model's name. remarks: on the teacher.
     """
     def row(score: SearchScores) -> dict[str, float | None]:
         return {measure: getattr(score, measure) for measure in MEASURES}

@@ -44,16 +44,16 @@ class HammingIndex:
 
         Args:
             query_codes: codes, or with `soft` logits (n, bits), which are floats.
-            soft: rank by the dot product of logits and codes in {-1, +1}, which tells apart codes at one distance from the bits.
-                The index is the same, and so are the answers in any batch and on any machine.
+            soft: rank by the dot product of logits and codes in {-1, +1}, which tells apart codes at one distance. The index is
+                the same, and so are the answers in any batch and on any machine.
 
         Returns:
             Distances in bits (queries, k) int32, nearest first, and positions (queries, k) int64. With `soft` in place of the
             distances dot products (queries, k) float64, the largest first.
 
         Raises:
-            InputError: for k < 1 or beyond the index, for what is not codes (or not logits: integers, packed codes, numbers that
-                are not finite), and for queries of another length or space.
+            InputError: for k < 1 or beyond the index, for what is not codes (with `soft` not finite floats), and for queries of
+                another length or space.
         """
         if soft:
             positions, products = soft_rank(SoftScoring.of(query_codes, self._database), check_k(k, len(self)))

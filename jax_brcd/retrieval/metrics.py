@@ -150,7 +150,8 @@ def precision_at_k(
     k: SupportsIndex,
 ) -> float:
     """Share of relevant items among the top k, ties by database index. Arguments and errors as `mean_average_precision`."""
-    return _mean(lambda found: found.ranked.mean(axis=1), _hamming(query_codes, database_codes), query_labels, database_labels, k)
+    ranking = _hamming(query_codes, database_codes)
+    return _mean(lambda found: found.ranked.mean(axis=1), ranking, query_labels, database_labels, k)
 
 
 def tie_aware_mean_average_precision(
@@ -181,7 +182,8 @@ def precision_recall_curve(
     Returns:
         precision (bits + 1,), recall (bits + 1,); all 0 where every query is left out.
     """
-    return _mean_curve(*_measure(_hamming(query_codes, database_codes), query_labels, database_labels, 1, _curves, counted=True))
+    ranking = _hamming(query_codes, database_codes)
+    return _mean_curve(*_measure(ranking, query_labels, database_labels, 1, _curves, counted=True))
 
 
 def _hamming(query_codes: Codes, database_codes: Codes) -> _Ranking:
@@ -231,7 +233,9 @@ def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search: An
     return float(values.mean())
 
 
-def _packed_labels(ranking: _Ranking, query_labels: Labels, database_labels: Labels) -> tuple[UInt32[np.ndarray, "words n"], ...]:
+def _packed_labels(
+    ranking: _Ranking, query_labels: Labels, database_labels: Labels
+) -> tuple[UInt32[np.ndarray, "words n"], ...]:
     """Labels as words, checked against the items they belong to."""
     words, classes = [], []
     for count, labels, what in ((ranking.queries, query_labels, "query"), (ranking.items, database_labels, "database")):

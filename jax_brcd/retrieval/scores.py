@@ -1,7 +1,7 @@
 """Exact rankings by scores that are real numbers: query logits against database bits, and the cosine of features.
 
-A score is a sum of whole numbers that float64 holds, so no order of adding changes it: a query and an item score the same on any
-machine and in any batch, and equal items tie. Ties are by position.
+A score is a sum of whole numbers that float64 holds, so no order of adding changes it: a query and an item score the same in
+any batch and on any machine, and equal items tie. Ties are by position.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ HELD = 1 << 22  # scores that a thread holds at once, or those of one query
 QUERIES_A_TASK = 128
 WHOLE = 52  # bits of the whole numbers that scores are summed from; float64 holds 53
 COSINE = WHOLE // 2  # bits of a component of a direction: products of two are summed, to no more than 1
-ROWS = 4096  # database features that are looked at together
+ROWS = 1024  # database features that are looked at together
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # the bits of each byte
 
 Result = TypeVar("Result")
@@ -118,8 +118,8 @@ class CosineScoring:
             matrices.append(matrix)
         widths = [matrix.shape[1] for matrix in matrices]
         if widths[0] != widths[1]:
-            raise InputError(f"query features of width {widths[0]} against database features of width {widths[1]}; give both of "
-                             "one backbone")
+            raise InputError(f"query features of width {widths[0]} against database features of width {widths[1]}; give both "
+                             "of one backbone")
         return cls(*matrices)
 
     @property
@@ -143,7 +143,7 @@ class CosineScoring:
 def highest(scores: Float[np.ndarray, "items"], k: int) -> Int[np.ndarray, "k"]:
     """Positions of the k largest scores, the largest first, ties by position.
 
-    A sample says where the k-th largest lies, and all are looked at for it only if that said too little (as in ranking.nearest).
+    A sample says where the k-th largest lies, and all are looked at for it only if that said too little, as in `nearest`.
     """
     sample, share = scores[::STRIDE], k / STRIDE
     enough = math.ceil(share + 2 * math.sqrt(share))

@@ -55,8 +55,8 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     encoders = {} if student is None else {str(search): encoder for search, encoder in student.encoders.items()}
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
-        "measures": list(MEASURES), "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
-        **context.data_facts(*TESTED)})
+        "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
+        "measures": list(MEASURES), **context.data_facts(*TESTED)})
     with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -72,17 +72,16 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
     dataset = context.dataset
     outputs = {f"{TEACHER}_{part}": teacher.outputs(part) for part in ("database", "test")}
     costs = {TEACHER: {"model": teacher.name, **teacher.cost(dataset.test.images)}}
-    searched = {TEACHER: (f"{TEACHER}_test", f"{TEACHER}_database")}
+    searched = {TEACHER: (TEACHER, TEACHER)}
     if student is not None:
         for search, encoder in student.encoders.items():
             outputs[f"{search}_test"] = student.parts.outputs(encoder.model, "test")
             if search.database == STUDENT:
                 outputs[f"{search}_database"] = student.parts.outputs(encoder.model, "database")
-            database = f"{search if search.database == STUDENT else TEACHER}_database"
-            searched[f"{STUDENT} {search}"] = (f"{search}_test", database)
+            searched[f"{STUDENT} {search}"] = (search, search if search.database == STUDENT else TEACHER)
         encoder = next(iter(student.encoders.values()))
         costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
-    scores = {name: _score(outputs[queries], outputs[database], context, one_backbone=_encoder(queries) == _encoder(database))
+    scores = {name: _score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
               for name, (queries, database) in searched.items()} if dataset.labelled else {}
     if devices.is_first():
         results.save_codes(folder.path / CODES, {name: encoded.codes for name, encoded in outputs.items()}, dataset)
@@ -91,16 +90,12 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
     folder.finish()
 
 
-def _encoder(name: str) -> str:
-    """Whose codes are kept by that name."""
-    return name.rsplit("_", 1)[0]
-
-
-def _score(queries: Encoded, database: Encoded, context: Context, *, one_backbone: bool) -> SearchScores:
+def _score(context: Context, queries: Encoded, database: Encoded, *, alike: bool) -> SearchScores:
+    """`alike` says whether one model gave both, so that their features may be compared."""
     dataset = context.dataset
     return evaluate_search(
         queries.codes, database.codes, dataset.test.labels, dataset.database.labels, context.k, query_logits=queries.logits,
-        features=(queries.features, database.features) if one_backbone else None)
+        features=(queries.features, database.features) if alike else None)
 
 
 def load_for_evaluation(config: Config, *, progress: Progress = silent) -> tuple[ImageDataset, int]:

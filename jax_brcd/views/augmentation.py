@@ -160,7 +160,7 @@ def axis_taps(
 ) -> Taps:
     """Where the pixels at `place` of an axis of `length` pixels, resized to `target` with antialiasing, look in it.
 
-    `most` is a source and a target length whose quotient, 1 or more, bounds that of the axis, and so how many pixels are averaged.
+    `most` is a source and a target length whose quotient, 1 or more, bounds that of the axis: so many pixels are averaged.
     """
     kernel = INTERPOLATIONS[interpolation]
     taps = -(-2 * kernel.reach * most[0] // most[1])

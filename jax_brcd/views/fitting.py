@@ -70,14 +70,16 @@ def fitted_views(
             targets, smallest = (jnp.int32(size), jnp.int32(size)), size
         else:
             targets, smallest = resize * lengths // jnp.min(lengths), resize
-        rows, columns = (_central_taps(lengths[axis], targets[axis], size, (max(sides[axis], smallest), smallest), interpolation)
-                         for axis in (0, 1))
+        rows, columns = (_central_taps(lengths[axis], targets[axis], size, most=(max(sides[axis], smallest), smallest),
+                                       interpolation=interpolation) for axis in (0, 1))
         return normalise(resize_image(canvas, rows, columns), mean, std)
 
     return each_image(view, canvases, sizes)
 
 
-def _central_taps(length: Int[Array, ""], target: Int[Array, ""], size: int, most: tuple[int, int], interpolation: str) -> Taps:
+def _central_taps(
+    length: Int[Array, ""], target: Int[Array, ""], size: int, *, most: tuple[int, int], interpolation: str
+) -> Taps:
     """The middle `size` pixels of an axis of `length` pixels resized to `target`, both known only when it runs."""
     excess = target - size
     half = excess // 2
