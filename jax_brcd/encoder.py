@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +86,7 @@ class HashEncoder:
             InputError: for arrays that are no uint8 RGB images (floats in 0..1: `(255 * images).round().astype("uint8")`; gray
                 ones: repeat their channel), and files that are no images.
         """
-        packed = [np.packbits(logits > 0, axis=1) for logits in self._batches(images, progress)]
+        packed = [np.packbits(logits > 0, axis=1) for logits in self._decided_logits(images, progress)]
         return PackedCodes(np.concatenate([np.zeros((0, -(-self.bits // 8)), np.uint8), *packed]), self.bits, self.space)
 
     def logits(self, images: Any, *, progress: Progress = silent) -> Float[np.ndarray, "images bits"]:
@@ -94,7 +94,17 @@ class HashEncoder:
 
         Arguments and errors as `encode`.
         """
-        return np.concatenate([np.zeros((0, self.bits), np.float32), *self._batches(images, progress)])
+        return np.concatenate([np.zeros((0, self.bits), np.float32), *self._decided_logits(images, progress)])
+
+    def features(self, images: Any, *, progress: Progress = silent) -> Float[np.ndarray, "images features"]:
+        """What the backbone gives the hash head, float32; compare them by their cosine, and within one backbone alone.
+
+        Their last digits depend on how many images are encoded at once. Arguments and errors as `encode`.
+        """
+        placed = Placed.of(self.model)
+        batches = self._batches(images, progress, placed.features,
+                                lambda views, features: np.asarray(features, np.float32)[: len(views)])
+        return np.concatenate([np.zeros((0, self.model.backbone.features), np.float32), *batches])
 
     def save(self, folder: os.PathLike | str) -> pathlib.Path:
         """Writes the encoder's folder, whole or not at all, in place of an encoder that is there; returns its path.
@@ -123,22 +133,29 @@ class HashEncoder:
         """The encoder with further facts of where it comes from."""
         return dataclasses.replace(self, provenance={**self.provenance, **facts})
 
-    def _batches(self, images: Any, progress: Progress) -> Iterator[Float[np.ndarray, "batch bits"]]:
-        """Logits of all images in order, a batch at a time; the next batch is begun before one is waited for."""
-        items = as_items(images)
-        placed, begun, done = Placed.of(self.model), None, 0
+    def _decided_logits(self, images: Any, progress: Progress) -> Iterator[Float[np.ndarray, "batch bits"]]:
+        placed = Placed.of(self.model)
+        return self._batches(images, progress, placed.logits, lambda views, batch: self._decided(placed, views, batch))
 
-        def finish(views: list[Array], batch: "Batch") -> np.ndarray:
+    def _batches(
+        self, images: Any, progress: Progress, begin: Callable[[list[Array]], Any],
+        fetch: Callable[[list[Array], Any], np.ndarray],
+    ) -> Iterator[Float[np.ndarray, "batch outputs"]]:
+        """Outputs of all images in order, a batch at a time; the next batch is begun before one is fetched."""
+        items = as_items(images)
+        begun, done = None, 0
+
+        def finish(views: list[Array], batch: Any) -> np.ndarray:
             nonlocal done
             done += len(views)
-            found = self._decided(placed, views, batch)
+            found = fetch(views, batch)
             progress("encode images", done, len(items) if isinstance(items, Sized) else done)
             return found
 
         every = (self._view(pixels, number) for number, pixels in enumerate(read_ahead(items)))
         for views in in_batches(every, together=math.isfinite(DOUBT[self.dtype])):
             interruption.check()
-            following = views, placed.logits(views)
+            following = views, begin(views)
             if begun is not None:
                 yield finish(*begun)
             begun = following
@@ -151,7 +168,7 @@ class HashEncoder:
             check_fits(*pixels.shape[:2], size=p.size, resize=p.resize)
         except InputError as error:
             raise error if number == 0 else InputError(f"image number {number}, counted from 0: {error}") from None
-        return fitted_view(pixels, size=p.size, resize=p.resize, mean=p.mean, std=p.std)
+        return fitted_view(pixels, **vars(p))
 
     def _decided(self, placed: "Placed", views: list[Array], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
         """The logits of a batch; of images with a logit in doubt those that the program of one image gives."""
@@ -189,11 +206,18 @@ class Placed(NamedTuple):
 
     def logits(self, views: list[Array]) -> Batch:
         """Of up to FEW views, or of MANY; rows beyond them are padding."""
+        return self._of(views, _logits_alone, _logits_together)
+
+    def features(self, views: list[Array]) -> Float[Array, "batch features"]:
+        """As `logits`."""
+        return self._of(views, _features_alone, _features_together)
+
+    def _of(self, views: list[Array], alone: Callable[..., Any], together: Callable[..., Any]) -> Any:
         if len(views) == 1:
-            return _logits_alone(self.graph, self.alone, views[0])
+            return alone(self.graph, self.alone, views[0])
         size = FEW if len(views) <= FEW else MANY
-        together = _stacked(*views, *(views[-1] for _ in range(size - len(views))))
-        return _logits_together(self.graph, self.everywhere, devices.spread(together))
+        stacked = _stacked(*views, *(views[-1] for _ in range(size - len(views))))
+        return together(self.graph, self.everywhere, devices.spread(stacked))
 
 
 def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]) -> Batch:
@@ -205,8 +229,17 @@ def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch si
         return Batch(logits, _terms(model.head, features, logits))
 
 
+def _features(
+    graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]
+) -> Float[Array, "batch features"]:
+    with jax.default_matmul_precision("highest"):
+        return nnx.merge(graph, state).backbone(views, train=False)
+
+
 _logits_alone = jax.jit(_logits, static_argnums=0)
 _logits_together = jax.jit(lambda *arguments: devices.gathered(_logits(*arguments)), static_argnums=0)
+_features_alone = jax.jit(_features, static_argnums=0)
+_features_together = jax.jit(lambda *arguments: devices.gathered(_features(*arguments)), static_argnums=0)
 _stacked = jax.jit(lambda *views: jnp.concatenate(views))
 
 

@@ -78,14 +78,29 @@ class Experiment:
         """`encode` of every kept view, or of what is derived of it: (views, images, ...)."""
         return torch.stack([encode(self.view_pixels(number, derivation, partners)) for number in range(self.kept_views)])
 
-    def codes(self, model: nn.Module, part: str) -> np.ndarray:
-        """Codes of the un-augmented images of a part of the data set."""
-        images = channels_first(getattr(self.dataset, part).images)
-        return losses.hash_codes(in_batches(lambda batch: model(self.still(batch)), model, images)).numpy()
+    def logits(self, model: nn.Module, part: str) -> Tensor:
+        """Logits of the un-augmented images of a part of the data set."""
+        return in_batches(lambda batch: model(self.still(batch)), model, channels_first(getattr(self.dataset, part).images))
 
-    def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str):
+    def codes(self, model: nn.Module, part: str) -> np.ndarray:
+        """Codes of the same images."""
+        return losses.hash_codes(self.logits(model, part)).numpy()
+
+    def features(self, model: nn.Module, part: str) -> np.ndarray:
+        """The backbone's features of the same images."""
+        images = channels_first(getattr(self.dataset, part).images)
+        return in_batches(lambda batch: models.features_of(model, self.still(batch)), model, images).numpy()
+
+    def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str, **settings):
         """A measure of the search of the database by the queries of `part`."""
-        return function(queries, database, getattr(self.dataset, part).labels, self.dataset.database.labels, self.k)
+        return function(queries, database, getattr(self.dataset, part).labels, self.dataset.database.labels, self.k, **settings)
+
+    def scores(self, queries: nn.Module, database: nn.Module) -> dict[str, float | None]:
+        """All measures of the search of one model's database by another's test queries; cosines where both are one."""
+        logits = self.logits(queries, "test")
+        features = (self.features(queries, "test"), self.features(queries, "database")) if queries is database else None
+        return self.measure(search_scores, losses.hash_codes(logits).numpy(), self.codes(database, "database"), "test",
+                            logits=logits.numpy(), features=features)
 
 
 def channels_first(images: np.ndarray) -> Tensor:
@@ -317,26 +332,26 @@ def run(config: Config) -> dict:
     claim(out, config)
     teacher, teacher_features = run_teacher(experiment)
     student, best = run_student(experiment, teacher, teacher_features)
-    teacher_database = experiment.codes(teacher, "database")
     found = {}
     for search, state in best.items():
         student.load_state_dict(state)
         save(student, out / f"student_{search}.safetensors")
         if experiment.dataset.labelled:
-            database = experiment.codes(student, "database") if search == Search.SYMMETRIC else teacher_database
-            found[search] = experiment.measure(search_scores, experiment.codes(student, "test"), database, "test")
+            found[search] = experiment.scores(student, student if search == Search.SYMMETRIC else teacher)
     save(teacher, out / "teacher.safetensors")
     metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
                             "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed}}
     if experiment.dataset.labelled:
-        metrics["teacher"] = experiment.measure(search_scores, experiment.codes(teacher, "test"), teacher_database, "test")
+        metrics["teacher"] = experiment.scores(teacher, teacher)
         metrics["student"] = found
         found = {"teacher": metrics["teacher"], **found}
     else:
         print(SKIPPED)
     write_json(out / "metrics.json", metrics)
     for name, scores in found.items():
-        print(f"{name:12s} mAP@{experiment.k} {scores['map']:.4f}  precision@{experiment.k} {scores['precision']:.4f}")
+        others = "".join(f"  {measure.replace('_map', '')} {scores[measure]:.4f}" for measure in ("soft_map", "cosine_map")
+                         if scores[measure] is not None)
+        print(f"{name:12s} mAP@{experiment.k} {scores['map']:.4f}{others}  precision@{experiment.k} {scores['precision']:.4f}")
     return metrics
 
 

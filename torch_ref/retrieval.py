@@ -1,4 +1,4 @@
-"""Hamming search measured query by query."""
+"""Search by Hamming distance, by soft queries and by the cosine of features, measured query by query."""
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -58,11 +58,40 @@ def mean_average_precision(queries, database, query_labels, labels, k: int) -> f
     return float(np.mean([average_precision(row) for row in rank(queries, database, query_labels, labels, k)]))
 
 
-def search_scores(queries, database, query_labels, labels, k: int) -> dict[str, float]:
-    """mAP@k as published, its expectation over ties, and precision@k."""
+def similarity_map(similarity: np.ndarray, query_labels, labels, k: int) -> float:
+    """mAP@k where each query (n, items) ranks by similarity, the largest first, ties by index."""
+    query_labels, labels = np.asarray(query_labels), np.asarray(labels)
+    ranked = [(labels @ label > 0)[np.argsort(-row, kind="stable")][:k]
+              for row, label in zip(similarity, query_labels, strict=True)]
+    return float(np.mean([average_precision(row) for row in ranked]))
+
+
+def soft_map(logits, database, query_labels, labels, k: int) -> float:
+    """mAP@k by the dot product of query logits (n, bits) and database codes; float64 adds float32 logits without rounding."""
+    return similarity_map(np.asarray(logits, np.float64) @ np.asarray(database, np.float64).T, query_labels, labels, k)
+
+
+def cosine_map(features, database_features, query_labels, labels, k: int) -> float:
+    """mAP@k by the cosine of features (n, width). What differs by rounding alone is made equal, so that equal vectors tie."""
+    def directions(vectors) -> np.ndarray:
+        vectors = np.asarray(vectors, np.float64)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-300)
+
+    return similarity_map(np.round(directions(features) @ directions(database_features).T, 12), query_labels, labels, k)
+
+
+def search_scores(queries, database, query_labels, labels, k: int, *, logits=None, features=None) -> dict[str, float | None]:
+    """mAP@k as published, its expectation over ties, and precision@k.
+
+    Args:
+        logits: of the queries, for the mAP@k of soft queries. features: of queries and database, for the mAP@k of their cosine.
+            Without them either is None.
+    """
     ranked = rank(queries, database, query_labels, labels, k)
     database, labels = np.asarray(database, np.float32), np.asarray(labels, np.float32)
     expected = [expected_average_precision(0.5 * (database.shape[1] - database @ query), labels @ label > 0, k)
                 for query, label in zip(queries, query_labels, strict=True)]
     return {"map": float(np.mean([average_precision(row) for row in ranked])), "tie_aware_map": float(np.mean(expected)),
-            "precision": float(np.mean(ranked))}
+            "precision": float(np.mean(ranked)),
+            "soft_map": None if logits is None else soft_map(logits, database, query_labels, labels, k),
+            "cosine_map": None if features is None else cosine_map(*features, query_labels, labels, k)}

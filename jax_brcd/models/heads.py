@@ -105,3 +105,17 @@ class HashModel(nnx.Module):
     ) -> Float[Array, "batch bits"]:
         """Logits of normalised images; the arguments are the backbone's. The head is in evaluation mode."""
         return self.head(self.backbone(images, train=train, valid=valid, key=key))
+
+
+class WithFeatures(nnx.Module):
+    """A hash model that gives its backbone's features with the logits behind them, in evaluation mode."""
+
+    def __init__(self, model: HashModel):
+        self.model = model
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool = False
+    ) -> Float[Array, "batch outputs"]:
+        """Features and logits of normalised images, one behind the other."""
+        features = self.model.backbone(images, train=train)
+        return jnp.concatenate([features, self.model.head(features)], axis=1)

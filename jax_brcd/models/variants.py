@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry, unknown_name
-from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
+from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_interpolation
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 LARGEST = 4096  # pixels of a side that a model sees, or that an image is resized to: beyond it one view takes gigabytes
@@ -32,7 +32,7 @@ class Preprocessing:
     resize: int | None = None  # pixels of the shorter side before that square is cut out; None: the whole image is resized
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of red, green and blue in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: str = "bilinear"
+    interpolation: str = "bilinear"  # or "bicubic"; a training view is bilinear
 
     def __post_init__(self):
         for name in ("mean", "std"):
@@ -45,8 +45,7 @@ class Preprocessing:
         if self.resize is not None and (not _whole(self.resize) or not self.size <= self.resize <= LARGEST):
             raise InputError(f"a square of {self.size} pixels cannot be cut from it; give {self.size} to {LARGEST}, or none",
                              field="resize", value=self.resize)
-        if str(self.interpolation) not in INTERPOLATIONS:
-            raise InputError(unknown_name("interpolation", str(self.interpolation), INTERPOLATIONS), field="interpolation")
+        check_interpolation(self.interpolation)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""

@@ -67,7 +67,8 @@ def write_report(directory: pathlib.Path, report: Report) -> pathlib.Path:
                                      undefined=jinja2.StrictUndefined)
     page = environment.get_template("page.html").render(
         report=report, images=images, header=table.header(report.metrics), rows=table.rows(report.metrics),
-        skipped=table.SKIPPED, protocol=table.protocol_line(report.metrics), version=jax_brcd.__version__)
+        skipped=table.SKIPPED, protocol=table.protocol_line(report.metrics),
+        rankings=table.rankings_line(report.metrics), version=jax_brcd.__version__)
     with atomic_path(directory / PAGE) as temporary:
         temporary.write_text(page)
     return directory / PAGE

@@ -14,6 +14,7 @@ from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
 
 GRID_QUERIES, GRID_RESULTS = 8, 10
+MEASURES = ("map", "tie_aware_map", "soft_map", "cosine_map", "precision")
 
 
 def metrics(
@@ -24,10 +25,11 @@ def metrics(
 
     Args:
         scores: of the teacher ("teacher") and of the student's searches ("student symmetric", ...), as far as there are; empty
-            where the data set has no labels. costs: of each role, with its model's name. remarks: on the teacher.
+            where the data set has no labels. A measure is None where there is nothing to measure. costs: of each role, with its
+            model's name. remarks: on the teacher.
     """
-    def row(score: SearchScores) -> dict[str, float]:
-        return {"map": score.map, "tie_aware_map": score.tie_aware_map, "precision": score.precision}
+    def row(score: SearchScores) -> dict[str, float | None]:
+        return {measure: getattr(score, measure) for measure in MEASURES}
 
     found = {"teacher": row(scores["teacher"])} if "teacher" in scores else {}
     searches = {str(search): row(scores[f"student {search}"]) for search in SEARCHES if f"student {search}" in scores}

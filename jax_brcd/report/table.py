@@ -1,30 +1,67 @@
 """The results of a run as rows of text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jax_brcd.report.results import MEASURES
 from jax_brcd.retrieval.searches import SEARCHES
 
 SKIPPED = "Evaluation was skipped: the data set has no labels."
-MEASURES = ("map", "tie_aware_map", "precision")
+# The names of the measures' columns; the protocol's line says k of all
+NAMES = {"map": "mAP@{k}", "tie_aware_map": "tie-aware mAP@{k}", "soft_map": "soft mAP", "cosine_map": "cosine mAP",
+         "precision": "precision@{k}"}
+Score = Mapping[str, float | None]
 
 
 def header(metrics: Mapping[str, Any]) -> list[str]:
     """The names of the columns."""
-    k = metrics["protocol"]["k"]
-    return ["", "model", f"mAP@{k}", f"tie-aware mAP@{k}", f"precision@{k}", "parameters", "FLOPs/image", "images/s"]
+    return ["", "model", *_names(_scores(metrics).values(), metrics["protocol"]), "parameters", "FLOPs/image", "images/s"]
 
 
 def rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """A row each for the teacher and the searches of the student; none where nothing was evaluated."""
-    found = [("teacher", "teacher", metrics["teacher"])] if "teacher" in metrics else []
-    found += [(f"student, {search}", "student", metrics["student"][search]) for search in SEARCHES if "student" in metrics]
-    return [[name, metrics["costs"][role]["model"], *_measures(score), *_cost(metrics["costs"][role])]
-            for name, role, score in found]
+    scores, costs = _scores(metrics), metrics["costs"]
+    return [[name, costs[_role(name)]["model"], *_cells(score, scores.values()), *_cost(costs[_role(name)])]
+            for name, score in scores.items()]
 
 
-def _measures(score: Mapping[str, float]) -> list[str]:
-    return [f"{score[measure]:.4f}" for measure in MEASURES]
+def rankings_line(metrics: Mapping[str, Any]) -> str:
+    """What the measures rank by that do not rank by Hamming distance, in one line; empty where there are none."""
+    return _rankings(_scores(metrics).values())
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Score]:
+    """Of the teacher and of the searches of the student, by the names of their rows."""
+    found = {"teacher": metrics["teacher"]} if "teacher" in metrics else {}
+    return found | {f"student, {search}": metrics["student"][search] for search in SEARCHES if "student" in metrics}
+
+
+def _role(row: str) -> str:
+    return row.split(",")[0]
+
+
+def _shown(scores: Iterable[Score]) -> list[str]:
+    """The measures that there are; earlier versions had fewer."""
+    held = {measure for score in scores for measure, value in score.items() if value is not None}
+    return [measure for measure in MEASURES if measure in held]
+
+
+def _names(scores: Iterable[Score], protocol: Mapping[str, Any]) -> list[str]:
+    return [NAMES[measure].format(k=protocol["k"]) for measure in _shown(scores)]
+
+
+def _cells(score: Score, scores: Iterable[Score]) -> list[str]:
+    return ["" if score.get(measure) is None else f"{score[measure]:.4f}" for measure in _shown(scores)]
+
+
+def _rankings(scores: Iterable[Score]) -> str:
+    shown = _shown(scores)
+    if "soft_map" not in shown:
+        return ""
+    soft = "soft mAP: ranked by the query's logits against the database's bits"
+    if "cosine_map" not in shown:
+        return f"{soft}; no cosine mAP, which needs features of one backbone on both sides"
+    return f"{soft}; cosine mAP: by features of one backbone on both sides"
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:
@@ -59,16 +96,18 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     body = rows(metrics)
     if not body:
         return SKIPPED
-    return "\n".join([*aligned([header(metrics), *body]), protocol_line(metrics), *metrics.get("remarks", ())])
+    return _lines([header(metrics), *body], metrics, rankings_line(metrics), *metrics.get("remarks", ()))
 
 
-def pair_table(queries: str, database: str, score: Mapping[str, float], protocol: Mapping[str, Any]) -> str:
-    """The table of one search, beneath it its protocol.
+def pair_table(queries: str, database: str, score: Score, protocol: Mapping[str, Any]) -> str:
+    """The table of one search, beneath it its protocol and what its measures rank by.
 
     Args:
         queries, database: what gave the codes. score: the measures by name, as metrics.json holds them.
     """
-    k = protocol["k"]
-    lines = [["queries", "database", f"mAP@{k}", f"tie-aware mAP@{k}", f"precision@{k}"],
-             [queries, database, *_measures(score)]]
-    return "\n".join([*aligned(lines), protocol_line({"protocol": protocol})])
+    lines = [["queries", "database", *_names([score], protocol)], [queries, database, *_cells(score, [score])]]
+    return _lines(lines, {"protocol": protocol}, _rankings([score]))
+
+
+def _lines(table: Sequence[Sequence[str]], metrics: Mapping[str, Any], *beneath: str) -> str:
+    return "\n".join([*aligned(table), protocol_line(metrics), *filter(None, beneath)])

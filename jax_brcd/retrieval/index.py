@@ -3,10 +3,11 @@
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Num
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, PackedCodes, check_spaces, code_bits, whole_number
 from jax_brcd.retrieval.ranking import Database, Distances, check_k, check_lengths, map_queries, rank
+from jax_brcd.retrieval.scores import RealMatrix, SoftScoring, soft_rank
 
 Ball = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]
 
@@ -36,17 +37,29 @@ class HammingIndex:
     def __len__(self) -> int:
         return len(self._database)
 
-    def search(self, query_codes: Codes, k: SupportsIndex) -> tuple[Int[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
+    def search(
+        self, query_codes: Codes | RealMatrix, k: SupportsIndex, *, soft: bool = False
+    ) -> tuple[Num[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """The k nearest codes of each query, ties by position.
 
+        Args:
+            query_codes: codes, or with `soft` logits (n, bits), which are floats.
+            soft: rank by the dot product of logits and codes in {-1, +1}, which tells apart codes at one distance. The index is
+                the same, and so are the answers in any batch and on any machine.
+
         Returns:
-            Distances in bits (queries, k) int32, nearest first, and positions (queries, k) int64.
+            Distances in bits (queries, k) int32, nearest first, and positions (queries, k) int64. With `soft` in place of the
+            distances dot products (queries, k) float64, the largest first.
 
         Raises:
-            InputError: for k < 1 or beyond the index, for what is not codes, and for queries of another length or space.
+            InputError: for k < 1 or beyond the index, for what is not codes (with `soft` not finite floats), and for queries of
+                another length or space.
         """
+        if soft:
+            positions, products = soft_rank(SoftScoring.of(query_codes, self._database), check_k(k, len(self)))
+            return products, positions
         queries = self._queries(query_codes)
-        positions, doubled = rank(queries, self._database, check_k(k, self._database))
+        positions, doubled = rank(queries, self._database, check_k(k, len(self)))
         return doubled // 2, positions
 
     def search_radius(self, query_codes: Codes, radius: SupportsIndex) -> list[Ball]:
@@ -73,5 +86,5 @@ class HammingIndex:
     def _queries(self, query_codes: Codes) -> CodeBits:
         check_spaces(query_codes, self)
         queries = code_bits(PackedCodes.of(query_codes))
-        check_lengths(queries, self._database)
+        check_lengths(queries.bits, self._database)
         return queries

@@ -1,14 +1,18 @@
-"""Measures of a Hamming search: mAP@k as published and in expectation over ties, precision@k, precision-recall by radius."""
+"""Measures of a search: mAP@k as published and in expectation over ties, precision@k, precision-recall by radius.
+
+All are of Hamming rankings; mAP@k is of soft queries and of the cosine of features too (retrieval/scores.py).
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt32
 
-from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, is_real, pack_bits
-from jax_brcd.retrieval.ranking import Database, Distances, as_words, check_search, map_queries, nearest
+from jax_brcd.retrieval.packing import Codes, check_spaces, code_bits, is_real, pack_bits
+from jax_brcd.retrieval.ranking import Database, as_words, check_counts, check_lengths, map_queries, nearest
+from jax_brcd.retrieval.scores import CosineScoring, RealMatrix, Scoring, SoftScoring, highest, map_scores
 from jax_brcd.retrieval.ties import expected_average_precisions
 from jax_brcd.runtime.errors import InputError
 
@@ -19,12 +23,32 @@ Curve = tuple[Float[np.ndarray, "radii"], Float[np.ndarray, "radii"]]
 
 @dataclasses.dataclass(frozen=True)
 class SearchScores:
-    """The quality of one search. `curve` is (precision, recall) at the Hamming radii 0..bits."""
+    """The quality of one search.
+
+    Attributes:
+        curve: (precision, recall) at the Hamming radii 0..bits. soft_map: mAP@k by the query's logits and the database's bits.
+            cosine_map: mAP@k by the cosine of features. Either is None where those were not given.
+    """
 
     map: float
     tie_aware_map: float
     precision: float
     curve: Curve
+    soft_map: float | None = None
+    cosine_map: float | None = None
+
+
+class _Ranking(NamedTuple):
+    """What is to be measured: `visit` lends something of each query to a function, and `nearest` makes k items of that.
+
+    `distances` is how many doubled distances there are, by which a Hamming ranking's items are counted.
+    """
+
+    queries: int
+    items: int
+    visit: Callable[[Callable[[range, list[Any]], Any]], list[Any]]
+    nearest: Callable[[Any, int], Integer[np.ndarray, "k"]]
+    distances: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +66,25 @@ def evaluate_search(
     query_labels: Labels,
     database_labels: Labels,
     k: SupportsIndex,
+    *,
+    query_logits: RealMatrix | None = None,
+    features: tuple[RealMatrix, RealMatrix] | None = None,
 ) -> SearchScores:
-    """All measures in one pass over the distances. Arguments and errors as `mean_average_precision`."""
+    """All measures of the Hamming ranking in one pass over the distances. Arguments and errors as `mean_average_precision`.
+
+    Args:
+        query_logits: for `soft_map`, as in `soft_mean_average_precision`. features: of queries and database, for `cosine_map`,
+            as in `cosine_mean_average_precision`.
+    """
+    labels = query_labels, database_labels
     published, expected, precision, precisions, recalls = _measure(
-        query_codes, database_codes, query_labels, database_labels, k,
+        _hamming(query_codes, database_codes), *labels, k,
         lambda found: (_average_precisions(found), _expected(found), found.ranked.mean(axis=1), *_curves(found)),
         counted=True)
+    soft = None if query_logits is None else soft_mean_average_precision(query_logits, database_codes, *labels, k)
+    cosine = None if features is None else cosine_mean_average_precision(*features, *labels, k)
     return SearchScores(map=float(published.mean()), tie_aware_map=float(expected.mean()), precision=float(precision.mean()),
-                        curve=_mean_curve(precisions, recalls))
+                        curve=_mean_curve(precisions, recalls), soft_map=soft, cosine_map=cosine)
 
 
 def mean_average_precision(
@@ -72,7 +107,39 @@ def mean_average_precision(
         InputError: for k < 1 or beyond the database, where shapes or code spaces do not fit, codes or labels hold other
             values, or there is no query.
     """
-    return _mean(_average_precisions, query_codes, database_codes, query_labels, database_labels, k)
+    return _mean(_average_precisions, _hamming(query_codes, database_codes), query_labels, database_labels, k)
+
+
+def soft_mean_average_precision(
+    query_logits: RealMatrix,
+    database_codes: Codes,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
+) -> float:
+    """mAP@k where items are ranked by the dot product of the query's logits and their code, ties by database index.
+
+    Args:
+        query_logits: floats (n, bits). The others and errors as `mean_average_precision`.
+    """
+    ranking = _scored(SoftScoring.of(query_logits, Database.of(database_codes)))
+    return _mean(_average_precisions, ranking, query_labels, database_labels, k)
+
+
+def cosine_mean_average_precision(
+    query_features: RealMatrix,
+    database_features: RealMatrix,
+    query_labels: Labels,
+    database_labels: Labels,
+    k: SupportsIndex,
+) -> float:
+    """mAP@k where items are ranked by the cosine of features, ties by database index: what there is before it is binarised.
+
+    Args:
+        query_features, database_features: floats (n, width) of one backbone. The others and errors as `mean_average_precision`.
+    """
+    ranking = _scored(CosineScoring.of(query_features, database_features))
+    return _mean(_average_precisions, ranking, query_labels, database_labels, k)
 
 
 def precision_at_k(
@@ -83,7 +150,8 @@ def precision_at_k(
     k: SupportsIndex,
 ) -> float:
     """Share of relevant items among the top k, ties by database index. Arguments and errors as `mean_average_precision`."""
-    return _mean(lambda found: found.ranked.mean(axis=1), query_codes, database_codes, query_labels, database_labels, k)
+    ranking = _hamming(query_codes, database_codes)
+    return _mean(lambda found: found.ranked.mean(axis=1), ranking, query_labels, database_labels, k)
 
 
 def tie_aware_mean_average_precision(
@@ -97,7 +165,7 @@ def tie_aware_mean_average_precision(
 
     It does not depend on the order of the database. Arguments and errors as `mean_average_precision`.
     """
-    return _mean(_expected, query_codes, database_codes, query_labels, database_labels, k, counted=True)
+    return _mean(_expected, _hamming(query_codes, database_codes), query_labels, database_labels, k, counted=True)
 
 
 def precision_recall_curve(
@@ -114,12 +182,24 @@ def precision_recall_curve(
     Returns:
         precision (bits + 1,), recall (bits + 1,); all 0 where every query is left out.
     """
-    return _mean_curve(*_measure(query_codes, database_codes, query_labels, database_labels, 1, _curves, counted=True))
+    ranking = _hamming(query_codes, database_codes)
+    return _mean_curve(*_measure(ranking, query_labels, database_labels, 1, _curves, counted=True))
+
+
+def _hamming(query_codes: Codes, database_codes: Codes) -> _Ranking:
+    check_spaces(query_codes, database_codes)
+    queries, database = code_bits(query_codes), Database.of(database_codes)
+    check_lengths(queries.bits, database)
+    return _Ranking(len(queries.positive), len(database), lambda function: map_queries(function, queries, database), nearest,
+                    distances=2 * queries.bits + 1)
+
+
+def _scored(scoring: Scoring) -> _Ranking:
+    return _Ranking(scoring.queries, scoring.items, lambda function: map_scores(function, scoring), highest)
 
 
 def _measure(
-    query_codes: Codes,
-    database_codes: Codes,
+    ranking: _Ranking,
     query_labels: Labels,
     database_labels: Labels,
     k: SupportsIndex,
@@ -128,40 +208,37 @@ def _measure(
     counted: bool,
 ) -> list[np.ndarray]:
     """`measures` of all queries, each an array with one row a query; the counts only where they are asked for."""
-    check_spaces(query_codes, database_codes)
-    queries, database = code_bits(query_codes), Database.of(database_codes)
-    k = check_search(queries, database, k)
-    classes_of_queries, classes_of_database = _packed_labels(queries, query_labels, database, database_labels)
-    n_distances = 2 * queries.bits + 1
+    k = check_counts(ranking.queries, ranking.items, k)
+    classes_of_queries, classes_of_database = _packed_labels(ranking, query_labels, database_labels)
 
     def relevance(query: Any, items: Any) -> Bool[np.ndarray, "*items"]:
         return (classes_of_queries[:, query, None] & classes_of_database[:, items]).any(axis=0)
 
-    def search(rows: range, lent: list[Distances]) -> tuple[np.ndarray, ...]:
-        ranked = relevance(rows, np.stack([nearest(distances, k) for distances in lent]))
+    def search(rows: range, lent: list[Any]) -> tuple[np.ndarray, ...]:
+        ranked = relevance(rows, np.stack([ranking.nearest(each, k) for each in lent]))
         if not counted:
             return measures(_Found(ranked))
-        counts = np.empty((len(rows), n_distances, 2), np.int64)
+        counts = np.empty((len(rows), ranking.distances, 2), np.int64)
         for row, query in enumerate(rows):
             # The last bit tells relevant items apart, so that one count over the database serves both
-            place = 2 * lent[row].doubled[: len(database)].astype(np.uint16) + relevance(query, slice(None))
-            counts[row] = np.bincount(place, minlength=2 * n_distances).reshape(n_distances, 2)
+            place = 2 * lent[row].doubled[: ranking.items].astype(np.uint16) + relevance(query, slice(None))
+            counts[row] = np.bincount(place, minlength=2 * ranking.distances).reshape(ranking.distances, 2)
         return measures(_Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1]))
 
-    return [np.concatenate(parts) for parts in zip(*map_queries(search, queries, database), strict=True)]
+    return [np.concatenate(parts) for parts in zip(*ranking.visit(search), strict=True)]
 
 
-def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search, counted: bool = False) -> float:
+def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search: Any, counted: bool = False) -> float:
     (values,) = _measure(*search, lambda found: (measure(found),), counted=counted)
     return float(values.mean())
 
 
 def _packed_labels(
-    queries: CodeBits, query_labels: Labels, database: Database, database_labels: Labels
+    ranking: _Ranking, query_labels: Labels, database_labels: Labels
 ) -> tuple[UInt32[np.ndarray, "words n"], ...]:
-    """Labels as words, checked against the codes they belong to."""
+    """Labels as words, checked against the items they belong to."""
     words, classes = [], []
-    for count, labels, what in ((len(queries.positive), query_labels, "query"), (len(database), database_labels, "database")):
+    for count, labels, what in ((ranking.queries, query_labels, "query"), (ranking.items, database_labels, "database")):
         labels = np.asarray(labels)
         if labels.ndim != 2 or not (labels.dtype == bool or is_real(labels)) or not np.array_equal(labels, labels > 0):
             raise InputError(f"{what} labels must be a one-hot or multi-hot matrix (n, classes) of 0 and 1; of class numbers "

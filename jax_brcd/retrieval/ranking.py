@@ -75,25 +75,30 @@ def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt32[np.ndarray, "w
 
 def check_search(queries: CodeBits, database: Database, k: SupportsIndex) -> int:
     """k as an int. Raises InputError for a k that the database cannot serve, for codes of other lengths and for no query."""
-    check_lengths(queries, database)
-    if len(queries.positive) == 0:
+    check_lengths(queries.bits, database)
+    return check_counts(len(queries.positive), len(database), k)
+
+
+def check_lengths(bits: int, database: Database) -> None:
+    """Raises InputError where queries of so many bits and the database have different lengths."""
+    if bits != database.bits:
+        raise InputError(f"queries of {bits} bits against a database of {database.bits} bits; encode both alike")
+
+
+def check_counts(queries: int, items: int, k: SupportsIndex) -> int:
+    """k as an int. Raises InputError for no query, and for a k that so many items cannot serve."""
+    if queries == 0:
         raise InputError("a search needs at least one query")
-    return check_k(k, database)
+    return check_k(k, items)
 
 
-def check_lengths(queries: CodeBits, database: Database) -> None:
-    """Raises InputError where queries and database have different lengths."""
-    if queries.bits != database.bits:
-        raise InputError(f"queries of {queries.bits} bits against a database of {database.bits} bits; encode both alike")
-
-
-def check_k(k: SupportsIndex, database: Database) -> int:
+def check_k(k: SupportsIndex, items: int) -> int:
     """k as an int. Raises InputError for k < 1 and where there are not so many items."""
-    if len(database) == 0:
+    if items == 0:
         raise InputError("the database holds no images; there is nothing to find", field="k", value=k)
     k = whole_number(k, "k")
-    if not 1 <= k <= len(database):
-        raise InputError(f"the database holds {len(database)} images; give 1 to {len(database)}", field="k", value=k)
+    if not 1 <= k <= items:
+        raise InputError(f"the database holds {items} images; give 1 to {items}", field="k", value=k)
     return k
 
 

@@ -165,7 +165,7 @@ def described(standing: Standing) -> str:
 
 def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
     """How images are prepared, as `encode` is told: only what differs from its defaults, which kept features are named by."""
-    return {name: value for name, value in beyond_defaults(preprocessing).items() if name != "interpolation"}
+    return beyond_defaults(preprocessing)
 
 
 def brought_teacher(config: Config) -> dict[str, Any] | None:

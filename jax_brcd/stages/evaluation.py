@@ -10,6 +10,7 @@ import numpy as np
 from jax_brcd.data import ImageDataset
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
+from jax_brcd.report.results import MEASURES
 from jax_brcd.retrieval import SearchScores, evaluate_search
 from jax_brcd.retrieval.packing import PackedCodes, check_spaces
 from jax_brcd.runtime import devices
@@ -20,7 +21,7 @@ from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import Context, load_images
 from jax_brcd.stages.distillation import Student
 from jax_brcd.stages.folder import StageFolder
-from jax_brcd.teachers.base import Teacher
+from jax_brcd.teachers.base import Encoded, Teacher
 from jax_brcd.views.features import weights_digest
 
 METRICS, CODES, CURVES = "metrics.json", "codes.npz", "curves.npz"
@@ -55,7 +56,7 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
         "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
-        **context.data_facts(*TESTED)})
+        "measures": list(MEASURES), **context.data_facts(*TESTED)})
     with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -69,26 +70,33 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
 
 def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: Student | None) -> None:
     dataset = context.dataset
-    codes = {f"{TEACHER}_{part}": teacher.codes(part) for part in ("database", "test")}
+    outputs = {f"{TEACHER}_{part}": teacher.outputs(part) for part in ("database", "test")}
     costs = {TEACHER: {"model": teacher.name, **teacher.cost(dataset.test.images)}}
-    searched = {TEACHER: (f"{TEACHER}_test", f"{TEACHER}_database")}
+    searched = {TEACHER: (TEACHER, TEACHER)}
     if student is not None:
         for search, encoder in student.encoders.items():
-            codes[f"{search}_test"] = student.parts.codes(encoder.model, "test")
+            outputs[f"{search}_test"] = student.parts.outputs(encoder.model, "test")
             if search.database == STUDENT:
-                codes[f"{search}_database"] = student.parts.codes(encoder.model, "database")
-            database = f"{search if search.database == STUDENT else TEACHER}_database"
-            searched[f"{STUDENT} {search}"] = (f"{search}_test", database)
+                outputs[f"{search}_database"] = student.parts.outputs(encoder.model, "database")
+            searched[f"{STUDENT} {search}"] = (search, search if search.database == STUDENT else TEACHER)
         encoder = next(iter(student.encoders.values()))
         costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
-    scores = {name: evaluate_search(codes[queries], codes[database], dataset.test.labels, dataset.database.labels, context.k)
+    scores = {name: _score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
               for name, (queries, database) in searched.items()} if dataset.labelled else {}
     if devices.is_first():
-        results.save_codes(folder.path / CODES, codes, dataset)
+        results.save_codes(folder.path / CODES, {name: encoded.codes for name, encoded in outputs.items()}, dataset)
         results.save_curves(folder.path / CURVES, {name: score.curve for name, score in scores.items()})
         write_json(folder.path / METRICS, results.metrics(context.protocol(), scores=scores, costs=costs,
                                                           remarks=teacher.remarks))
     folder.finish()
+
+
+def _score(context: Context, queries: Encoded, database: Encoded, *, alike: bool) -> SearchScores:
+    """`alike` says whether one model gave both, so that their features may be compared."""
+    dataset = context.dataset
+    return evaluate_search(
+        queries.codes, database.codes, dataset.test.labels, dataset.database.labels, context.k, query_logits=queries.logits,
+        features=(queries.features, database.features) if alike else None)
 
 
 def load_for_evaluation(config: Config, *, progress: Progress = silent) -> tuple[ImageDataset, int]:
@@ -114,6 +122,8 @@ def evaluate_pair(
 ) -> tuple[SearchScores, PackedCodes]:
     """The search of a database by the test queries of a data set, and the database's codes.
 
+    The cosine of features is measured where both encoders have one backbone, which encodes the images once more for them.
+
     Args:
         database: the encoder that gives the database's images their codes, or those codes, one an image.
 
@@ -131,6 +141,17 @@ def evaluate_pair(
         if len(codes) != len(dataset.database):
             raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; "
                              "give the codes of these images in their order", field="database")
-    found = queries.encode(dataset.test.images, progress=progress)
-    return evaluate_search(found, codes, dataset.test.labels, dataset.database.labels, k), codes
+    logits = queries.logits(dataset.test.images, progress=progress)
+    features = None
+    if isinstance(database, HashEncoder) and same_backbone(queries, database):
+        features = tuple(encoder.features(part.images, progress=progress)
+                         for encoder, part in ((queries, dataset.test), (database, dataset.database)))
+    return evaluate_search(PackedCodes.of(logits > 0, queries.space), codes, dataset.test.labels, dataset.database.labels, k,
+                           query_logits=logits, features=features), codes
+
+
+def same_backbone(one: HashEncoder, other: HashEncoder) -> bool:
+    """Whether features of both may be compared: their backbones have the same weights and see the same of an image."""
+    return (one.backbone, one.preprocessing) == (other.backbone, other.preprocessing) and (
+        weights_digest(one.model.backbone) == weights_digest(other.model.backbone))
 

@@ -1,4 +1,4 @@
-"""Codes of a data set's parts under a model, and what encoding costs."""
+"""What a model says of a data set's parts, and what encoding costs."""
 
 import dataclasses
 import time
@@ -13,9 +13,11 @@ from jaxtyping import Float
 
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.models import HashModel
-from jax_brcd.models.kept import head_codes
+from jax_brcd.models.heads import WithFeatures
+from jax_brcd.models.kept import head_codes, head_logits
 from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.teachers.base import Encoded
 from jax_brcd.views.encoding import encode, encode_batch, encoding_batch
 
 TIMED_BATCHES = 5
@@ -31,8 +33,16 @@ class PixelParts:
 
     def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
         """See teachers.base.Parts."""
-        logits = encode(model, self.images[part], **self.view, description=f"encode {part}", progress=self.progress)
-        return np.asarray(hash_codes(jnp.asarray(logits)))
+        return _codes(self._encode(model, part))
+
+    def outputs(self, model: HashModel, part: str) -> Encoded:
+        """See teachers.base.Parts."""
+        both = self._encode(WithFeatures(model), part)
+        features, logits = np.split(both, [model.backbone.features], axis=1)
+        return Encoded(features, logits, _codes(logits))
+
+    def _encode(self, module: nnx.Module, part: str) -> Float[np.ndarray, "images outputs"]:
+        return encode(module, self.images[part], **self.view, description=f"encode {part}", progress=self.progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,14 @@ class KeptParts:
     def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
         """See teachers.base.Parts."""
         return head_codes(model, self.features[part])
+
+    def outputs(self, model: HashModel, part: str) -> Encoded:
+        """See teachers.base.Parts."""
+        return Encoded(self.features[part], head_logits(model, self.features[part]), self.codes(model, part))
+
+
+def _codes(logits: Float[np.ndarray, "images bits"]) -> Float[np.ndarray, "images bits"]:
+    return np.asarray(hash_codes(jnp.asarray(logits)))
 
 
 @dataclasses.dataclass(frozen=True)

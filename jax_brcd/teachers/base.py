@@ -3,7 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,12 +13,23 @@ from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.sources import TeacherSource
 
 
+class Encoded(NamedTuple):
+    """What a model says of the un-augmented images of a part of a data set."""
+
+    features: Float[np.ndarray, "images features"]  # of the backbone
+    logits: Float[np.ndarray, "images bits"]  # of the hash head
+    codes: Float[np.ndarray, "images bits"]  # in {-1, 0, +1}
+
+
 @runtime_checkable
 class Parts(Protocol):
-    """Codes of a named part of a data set ("train", "database", "validation", "test") under a model."""
+    """What a model says of a named part of a data set ("train", "database", "validation", "test")."""
 
     def codes(self, model: Any, part: str) -> Float[np.ndarray, "images bits"]:
         """Codes of the part's un-augmented images."""
+
+    def outputs(self, model: Any, part: str) -> Encoded:
+        """The same codes with the features and logits behind them."""
 
 
 @runtime_checkable
@@ -36,6 +47,9 @@ class Teacher(Protocol):
 
     def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
         """Codes in {-1, 0, +1} of the un-augmented images of a part of the data set."""
+
+    def outputs(self, part: str) -> Encoded:
+        """The same codes with the features and logits behind them."""
 
     def source(
         self, plan: ViewPlan, needs: Needs, partners: Int[np.ndarray, "images neighbours"] | None = None

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from jax_brcd.encoder import HashEncoder
 from jax_brcd.methods import Needs
 from jax_brcd.models.kept import head_codes
-from jax_brcd.teachers.base import Parts
+from jax_brcd.teachers.base import Encoded, Parts
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, TeacherSource
@@ -55,6 +55,10 @@ class HashTeacher:
     def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
         """See Teacher."""
         return self.parts.codes(self.encoder.model, part)
+
+    def outputs(self, part: str) -> Encoded:
+        """See Teacher."""
+        return self.parts.outputs(self.encoder.model, part)
 
     def source(
         self, plan: ViewPlan, needs: Needs, partners: Int[np.ndarray, "images neighbours"] | None = None

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt8
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import later
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.views.images import check_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +28,27 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
 SOLARISE = 0x736F6C  # keeps its draw apart from the others
-INTERPOLATIONS = ("bilinear",)  # with antialiasing
+
+
+class Kernel(NamedTuple):
+    """How a resize weighs source pixels by their distance from an output pixel, counted in the larger of both pixels."""
+
+    reach: int  # the distance at which weights end
+    weights: Callable[[Float[Array, "..."]], Float[Array, "..."]]
+
+
+def _triangle(distance: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.maximum(1.0 - distance, 0.0)
+
+
+def _cubic(distance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Keys' cubic with a = -1/2 (IEEE Trans. ASSP 29, 1981), in factors, so that little is lost where it is near to 0."""
+    near = (distance - 1.0) * ((1.5 * distance - 1.0) * distance - 1.0)
+    far = -0.5 * (distance - 1.0) * jnp.square(distance - 2.0)
+    return jnp.where(distance < 1.0, near, jnp.where(distance < 2.0, far, 0.0))
+
+
+INTERPOLATIONS = {"bilinear": Kernel(1, _triangle), "bicubic": Kernel(2, _cubic)}  # all with antialiasing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,25 +154,39 @@ def _between(low, high, uniform):
 
 
 def resize_taps(
-    start: Int[Array, ""], length: Int[Array, ""], flip: Bool[Array, ""], *, source: int, target: int
+    start: Int[Array, ""], length: Int[Array, ""], flip: Bool[Array, ""], *, source: int, target: int,
+    interpolation: str = "bilinear",
 ) -> Taps:
-    """Antialiased bilinear resize of the source pixels [start, start + length) of an axis to `target` pixels.
+    """Antialiased resize of the source pixels [start, start + length) of an axis to `target` pixels.
 
     `flip` mirrors the output. `source` is the length of the whole axis, which bounds how many pixels are averaged.
     """
-    taps = -(-2 * max(source, target) // target)
-    start, length = jnp.asarray(start, jnp.int32), jnp.asarray(length, jnp.int32)
     place = jnp.arange(target, dtype=jnp.int32)
     place = jnp.where(flip, target - 1 - place, place)
+    taps = axis_taps(place, jnp.asarray(length, jnp.int32), target, most=(max(source, target), target),
+                     interpolation=interpolation)
+    return taps._replace(positions=jnp.asarray(start, jnp.int32) + taps.positions)
+
+
+def axis_taps(
+    place: Int[Array, "places"], length: Int[Array, ""], target: Int[Array, ""] | int, *, most: tuple[int, int],
+    interpolation: str,
+) -> Taps:
+    """Where the pixels at `place` of an axis of `length` pixels, resized to `target` with antialiasing, look in it.
+
+    `most` is a source and a target length whose quotient, 1 or more, bounds that of the axis: so many pixels are averaged.
+    """
+    kernel = INTERPOLATIONS[interpolation]
+    taps = -(-2 * kernel.reach * most[0] // most[1])
     # Places are counted in integers, in units of 1 / (2 * target) of a source pixel: in float32 the weights in an image
     # of 256 pixels would be off by 1e-5.
     centre = length * (2 * place + 1)
-    support = 2 * jnp.maximum(length, target)
-    first = jnp.maximum((centre - support + target) // (2 * target), 0)
+    unit = 2 * jnp.maximum(length, target)
+    first = jnp.maximum((centre - kernel.reach * unit + target) // (2 * target), 0)
     position = first[:, None] + jnp.arange(taps, dtype=jnp.int32)
     distance = jnp.abs((2 * position + 1) * target - centre[:, None]).astype(jnp.float32)
-    weights = jnp.where(position < length, jnp.maximum(1.0 - distance / support.astype(jnp.float32), 0.0), 0.0)
-    return Taps(start + jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
+    weights = jnp.where(position < length, kernel.weights(distance / unit.astype(jnp.float32)), 0.0)
+    return Taps(jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
 
 
 def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Float[Array, "target columns channels"]:
@@ -321,23 +356,34 @@ def random_views(
 def evaluation_views(
     images: Shaped[Array | np.ndarray, "..."], size: int, *, resize: int | None = None,
     mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD,
+    interpolation: str = "bilinear",
 ) -> Float[Array, "batch size size 3"]:
     """Images as they are evaluated, normalised: the whole image resized to a `size` square.
 
     Args:
         images: uint8 (batch, height, width, 3). resize: pixels to which the shorter side is resized, whereupon a central `size`
-            square is cut out, instead.
+            square is cut out, instead. interpolation: a name of INTERPOLATIONS; "bicubic" may overshoot [0, 1] before it is
+            normalised, as torchvision's does on float tensors.
 
     Raises:
-        InputError: for images that are something else, with how to convert them; for a `resize` below `size`.
+        InputError: for images that are something else, with how to convert them; for a `resize` below `size`; for an unknown
+            interpolation.
     """
     check_images(images)
+    check_interpolation(interpolation)
     if resize is not None and resize < size:
         raise InputError(f"a {size} pixel square cannot be cut from images resized to {resize} pixels; give {size} or more")
     height, width = images.shape[1:3]
     target_height, target_width = (size, size) if resize is None else _shorter_side(height, width, resize)
-    rows, columns = _central_taps(height, target_height, size), _central_taps(width, target_width, size)
+    rows, columns = (_central_taps(source, target, size, interpolation)
+                     for source, target in ((height, target_height), (width, target_width)))
     return each_image(lambda image: normalise(resize_image(image, rows, columns), mean, std), jnp.asarray(images))
+
+
+def check_interpolation(name: str) -> None:
+    """Raises InputError for a name that INTERPOLATIONS does not hold."""
+    if not isinstance(name, str) or name not in INTERPOLATIONS:
+        raise InputError(unknown_name("interpolation", str(name), INTERPOLATIONS), field="interpolation")
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
@@ -346,9 +392,10 @@ def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
     return int(target * height / width), target
 
 
-def _central_taps(source: int, target: int, size: int) -> Taps:
+def _central_taps(source: int, target: int, size: int, interpolation: str) -> Taps:
     """Resizes the whole axis to `target` pixels and keeps the middle `size` of them."""
-    taps = resize_taps(jnp.int32(0), jnp.int32(source), jnp.array(False), source=source, target=target)
+    taps = resize_taps(jnp.int32(0), jnp.int32(source), jnp.array(False), source=source, target=target,
+                       interpolation=interpolation)
     begin = round((target - size) / 2)
     return Taps(*(part[begin : begin + size] for part in taps))
 

@@ -18,13 +18,14 @@ ENCODING_BATCH = 128
 Colour = tuple[float, float, float]
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize", "mean", "std"))
+@functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize", "mean", "std", "interpolation"))
 def encode_batch(
     graph: nnx.GraphDef, state: nnx.State, images: UInt8[Array, "batch height width 3"], *, size: int,
     resize: int | None = None, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD,
+    interpolation: str = "bilinear",
 ) -> Float[Array, "batch outputs"]:
     """Features or logits of un-augmented images in evaluation mode; `graph` and `state` are a split model."""
-    views = evaluation_views(images, size, resize=resize, mean=mean, std=std)
+    views = evaluation_views(images, size, resize=resize, mean=mean, std=std, interpolation=interpolation)
     return devices.gathered(nnx.merge(graph, state)(views, train=False))
 
 
@@ -78,8 +79,8 @@ def encode(
 
     Args:
         images: uint8 (images, height, width, 3). description: what `progress` is told they are.
-        view: how they are prepared: `size`, and where they differ from the defaults `resize`, `mean` and `std` of
-            `evaluation_views`.
+        view: how they are prepared: `size`, and where they differ from the defaults `resize`, `mean`, `std` and
+            `interpolation` of `evaluation_views`.
 
     Raises:
         InputError: for images that are something else, with how to convert them.

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
-from jax_brcd.views.encoding import Colour, encode, stream
+from jax_brcd.views.encoding import encode, stream
 
 FORMAT = 1  # to be raised when the same settings come to mean other features
 
@@ -56,17 +57,17 @@ class FeatureCache:
 
     @in_32_bits
     def evaluation(
-        self, images: UInt8[np.ndarray, "images height width 3"], *, size: int, resize: int | None = None, **colours: Colour
+        self, images: UInt8[np.ndarray, "images height width 3"], *, size: int, resize: int | None = None, **others: Any
     ) -> np.ndarray:
         """Features of un-augmented images: float32 (images, features), memory-mapped.
 
         Args:
-            size, resize: as in `evaluation_views`. colours: `mean` and `std` where they are not its defaults.
+            size, resize: as in `evaluation_views`. others: `mean`, `std` and `interpolation` where they are not its defaults.
         """
         view = (size,) if resize is None else (size, resize)
-        path = self._folder("evaluation", images, *view, *sorted(colours.items())) / "images.npy"
+        path = self._folder("evaluation", images, *view, *sorted(others.items())) / "images.npy"
         if self._lacks(path, len(images), np.float32):
-            self._save(path, encode(self.backbone, images, size=size, resize=resize, **colours,
+            self._save(path, encode(self.backbone, images, size=size, resize=resize, **others,
                                     description=f"{self.name} images", progress=self.progress))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.views.augmentation import Taps, each_image, normalise, resize_image
+from jax_brcd.views.augmentation import Taps, axis_taps, each_image, normalise, resize_image
 
 SMALLEST = 32  # pixels of the smallest canvas
 SQUARE = 1024  # pixels up to which a canvas is square; of larger ones most would be empty, while few sizes are so large
@@ -42,24 +42,26 @@ def check_fits(height: int, width: int, *, size: int, resize: int | None) -> Non
 
 
 def fitted_view(
-    image: UInt8[np.ndarray, "height width 3"], *, size: int, resize: int | None, mean: Colour, std: Colour
+    image: UInt8[np.ndarray, "height width 3"], *, size: int, resize: int | None, mean: Colour, std: Colour,
+    interpolation: str = "bilinear",
 ) -> Float[Array, "1 size size 3"]:
     """`fitted_views` of one image, on the canvas of its size."""
     height, width = image.shape[:2]
     canvas = np.zeros((1, *canvas_shape(height, width), 3), np.uint8)
     canvas[0, :height, :width] = image
-    return fitted_views(canvas, np.array([[height, width]], np.int32), size=size, resize=resize, mean=mean, std=std)
+    return fitted_views(canvas, np.array([[height, width]], np.int32), size=size, resize=resize, mean=mean, std=std,
+                        interpolation=interpolation)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "resize", "mean", "std"))
+@functools.partial(jax.jit, static_argnames=("size", "resize", "mean", "std", "interpolation"))
 def fitted_views(
     canvases: UInt8[Array, "batch rows columns 3"], sizes: Int[Array, "batch 2"], *, size: int, resize: int | None,
-    mean: Colour, std: Colour,
+    mean: Colour, std: Colour, interpolation: str = "bilinear",
 ) -> Float[Array, "batch size size 3"]:
     """What `augmentation.evaluation_views` makes of each image, which fills the upper left of its canvas.
 
     Args:
-        sizes: height and width of each image. size, resize: as in `evaluation_views`.
+        sizes: height and width of each image. size, resize, interpolation: as in `evaluation_views`.
     """
     sides = canvases.shape[1:3]
 
@@ -68,26 +70,18 @@ def fitted_views(
             targets, smallest = (jnp.int32(size), jnp.int32(size)), size
         else:
             targets, smallest = resize * lengths // jnp.min(lengths), resize
-        rows, columns = (_taps(lengths[axis], targets[axis], size, sides[axis], smallest) for axis in (0, 1))
+        rows, columns = (_central_taps(lengths[axis], targets[axis], size, most=(max(sides[axis], smallest), smallest),
+                                       interpolation=interpolation) for axis in (0, 1))
         return normalise(resize_image(canvas, rows, columns), mean, std)
 
     return each_image(view, canvases, sizes)
 
 
-def _taps(length: Int[Array, ""], target: Int[Array, ""], size: int, side: int, smallest: int) -> Taps:
-    """Antialiased bilinear resize of an axis of `length` pixels to `target`, of which the middle `size` are kept.
-
-    The arithmetic is that of `augmentation.resize_taps`, with the numbers known only when it runs. `side` bounds the length and
-    `smallest` the target from below, which bounds how many pixels are averaged.
-    """
+def _central_taps(
+    length: Int[Array, ""], target: Int[Array, ""], size: int, *, most: tuple[int, int], interpolation: str
+) -> Taps:
+    """The middle `size` pixels of an axis of `length` pixels resized to `target`, both known only when it runs."""
     excess = target - size
     half = excess // 2
     begin = half + (excess % 2) * (half % 2)  # halves to even, as torchvision's CenterCrop rounds
-    taps = -(-2 * max(side, smallest) // smallest)
-    centre = length * (2 * (begin + jnp.arange(size, dtype=jnp.int32)) + 1)
-    support = 2 * jnp.maximum(length, target)
-    first = jnp.maximum((centre - support + target) // (2 * target), 0)
-    position = first[:, None] + jnp.arange(taps, dtype=jnp.int32)
-    distance = jnp.abs((2 * position + 1) * target - centre[:, None]).astype(jnp.float32)
-    weights = jnp.where(position < length, jnp.maximum(1.0 - distance / support.astype(jnp.float32), 0.0), 0.0)
-    return Taps(jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
+    return axis_taps(begin + jnp.arange(size, dtype=jnp.int32), length, target, most=most, interpolation=interpolation)

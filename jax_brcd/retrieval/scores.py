@@ -1,0 +1,233 @@
+"""Exact rankings by scores that are real numbers: query logits against database bits, and the cosine of features.
+
+A score is a sum of whole numbers that float64 holds, so no order of adding changes it: a query and an item score the same in
+any batch and on any machine, and equal items tie. Ties are by position.
+"""
+
+import dataclasses
+import math
+import os
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped, UInt32
+
+from jax_brcd.retrieval.packing import PackedCodes
+from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths
+from jax_brcd.runtime.errors import InputError
+
+HELD = 1 << 22  # scores that a thread holds at once, or those of one query
+QUERIES_A_TASK = 128
+WHOLE = 52  # bits of the whole numbers that scores are summed from; float64 holds 53
+COSINE = WHOLE // 2  # bits of a component of a direction: products of two are summed, to no more than 1
+ROWS = 1024  # database features that are looked at together
+BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # the bits of each byte
+
+Result = TypeVar("Result")
+# A matrix of floats (n, width). Kind, dtype, shape and values are checked here, which says more than a shape checker
+RealMatrix = PackedCodes | Shaped[np.ndarray | Array, "..."]
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """Queries and items to be ranked by scores, whole numbers of which the largest is the nearest."""
+
+    queries: int
+    items: int
+
+    def fill(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
+        """Writes the scores of some queries with all items."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftScoring:
+    """Dot products of query logits and database codes, straight from the packed bits.
+
+    Attributes:
+        numbers: the logits as whole numbers (queries, bits). exponents: of two; what a number is to be multiplied by.
+    """
+
+    numbers: Float[np.ndarray, "queries bits"]
+    exponents: Int[np.ndarray, "queries"]
+    database: Database
+
+    @classmethod
+    def of(cls, query_logits: RealMatrix, database: Database) -> "SoftScoring":
+        """Logits in units of a 2**-46th of their query's largest (at 64 bits), which changes no float32 beyond its 2**-22nd.
+
+        Raises:
+            InputError: for what is not a matrix of finite floats, and for logits of another length than the database's codes.
+        """
+        logits = _real(query_logits, "soft queries are logits, a matrix (n, bits) of floats as an encoder's `logits` gives")
+        check_lengths(logits.shape[1], database)
+        logits = _finite(logits.astype(np.float64), "query logits")
+        _, exponents = np.frexp(np.abs(logits).max(axis=1, initial=0.0))
+        exponents = exponents - (WHOLE - (logits.shape[1] - 1).bit_length())
+        return cls(np.rint(np.ldexp(logits, -exponents[:, None])), exponents, database)
+
+    @property
+    def queries(self) -> int:
+        """How many."""
+        return len(self.numbers)
+
+    @property
+    def items(self) -> int:
+        """How many."""
+        return len(self.database)
+
+    def fill(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
+        """See Scoring. A code's sum over its set bits is read from a table a byte: q . d = 2 sum(set) - sum(decided)."""
+        spare = np.empty((2, CHUNK))
+        for row, own in zip(rows, scores, strict=True):
+            numbers = np.pad(self.numbers[row], (0, -self.numbers.shape[1] % 8))
+            table = numbers.reshape(-1, 8) @ BYTES.T
+            for begin, chunk in zip(range(0, self.items, CHUNK), self.database.chunks, strict=True):
+                place = own[begin : begin + CHUNK]
+                decided = numbers.sum()
+                if chunk.decided is not None:
+                    decided = spare[1, : len(place)]
+                    _add_up(table, chunk.decided, decided, spare[0, : len(place)])
+                _add_up(table, chunk.positive, place, spare[0, : len(place)])
+                place *= 2
+                place -= decided
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineScoring:
+    """Cosines of features in units of 2**-52. A vector of zeros has the cosine 0 with all."""
+
+    query_features: Shaped[np.ndarray, "queries width"]
+    database_features: Shaped[np.ndarray, "items width"]
+
+    @classmethod
+    def of(cls, query_features: RealMatrix, database_features: RealMatrix) -> "CosineScoring":
+        """Features of both, as they are; files may be memory-mapped.
+
+        Raises:
+            InputError: for what is not a matrix of finite floats, and for features of different widths.
+        """
+        matrices = []
+        for features, what in ((query_features, "query features"), (database_features, "database features")):
+            matrix = _real(features, f"{what} are a matrix (n, width) of floats")
+            for begin in range(0, len(matrix), ROWS):
+                _finite(matrix[begin : begin + ROWS].astype(np.float64), what, begin)
+            matrices.append(matrix)
+        widths = [matrix.shape[1] for matrix in matrices]
+        if widths[0] != widths[1]:
+            raise InputError(f"query features of width {widths[0]} against database features of width {widths[1]}; give both "
+                             "of one backbone")
+        return cls(*matrices)
+
+    @property
+    def queries(self) -> int:
+        """How many."""
+        return len(self.query_features)
+
+    @property
+    def items(self) -> int:
+        """How many."""
+        return len(self.database_features)
+
+    def fill(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
+        """See Scoring."""
+        queries = _directions(self.query_features[rows.start : rows.stop])
+        for begin in range(0, self.items, ROWS):
+            items = _directions(self.database_features[begin : begin + ROWS])
+            np.matmul(queries, items.T, out=scores[:, begin : begin + ROWS])
+
+
+def highest(scores: Float[np.ndarray, "items"], k: int) -> Int[np.ndarray, "k"]:
+    """Positions of the k largest scores, the largest first, ties by position.
+
+    A sample says where the k-th largest lies, and all are looked at for it only if that said too little, as in `nearest`.
+    """
+    sample, share = scores[::STRIDE], k / STRIDE
+    enough = math.ceil(share + 2 * math.sqrt(share))
+    candidates = np.flatnonzero(scores >= _kth_largest(sample, min(enough, len(sample))))
+    if len(candidates) < k:
+        candidates = np.flatnonzero(scores >= _kth_largest(scores, k))
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+
+
+def _kth_largest(scores: Float[np.ndarray, "some"], k: int) -> np.float64:
+    return np.partition(scores, len(scores) - k)[len(scores) - k]
+
+
+def map_scores(
+    function: Callable[[range, list[Float[np.ndarray, "items"]]], Result], scoring: Scoring
+) -> list[Result]:
+    """`function` of consecutive queries' numbers and scores, a few at a time, on all cores.
+
+    Scores are only lent: their memory serves the next queries. So a search needs the same memory for any number of them.
+    """
+    cores = os.cpu_count() or 1
+    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores), HELD // max(scoring.items, 1)))
+    starts, memory = range(0, scoring.queries, block), queue.SimpleQueue()
+    for _ in range(threads := min(cores, len(starts))):
+        memory.put(np.empty((block, scoring.items)))
+
+    def task(start: int) -> Result:
+        rows, lent = range(start, min(start + block, scoring.queries)), memory.get()
+        try:
+            scoring.fill(rows, lent[: len(rows)])
+            return function(rows, list(lent[: len(rows)]))
+        finally:
+            memory.put(lent)
+
+    if len(starts) <= 1:
+        return [task(start) for start in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(task, starts))
+
+
+def soft_rank(scoring: SoftScoring, k: int) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """Positions (int64) and dot products (float64) of the k database codes that score highest with each query's logits."""
+    positions, numbers = (np.empty((scoring.queries, k), dtype) for dtype in (np.int64, np.float64))
+
+    def search(rows: range, lent: list[Float[np.ndarray, "items"]]) -> None:
+        for query, scores in zip(rows, lent, strict=True):
+            positions[query] = highest(scores, k)
+            numbers[query] = scores[positions[query]]
+
+    map_scores(search, scoring)
+    return positions, np.ldexp(numbers, scoring.exponents[:, None])
+
+
+def _add_up(
+    table: Float[np.ndarray, "bytes 256"], words: UInt32[np.ndarray | Array, "words chunk"], total: Float[np.ndarray, "items"],
+    spare: Float[np.ndarray, "items"],
+) -> None:
+    """The sums of the table's entries for the bytes of each code, into `total`."""
+    columns = np.asarray(words).view(np.uint8)  # four bytes of a code side by side
+    for number, entries in enumerate(table):
+        column = columns[number // 4, number % 4 :: 4][: len(total)]
+        np.take(entries, column, out=spare if number else total, mode="clip")
+        if number:
+            total += spare
+
+
+def _directions(features: Shaped[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+    """Vectors of length 1 as whole numbers of 2**-26."""
+    values = np.ascontiguousarray(features, np.float64)
+    lengths = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
+    return np.rint(values / np.where(lengths > 0, lengths, 1.0) * 2.0**COSINE)
+
+
+def _real(values: RealMatrix, wanted: str) -> Shaped[np.ndarray, "rows width"]:
+    if isinstance(values, PackedCodes):
+        raise InputError(f"{wanted}, not packed codes")
+    values = np.asarray(values)
+    if values.ndim != 2 or not values.shape[1] or not jnp.issubdtype(values.dtype, np.floating):
+        raise InputError(f"{wanted}, not {values.dtype} {values.shape}")
+    return values
+
+
+def _finite(values: Float[np.ndarray, "rows width"], what: str, first: int = 0) -> Float[np.ndarray, "rows width"]:
+    rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(rows):
+        raise InputError(f"{what} must be finite numbers; row {first + rows[0]} holds others")
+    return values
