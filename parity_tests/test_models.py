@@ -345,6 +345,6 @@ def test_a_code_has_at_least_one_bit(bits):
         create_hash_model("resnet8", bits)
 
 
-def test_a_vit_refuses_images_of_another_size():
-    with pytest.raises(ValueError, match="vit_lite_4_8"):
-        abstract_backbone("vit_lite_4_8")(jnp.zeros((1, 64, 64, 3)))
+def test_a_vit_refuses_images_that_are_no_whole_number_of_patches():
+    with pytest.raises(ValueError, match="size 60: vit_lite_4_8 takes multiples of 8 pixels; give 56 or 64"):
+        abstract_backbone("vit_lite_4_8")(jnp.zeros((1, 64, 60, 3)))

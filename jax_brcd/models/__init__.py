@@ -26,30 +26,41 @@ __all__ = ["BACKBONES", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preproces
            "torchvision_tensors"]
 
 
-def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:
+def create_backbone(name: str, *, size: int | None = None, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:
     """A backbone with random weights.
 
     It maps normalised float32 images (batch, height, width, 3) to float32 features (batch, `.features`), is meant for
     `.image_size` pixels, and computes in `dtype` with float32 parameters (a user's module that takes no `dtype`, in its own).
 
+    Args:
+        size: pixels of the square it is to see; by default its variant's. The weights are the same: a ViT's position embedding
+            is kept as it was learnt, and resampled for the images.
+
     Raises:
-        InputError: for an unknown name, or a user's module that is no backbone.
+        InputError: for an unknown name, a user's module that is no backbone, or a size that it does not take.
     """
     variant = BACKBONES[name]
     module = variant.build(**taken(variant.build, dtype=dtype, rngs=rngs or nnx.Rngs(0)))
-    return adapted(module, name=name, image_size=variant.preprocessing.size)
+    backbone = adapted(module, name=name, image_size=variant.preprocessing.size)
+    if size is None:
+        size = variant.preprocessing.size
+    backbone.check_size(size)
+    backbone.image_size = size
+    return backbone
 
 
-def create_hash_model(name: str, bits: int, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> HashModel:
+def create_hash_model(
+    name: str, bits: int, *, size: int | None = None, rngs: nnx.Rngs | None = None, dtype=jnp.float32
+) -> HashModel:
     """A backbone with a hash head of `bits` bits; it maps images to logits (batch, bits).
 
     Raises:
-        InputError: for an unknown name or bits < 1.
+        InputError: for an unknown name, bits < 1, or a size that the backbone does not take.
     """
     if bits < 1:
         raise InputError("a code needs at least one bit; give 1 or more", field="bits", value=bits)
     rngs = rngs or nnx.Rngs(0)
-    return HashModel(create_backbone(name, rngs=rngs, dtype=dtype), bits, rngs=rngs)
+    return HashModel(create_backbone(name, size=size, rngs=rngs, dtype=dtype), bits, rngs=rngs)
 
 
 def model_state(model: Backbone | HashModel) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, layer_norm
+from jax_brcd.models.positions import resampled
 from jax_brcd.models.variants import Preprocessing, Variant, imagenet
-from jax_brcd.runtime.errors import InputError
 
 linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
 
@@ -70,9 +70,16 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([EncoderBlock(width, heads, hidden, dtype=dtype, rngs=rngs) for _ in range(layers)])
         self.ln = layer_norm(width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Encoded tokens."""
-        x = x + self.pos_embedding[...].astype(x.dtype)
+    def positions(self, height: int, width: int) -> Float[Array, "1 tokens width"]:
+        """The position embedding of an image of `height` x `width` patches, as torchvision's `interpolate_embeddings` has it."""
+        table = self.pos_embedding[...]
+        return jnp.concatenate([table[:, :1], resampled(table[0, 1:], height, width, corners=True)[None]], axis=1)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], height: int, width: int
+    ) -> Float[Array, "batch tokens width"]:
+        """Encoded tokens of an image of `height` x `width` patches."""
+        x = x + self.positions(height, width).astype(x.dtype)
         for layer in self.layers:
             x = layer(x)
         return self.ln(x)
@@ -81,8 +88,10 @@ class Encoder(nnx.Module):
 class VisionTransformer(Backbone):
     """A ViT without its classifier.
 
+    Images of other sizes have the position embedding resampled for them, which is kept as it is.
+
     Args:
-        image_size, patch_size: pixels. layers, heads: how many. width: of a token. hidden: of the MLPs.
+        image_size: pixels that the position embedding is for. patch_size: pixels. layers, heads: how many. width: of a token. hidden: of the MLPs.
     """
 
     name = "VisionTransformer"
@@ -94,11 +103,11 @@ class VisionTransformer(Backbone):
     )
     order: ClassVar[tuple[str, ...]] = ("class_token", "conv_proj", "pos_embedding", "layers", "ln_1", "self_attention")
     head_key: ClassVar[str] = "heads"
-    fixed_size = True
     head = staticmethod(linear_head)
 
     def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.image_size, self.features, self.dtype = image_size, width, dtype
+        self.image_size = self.own_size = image_size
+        self.patch_size, self.features, self.dtype = patch_size, width, dtype
         self.class_token = nnx.Param(jnp.zeros((1, 1, width), jnp.float32))
         self.conv_proj = nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", dtype=dtype,
                                   rngs=rngs)
@@ -116,15 +125,15 @@ class VisionTransformer(Backbone):
         """Features of normalised images; training mode is the same: nothing looks across a batch, and nothing is dropped.
 
         Raises:
-            InputError: for images of another size than `image_size`, which the position embedding does not cover.
+            InputError: for images whose sides are no multiples of a patch.
         """
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            raise InputError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}; "
-                             "resize them, or name a model that takes any size")
+        for side in images.shape[1:3]:
+            self.check_size(side)
         patches = self.conv_proj(images)
-        patches = patches.reshape(patches.shape[0], -1, self.features)
+        _, height, width, _ = patches.shape
+        patches = patches.reshape(len(patches), -1, self.features)
         class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))
-        tokens = self.encoder(jnp.concatenate([class_token, patches], axis=1))
+        tokens = self.encoder(jnp.concatenate([class_token, patches], axis=1), height, width)
         return tokens[:, 0].astype(jnp.float32)
 
 
