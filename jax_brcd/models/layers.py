@@ -1,7 +1,7 @@
 """What the backbones share: the contract of a backbone, and the layers of the convolutional ones."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import jax
@@ -32,12 +32,15 @@ class Backbone(nnx.Module):
         order: the attributes that stand before the others, as in torchvision; `nnx.merge` forgets the order of definition.
         head: builds its hash head from (features, bits, rngs=...). head_key: where the head stands in a state_dict.
         name: what users call it. features: width of the features. image_size: pixels of the square it is meant for.
-        fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS.
+        fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS: of a family's own, or that
+            which its weights came in.
+        signs: further layouts that its weights may come in, each with a pattern that names in it alone have.
         patch_size: pixels of the squares that it cuts images into, of which it takes whole numbers; 1: it takes any size.
         own_size: pixels of the square that its position embedding was made for, which it takes in any case.
     """
 
-    layout: ClassVar[str] = "torchvision"
+    layout: str = "torchvision"
+    signs: ClassVar[Mapping[str, str]] = {}
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     order: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[Callable[..., nnx.Module]]
