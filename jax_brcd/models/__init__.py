@@ -1,23 +1,25 @@
 """Backbones by name, hash models over them, and the layouts of their weights."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.models import convnext, efficientnet, mobilenet, resnet, vit
+from jax_brcd.models import clip, convnext, dinov2, dinov3, efficientnet, mobilenet, resnet, siglip, vit
 from jax_brcd.models.adapt import adapted, taken
 from jax_brcd.models.heads import HashModel
 from jax_brcd.models.layers import Backbone
 from jax_brcd.models.layouts import LAYOUTS, Loaded
+from jax_brcd.models.layouts.base import backbone_of
 from jax_brcd.models.layouts.torchvision import load as _load_torchvision
 from jax_brcd.models.layouts.torchvision import state as torchvision_state
 from jax_brcd.models.layouts.torchvision import torchvision_tensors
 from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones
 from jax_brcd.runtime.errors import InputError
 
-for family in (vit, resnet, efficientnet, mobilenet, convnext):
+for family in (vit, resnet, efficientnet, mobilenet, convnext, dinov2, dinov3, clip, siglip):
     for name, variant in family.VARIANTS.items():
         BACKBONES.register(name)(variant)
 
@@ -74,13 +76,13 @@ def load_state(
     """Puts weights into a backbone or hash model, in place, and says what a reader must know of them.
 
     Args:
-        layout: how they are named and shaped; the family's own by default. any_head: a head that is not the model's is left out
-            with a remark; else it is refused.
+        layout: how they are named and shaped; by default the family's own, or another of its that the names show.
+        any_head: a head that is not the model's is left out with a remark; else it is refused.
 
     Raises:
         InputError: for an unknown layout, and for weights that do not fit or are broken; the model is then as it was.
     """
-    return LAYOUTS[layout or _layout(model)].load(model, state, any_head=any_head)
+    return LAYOUTS[layout or _layout_of(state, model)].load(model, state, any_head=any_head)
 
 
 def load_torchvision_state(model: Backbone | HashModel, state: Mapping[str, Any]) -> Backbone | HashModel:
@@ -90,4 +92,10 @@ def load_torchvision_state(model: Backbone | HashModel, state: Mapping[str, Any]
 
 
 def _layout(model: Backbone | HashModel) -> str:
-    return (model.backbone if isinstance(model, HashModel) else model).layout
+    return backbone_of(model).layout
+
+
+def _layout_of(state: Mapping[str, Any], model: Backbone | HashModel) -> str:
+    """The layout whose names a state has, of those that a model's weights come in."""
+    shown = (name for name, sign in backbone_of(model).signs.items() if any(re.search(sign, each) for each in state))
+    return next(shown, type(backbone_of(model)).layout)

@@ -24,7 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
-INTERPOLATIONS = ("bilinear",)  # with antialiasing
+INTERPOLATIONS = ("bilinear", "bicubic")  # with antialiasing
 
 
 @dataclasses.dataclass(frozen=True)
