@@ -129,6 +129,10 @@ class PatchTransformer(Backbone):
     first_tokens: ClassVar[int] = 1
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
     beside: ClassVar[str | None] = None
+    conv_proj: nnx.Conv
+    layers: nnx.List
+    embed: Callable[[Float[Array, "batch height width channels"]], Float[Array, "batch tokens channels"]]
+    pool: Callable[[Float[Array, "batch tokens width"]], Float[Array, "batch features"]]
 
     def positions(self, height: int, width: int) -> Float[Array, "tokens width"]:
         """The position embedding of an image of `height` x `width` patches."""
@@ -140,14 +144,6 @@ class PatchTransformer(Backbone):
     def turn(self, height: int, width: int) -> Turn | None:
         """What rotary positions do to queries and keys of an image of `height` x `width` patches; None: they are left alone."""
         return None
-
-    def embed(self, patches: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens channels"]:
-        """What the first block sees."""
-        raise NotImplementedError
-
-    def pool(self, tokens: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:
-        """Features of what the last block gives."""
-        raise NotImplementedError
 
     def hidden_states(
         self, images: Float[Array, "batch height width 3"]

@@ -36,10 +36,9 @@ def layout_by(name: str, table: str) -> Layout:
             InputError: for missing, unknown or mis-shaped tensors, for such of another type, for NaN and infinity, and for a
                 model of a family that has no such layout; the model is then as it was.
         """
-        backbone = backbone_of(model)
+        backbone, tensors = backbone_of(model), named_tensors(model, _table(model))
         vision, remarks = _vision(backbone.beside, state)
-        loaded = fill(model, named_tensors(model, _table(model)), vision, rename=_renaming(backbone.aliases),
-                      optional=lambda name: name.endswith("mask_token"), any_head=any_head)
+        loaded = fill(model, tensors, vision, rename=_renaming(backbone.aliases), optional=_unused, any_head=any_head)
         backbone.layout = name
         return Loaded((*remarks, *loaded.remarks), loaded.head)
 
@@ -50,6 +49,10 @@ def layout_by(name: str, table: str) -> Layout:
         return getattr(backbone, table)
 
     return Layout(load, state)
+
+
+def _unused(name: str) -> bool:
+    return name.endswith("mask_token")
 
 
 def _vision(beside: str | None, state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
