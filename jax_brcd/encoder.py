@@ -325,18 +325,14 @@ def load(folder: os.PathLike | str) -> HashEncoder:
     folder, config = as_path(folder), read_config(folder)
     try:
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
-        model = _load_model(config, folder / WEIGHTS)
-        backbone = model.backbone
-        if backbone.fixed_size and backbone.image_size != preprocessing.size:
-            raise InputError(f"{config['backbone']} takes {backbone.image_size} pixels; give that", field="size",
-                             value=preprocessing.size)
+        model = _load_model(config, folder / WEIGHTS, preprocessing.size)
     except InputError as error:
         raise error if str(folder) in error.problem else InputError(f"{folder}: {error}") from None
     return HashEncoder(model, config["backbone"], preprocessing, config["bits"], config["role"], config["space"],
                        config["dtype"], config["provenance"])
 
 
-def _load_model(config: Mapping[str, Any], weights: pathlib.Path) -> HashModel:
+def _load_model(config: Mapping[str, Any], weights: pathlib.Path, size: int) -> HashModel:
     if config["dtype"] not in DOUBT:
         raise InputError(unknown_name("arithmetic", config["dtype"], DOUBT))
     if config["backbone"] not in BACKBONES:
@@ -345,7 +341,8 @@ def _load_model(config: Mapping[str, Any], weights: pathlib.Path) -> HashModel:
     layout, state = LAYOUTS[config["layout"]], read_weights(weights)
 
     def create() -> HashModel:
-        return create_hash_model(config["backbone"], config["bits"], dtype=jnp.dtype(config["dtype"]), form=config.get(HEAD))
+        return create_hash_model(config["backbone"], config["bits"], size=size, dtype=jnp.dtype(config["dtype"]),
+                                 form=config.get(HEAD))
 
     model = nnx.eval_shape(create)
     if not layout.load(model, state).head:

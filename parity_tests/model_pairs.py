@@ -9,17 +9,29 @@ import torch
 from flax import nnx
 from torch import nn
 
-from jax_brcd.models import BACKBONES, Backbone, create_backbone, load_torchvision_state
+from jax_brcd.models import (
+    BACKBONES,
+    Backbone,
+    convnext,
+    create_backbone,
+    efficientnet,
+    load_torchvision_state,
+    mobilenet,
+    resnet,
+    vit,
+)
 from jax_brcd.models.adapt import adapted
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.resnet import ResNet
-from jax_brcd.models.vit import VisionTransformer
+from jax_brcd.models.transformer import PatchTransformer
 from torch_ref.models import create_hash_model, set_head, train
 
 # one layer of 24 or 32 has all their widths and head counts, and takes seconds
 SHORTENED = ("vit_l_16", "vit_l_32", "vit_h_14")
 # of each stage the first two blocks, of which the others are repetitions
 SHORT_STAGES = ("efficientnet_v2_s", *(f"efficientnet_b{number}" for number in range(1, 8)))
+# the families that torchvision has, and the variants of ours in its layout
+TORCHVISION = [name for family in (vit, resnet, efficientnet, mobilenet, convnext) for name in family.VARIANTS]
 
 
 def torch_model(name: str, bits: int = 1000, *, device: str = "cpu") -> nn.Module:
@@ -91,8 +103,8 @@ def abstract_backbone(name: str, dtype=jnp.float32) -> Backbone:
 def _shortened(build: functools.partial) -> functools.partial:
     """A family's builder with at most two blocks a stage, or one layer of a transformer."""
     first, second, *others = build.args if len(build.args) > 1 else (*build.args, None)
-    if build.func is VisionTransformer:
-        return functools.partial(build.func, first, second, 1, *others[1:])
+    if issubclass(build.func, PatchTransformer):
+        return functools.partial(build.func, first, second, 1, *others[1:], **build.keywords)
     if build.func in (ResNet, ConvNeXt):
         return functools.partial(build.func, first, tuple(min(depth, 2) for depth in second), *others, **build.keywords)
     return functools.partial(build.func, [stage._replace(depth=min(stage.depth, 2)) for stage in first], **build.keywords)
@@ -108,6 +120,13 @@ def _short(name: str) -> Backbone:
 def short_backbone(name: str) -> Backbone:
     """Our backbone with shapes for weights and without most repetitions, of which the largest consist."""
     return nnx.clone(_short(name))
+
+
+def few_pixels(backbone: Backbone, most: int) -> int:
+    """A small size that a backbone takes: at most `most` pixels, or one patch."""
+    if backbone.fixed_size:
+        return backbone.image_size
+    return max(most // backbone.patch_size, 1) * backbone.patch_size
 
 
 def make_pair(name: str) -> tuple[nn.Module, Backbone]:

@@ -67,8 +67,8 @@ def test_an_unknown_option_is_answered_with_the_nearest_few_of_a_hundred(capsys)
     (["--clusters", "798"], "--clusters 798: more clusters than the 797 training images"),
     (["--student-weights", "/absent.safetensors"], "--student-weights /absent.safetensors: no such weight file"),
     (["--student-weights", "held-out"], "held-out"),
-    (["--student", "vit_b_32", "--student-weights", "random"],
-     "--student vit_b_32: takes 224 pixels, but vit_lite_4_8 sees 32"),
+    (["--student", "vit_h_14", "--student-weights", "random"],
+     "--student vit_h_14: takes multiples of 14 pixels, but vit_lite_4_8 sees 32"),
 ])
 def test_what_does_not_fit_the_data_is_refused_before_anything_is_written(capsys, tmp_path, arguments, message):
     assert message in refused(capsys, "--out", tmp_path / "run", "--cache-dir", tmp_path, *arguments)

@@ -209,8 +209,8 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_it(encoder, tmp_path
 
 def test_a_size_that_the_backbone_cannot_see_is_refused_at_load(tmp_path):
     model = create_hash_model("vit_lite_4_8", 8, rngs=nnx.Rngs(0))
-    folder = create_encoder(model, "vit_lite_4_8", Preprocessing(48), bits=8, role="teacher").save(tmp_path / "encoder")
-    with pytest.raises(InputError, match="size 48: vit_lite_4_8 takes 32 pixels"):
+    folder = create_encoder(model, "vit_lite_4_8", Preprocessing(44), bits=8, role="teacher").save(tmp_path / "encoder")
+    with pytest.raises(InputError, match="size 44: vit_lite_4_8 takes multiples of 8 pixels; give 40 or 48"):
         load(folder)
 
 

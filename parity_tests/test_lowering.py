@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from model_pairs import short_backbone
+from model_pairs import few_pixels, short_backbone
 
 from jax_brcd import losses
 from jax_brcd.models import BACKBONES
@@ -40,7 +40,7 @@ def test_a_model_has_all_its_convolutions_on_every_accelerator(name):
     """One that is chosen by the machine it is traced on has lost those that a CPU does otherwise."""
     backbone = short_backbone(name)
     graph, state = nnx.split(backbone)
-    size = BACKBONES[name].preprocessing.size if backbone.fixed_size else 64
+    size = few_pixels(backbone, 64)
     operations = lowered(lambda state, images: nnx.merge(graph, state)(images, train=False), state,
                          pixels(BATCH, size, size, 3))
     layers = [layer for _, layer in nnx.iter_modules(backbone) if isinstance(layer, nnx.Conv)]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_pairs import short_backbone
+from model_pairs import few_pixels, short_backbone
 
 from jax_brcd.models import BACKBONES, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.models.layers import dropout, stochastic_depth
@@ -81,7 +81,7 @@ def test_a_training_step_holds_no_array_of_64_bits(name):
     """All arrays of a step, inner ones too; single numbers of Python's may be of 64 bits until they meet an array."""
     backbone = short_backbone(name)
     graph, state = nnx.split(backbone)
-    size = BACKBONES[name].preprocessing.size if backbone.fixed_size else 32
+    size = few_pixels(backbone, 32)
 
     def step(state, images, valid, key):
         model = nnx.merge(graph, state)

@@ -404,7 +404,7 @@ def test_a_run_written_before_a_setting_was_there_is_gone_on_with(cache, copied)
 @pytest.mark.parametrize(("settings", "message"), [
     ({"method": "packd", "resident_mib": 0, "fresh_views": True}, "do not travel with a step; give a larger --resident-mib"),
     ({"teacher_objective": "itq", "bits": 64}, "--bits 64"), ({"k": 798}, "--k 798: the database of digits holds 797"),
-    ({"student": "vit_b_32"}, "--student vit_b_32: takes 224 pixels, but toy sees 16"),
+    ({"student": "vit_b_32"}, "--student vit_b_32: takes multiples of 32 pixels, but toy sees 16"),
     ({**BRCD, "clusters": 798}, "--clusters 798"), ({"method": "rkd", "alpha": 0.5}, "--alpha: not a setting of method 'rkd'"),
     ({"method": "brcd+rkd", "method_weights": "1"}, "method-weights"),
     ({"teacher_weights": "imagenet"}, "no weights 'imagenet' of 'toy'"), ({"student_weights": "held-out"}, "held-out"),

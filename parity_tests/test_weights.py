@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from model_pairs import abstract_backbone
+from model_pairs import abstract_backbone, short_backbone
 
 from jax_brcd.data.download import download
 from jax_brcd.models import BACKBONES, Preprocessing, Variant, Weights
@@ -184,6 +184,11 @@ def test_imagenet_weights_and_their_preprocessing_are_torchvisions(name):
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
+def test_a_backbone_takes_the_size_of_its_preprocessing(name):
+    assert short_backbone(name).fits(BACKBONES[name].preprocessing.size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "dinov2_vits14", "clip_vit_b_32"])
 def test_a_backbone_is_meant_for_the_size_of_its_preprocessing(name):
     assert abstract_backbone(name).image_size == BACKBONES[name].preprocessing.size
 

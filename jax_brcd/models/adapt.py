@@ -43,7 +43,7 @@ class Adapted(Backbone):
         InputError: for a module that does not give (batch, width), or that has arrays which are no nnx.Variable.
     """
 
-    layout: ClassVar[str] = "plain"
+    layout: str = "plain"
     head_key: ClassVar[str] = "hash_head"
     head = staticmethod(linear_head)
     name = "the module"

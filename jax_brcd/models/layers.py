@@ -1,13 +1,15 @@
 """What the backbones share: the contract of a backbone, and the layers of the convolutional ones."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
+
+from jax_brcd.runtime.errors import InputError
 
 layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -30,18 +32,50 @@ class Backbone(nnx.Module):
         order: the attributes that stand before the others, as in torchvision; `nnx.merge` forgets the order of definition.
         head: builds its hash head from (features, bits, rngs=...). head_key: where the head stands in a state_dict.
         name: what users call it. features: width of the features. image_size: pixels of the square it is meant for.
-        fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS.
+        fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS: of a family's own, or that
+            which its weights came in.
+        signs: further layouts that its weights may come in, each with a pattern that names in it alone have.
+        patch_size: pixels of the squares that it cuts images into, of which it takes whole numbers; 1: it takes any size.
+        own_size: pixels of the square that its position embedding was made for, which it takes in any case.
     """
 
-    layout: ClassVar[str] = "torchvision"
+    layout: str = "torchvision"
+    signs: ClassVar[Mapping[str, str]] = {}
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     order: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[Callable[..., nnx.Module]]
     head_key: ClassVar[str]
     fixed_size: bool = False
+    patch_size: int = 1
+    own_size: int | None = None
     name: str
     features: int
     image_size: int
+
+    @property
+    def sizes(self) -> str:
+        """In words, which sizes it takes."""
+        if self.fixed_size:
+            return f"{self.image_size} pixels"
+        if self.patch_size == 1:
+            return "any size"
+        other = f" or {self.own_size}" if self.own_size and self.own_size % self.patch_size else ""
+        return f"multiples of {self.patch_size} pixels{other}"
+
+    def fits(self, size: int) -> bool:
+        """Whether it takes images of `size` pixels squared."""
+        if self.fixed_size:
+            return size == self.image_size
+        return size > 0 and (size % self.patch_size == 0 or size == self.own_size)
+
+    def check_size(self, size: int) -> None:
+        """Raises InputError, in one line, where `fits` is false."""
+        if self.fits(size):
+            return
+        below = size // self.patch_size * self.patch_size
+        others = [str(near) for near in (below, below + self.patch_size) if self.fits(near)]
+        advice = "give that" if self.fixed_size else f"give {' or '.join(others)}"
+        raise InputError(f"{self.name} takes {self.sizes}; {advice}", field="size", value=size)
 
 
 class Dropping:

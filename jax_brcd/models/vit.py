@@ -6,126 +6,52 @@ The feature is the class token after the encoder's last norm.
 import functools
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float
 
-from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import Backbone, layer_norm
+from jax_brcd.models.layers import layer_norm
+from jax_brcd.models.transformer import Block, PatchTransformer, learnt_positions, patch_convolution, with_first
 from jax_brcd.models.variants import Preprocessing, Variant, imagenet
-from jax_brcd.runtime.errors import InputError
-
-linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention with one product for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
-        self.heads = heads
-        self.in_proj = linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out_proj = linear(width, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Each token attends to all."""
-        batch, tokens, width = x.shape
-        qkv = self.in_proj(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.out_proj(attended.reshape(batch, tokens, width))
-
-
-class MLP(nnx.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, width: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.linear_1 = linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.linear_2 = linear(hidden, width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Applied to each token."""
-        return self.linear_2(nnx.gelu(self.linear_1(x), approximate=False))
-
-
-class EncoderBlock(nnx.Module):
-    """Pre-norm attention and MLP, each on a residual path."""
-
-    def __init__(self, width: int, heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.self_attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
-        self.ln_2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(width, hidden, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """One layer."""
-        x = x + self.self_attention(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
-
-
-class Encoder(nnx.Module):
-    """Position embedding, the layers, a last norm."""
-
-    def __init__(self, tokens: int, layers: int, width: int, heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.pos_embedding = nnx.Param(0.02 * rngs.params.normal((1, tokens, width), jnp.float32))
-        self.layers = nnx.List([EncoderBlock(width, heads, hidden, dtype=dtype, rngs=rngs) for _ in range(layers)])
-        self.ln = layer_norm(width, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Encoded tokens."""
-        x = x + self.pos_embedding[...].astype(x.dtype)
-        for layer in self.layers:
-            x = layer(x)
-        return self.ln(x)
-
-
-class VisionTransformer(Backbone):
+class VisionTransformer(PatchTransformer):
     """A ViT without its classifier.
 
     Args:
-        image_size, patch_size: pixels. layers, heads: how many. width: of a token. hidden: of the MLPs.
+        image_size: pixels that the position embedding is for. patch_size: pixels. layers, heads: how many. width: of a token.
+        hidden: of the MLPs.
     """
 
     name = "VisionTransformer"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
-        (r"encoder\.layers\.(\d+)", r"encoder.layers.encoder_layer_\1"),
+        (r"^layers\.(\d+)", r"encoder.layers.encoder_layer_\1"),
+        (r"^(pos_embedding|ln\.)", r"encoder.\1"),
         (r"self_attention\.in_proj\.", "self_attention.in_proj_"),
         (r"mlp\.linear_1", "mlp.0"),
         (r"mlp\.linear_2", "mlp.3"),
     )
     order: ClassVar[tuple[str, ...]] = ("class_token", "conv_proj", "pos_embedding", "layers", "ln_1", "self_attention")
     head_key: ClassVar[str] = "heads"
-    fixed_size = True
-    head = staticmethod(linear_head)
+    resampling: ClassVar[dict[str, bool]] = {"corners": True}  # as torchvision's `interpolate_embeddings`
 
     def __init__(self, image_size, patch_size, layers, heads, width, hidden, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.image_size, self.features, self.dtype = image_size, width, dtype
+        self.image_size = self.own_size = image_size
+        self.patch_size, self.features, self.dtype = patch_size, width, dtype
         self.class_token = nnx.Param(jnp.zeros((1, 1, width), jnp.float32))
-        self.conv_proj = nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", dtype=dtype,
-                                  rngs=rngs)
-        tokens = (image_size // patch_size) ** 2 + 1
-        self.encoder = Encoder(tokens, layers, width, heads, hidden, dtype=dtype, rngs=rngs)
+        self.conv_proj = patch_convolution(width, patch_size, dtype=dtype, rngs=rngs)
+        self.pos_embedding = nnx.Param(learnt_positions((image_size // patch_size) ** 2 + 1, width, rngs=rngs))
+        self.layers = nnx.List([Block(width, heads, hidden, dtype=dtype, rngs=rngs) for _ in range(layers)])
+        self.ln = layer_norm(width, dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool | None = None,
-        valid: Bool[Array, "batch"] | None = None,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch features"]:
-        """Features of normalised images; training mode is the same: nothing looks across a batch, and nothing is dropped.
+    def embed(self, patches: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens channels"]:
+        """The class token and the patches, each with its position."""
+        tokens = with_first(patches, self.class_token[...])
+        return tokens + self.positions(*patches.shape[1:3]).astype(tokens.dtype)
 
-        Raises:
-            InputError: for images of another size than `image_size`, which the position embedding does not cover.
-        """
-        if images.shape[1:3] != (self.image_size, self.image_size):
-            raise InputError(f"images of {images.shape[1:3]} pixels instead of {self.image_size} squared for {self.name}; "
-                             "resize them, or name a model that takes any size")
-        patches = self.conv_proj(images)
-        patches = patches.reshape(patches.shape[0], -1, self.features)
-        class_token = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (len(patches), 1, self.features))
-        tokens = self.encoder(jnp.concatenate([class_token, patches], axis=1))
-        return tokens[:, 0].astype(jnp.float32)
+    def pool(self, tokens: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:
+        """The class token after the last norm."""
+        return self.ln(tokens)[:, 0]
 
 
 vit = functools.partial(functools.partial, VisionTransformer)

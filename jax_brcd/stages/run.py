@@ -171,9 +171,9 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     size = context.preprocessing.size
     for (name, _, option, *_), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone
-        if backbone.fixed_size and backbone.image_size != size:
-            raise InputError(f"takes {backbone.image_size} pixels, but {config.teacher.teacher} sees {size}; name a student of "
-                             "that size or a convolutional one", field=option.removesuffix("_weights"), value=name)
+        if not backbone.fits(size):
+            raise InputError(f"takes {backbone.sizes}, but {config.teacher.teacher} sees {size}; name a student of that "
+                             "size or a convolutional one", field=option.removesuffix("_weights"), value=name)
     if not (built[0].head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
         check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)

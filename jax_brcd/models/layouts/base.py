@@ -35,15 +35,23 @@ class Layout(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A variable of a model as a file sees it."""
+    """A variable of a model as a file sees it, or a part of one that the file has in several."""
 
     variable: nnx.Variable
     axes: tuple[int, ...]  # of ours, in the file's order
+    part: int = 0  # which it is, of
+    parts: int = 1  # equal ones along the file's first axis
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the file's order."""
-        return tuple(self.variable.shape[axis] for axis in self.axes)
+        whole = tuple(self.variable.shape[axis] for axis in self.axes)
+        return whole if self.parts == 1 else (whole[0] // self.parts, *whole[1:])
+
+    def array(self) -> np.ndarray:
+        """Its values in the file's order, a view where they lie on the host."""
+        whole = np.asarray(self.variable[...]).transpose(self.axes)
+        return whole if self.parts == 1 else np.split(whole, self.parts)[self.part]
 
 
 def backbone_of(model: Backbone | HashModel) -> Backbone:
@@ -77,13 +85,23 @@ def fill(
     given = {name: _array(name, state[original]) for original, name in names.items()}
     expected, given, head, remark = _choose_head(backbone, isinstance(model, HashModel), expected, given, any_head)
     _check_fit(backbone.name, expected, given, optional)
-    arrays = {name: given[name].transpose(np.argsort(tensor.axes).astype(int))
-              for name, tensor in expected.items() if name in given}
+    arrays = {name: given[name] for name in expected if name in given}
     cast = _cast(backbone.name, arrays, {name: tensor.variable.dtype for name, tensor in expected.items()})
-    for name, array in cast.items():
-        # a copy: jnp.asarray would share memory with a PyTorch model that may go on training
-        expected[name].variable.set_value(jnp.array(array))
+    _put(expected, cast)
     return Loaded((*remarks, *remark), head)
+
+
+def _put(expected: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets variables to arrays, which may be parts of them."""
+    together: dict[int, list[tuple[Tensor, np.ndarray]]] = {}
+    for name, array in arrays.items():
+        together.setdefault(id(expected[name].variable), []).append((expected[name], array))
+    for found in together.values():
+        found.sort(key=lambda item: item[0].part)
+        (tensor, array), *others = found
+        whole = np.concatenate([array, *(other for _, other in others)]) if others else array
+        # a copy: jnp.asarray would share memory with a PyTorch model that may go on training
+        tensor.variable.set_value(jnp.array(whole.transpose(np.argsort(tensor.axes).astype(int))))
 
 
 def common_prefix(
