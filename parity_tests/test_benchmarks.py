@@ -25,14 +25,7 @@ from benchmarks import (
     train_step,
     training,
 )
-from benchmarks.results import (
-    Row,
-    Skipped,
-    measure,
-    read_results,
-    record_suite,
-    rows_of,
-)
+from benchmarks.results import Row, Skipped, measure, read_results, record_suite, rows_of
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender, Measurement, interleaved
 from jax_brcd.runtime.errors import InputError

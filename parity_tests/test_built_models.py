@@ -8,13 +8,7 @@ import safetensors.numpy
 import torch
 from flax import nnx
 
-from jax_brcd.models import (
-    BACKBONES,
-    Variant,
-    Weights,
-    create_hash_model,
-    torchvision_state,
-)
+from jax_brcd.models import BACKBONES, Variant, Weights, create_hash_model, torchvision_state
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.models import build
 

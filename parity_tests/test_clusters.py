@@ -11,12 +11,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from jax_brcd.clusters.choice import (
-    CLUSTER_CHOICES,
-    choose_clusters,
-    published_range,
-    silhouettes,
-)
+from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, published_range, silhouettes
 from jax_brcd.clusters.kmeans import k_means
 from jax_brcd.methods import DistillationBatch, TeacherKnowledge, create_method
 from jax_brcd.report import Report, write_report

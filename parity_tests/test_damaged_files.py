@@ -13,14 +13,7 @@ from image_trees import write_images
 from jax_brcd.data import load_dataset
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
-from jax_brcd.stages.claim import (
-    CONFIG,
-    DIVERGED,
-    Claim,
-    changes,
-    check_settings,
-    read_claim,
-)
+from jax_brcd.stages.claim import CONFIG, DIVERGED, Claim, changes, check_settings, read_claim
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.folder import StageFolder, read_history
 from jax_brcd.training.loop import _Course

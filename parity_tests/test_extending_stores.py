@@ -9,13 +9,7 @@ from jax_brcd.export import EXPORTERS, export
 from jax_brcd.models import create_hash_model
 from jax_brcd.retrieval import HammingIndex, PackedCodes
 from jax_brcd.search import STORES, Hit, Store, open_store
-from jax_brcd.search.stores.base import (
-    checked_batch,
-    checked_ids,
-    checked_query,
-    matches,
-    nothing_there,
-)
+from jax_brcd.search.stores.base import checked_batch, checked_ids, checked_query, matches, nothing_there
 
 
 class DictionaryStore:

@@ -11,14 +11,7 @@ from torchvision.transforms import v2
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, evaluation_views
-from jax_brcd.views.fitting import (
-    SQUARE,
-    canvas_shape,
-    canvas_side,
-    check_fits,
-    fitted_view,
-    fitted_views,
-)
+from jax_brcd.views.fitting import SQUARE, canvas_shape, canvas_side, check_fits, fitted_view, fitted_views
 
 TORCHVISION_TOLERANCE = 1e-5 / min(IMAGENET_STD)
 COLOUR = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -11,13 +11,7 @@ from flax import nnx
 
 from jax_brcd.models import create_hash_model
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.views.augmentation import (
-    ViewConfig,
-    apply_views,
-    draw_view_parameters,
-    evaluation_views,
-    random_views,
-)
+from jax_brcd.views.augmentation import ViewConfig, apply_views, draw_view_parameters, evaluation_views, random_views
 from jax_brcd.views.encoding import encode, encode_batch, stream
 from jax_brcd.views.images import check_images
 

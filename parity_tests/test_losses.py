@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from jax_brcd.clusters.kmeans import bit_masks, cluster_codes, nearest_center
-from jax_brcd.losses import (
-    bernoulli_kl,
-    brcd_distillation_loss,
-    cibhash_loss,
-    cibhash_terms,
-    nt_xent,
-)
+from jax_brcd.losses import bernoulli_kl, brcd_distillation_loss, cibhash_loss, cibhash_terms, nt_xent
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.runtime.errors import InputError
 

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from jax_brcd.clusters.choice import ClusterNeeds
-from jax_brcd.methods import (
-    METHODS,
-    BaseMethod,
-    DistillationBatch,
-    Needs,
-    TeacherKnowledge,
-    create_method,
-)
+from jax_brcd.methods import METHODS, BaseMethod, DistillationBatch, Needs, TeacherKnowledge, create_method
 from jax_brcd.methods.base import view_name
 from jax_brcd.methods.sections import Heatmap
 from jax_brcd.runtime.errors import InputError, UnknownName

@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 from jax_brcd import losses
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.losses.memory import embed
-from jax_brcd.methods import (
-    METHODS,
-    DistillationBatch,
-    Method,
-    TeacherKnowledge,
-    create_method,
-)
+from jax_brcd.methods import METHODS, DistillationBatch, Method, TeacherKnowledge, create_method
 from jax_brcd.methods.base import view_name
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.views.outputs import Outputs

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from model_pairs import (
-    abstract_backbone,
-    as_numpy,
-    as_torch,
-    make_pair,
-    random_images,
-    torch_model,
-)
+from model_pairs import abstract_backbone, as_numpy, as_torch, make_pair, random_images, torch_model
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -29,13 +22,7 @@ from jax_brcd.models import (
 )
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.efficientnet import EfficientNetClassifier, Stage, mbconv
-from jax_brcd.models.layers import (
-    BatchNorm,
-    convolution,
-    convolve,
-    dropout,
-    stochastic_depth,
-)
+from jax_brcd.models.layers import BatchNorm, convolution, convolve, dropout, stochastic_depth
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError

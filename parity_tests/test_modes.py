@@ -7,20 +7,9 @@ import pytest
 from flax import nnx
 from model_pairs import random_images
 
-from jax_brcd.models import (
-    BACKBONES,
-    HashModel,
-    create_backbone,
-    create_hash_model,
-    torchvision_state,
-)
+from jax_brcd.models import BACKBONES, HashModel, create_backbone, create_hash_model, torchvision_state
 from jax_brcd.models.convnext import ConvNeXt
-from jax_brcd.models.efficientnet import (
-    EfficientNet,
-    EfficientNetClassifier,
-    Stage,
-    mbconv,
-)
+from jax_brcd.models.efficientnet import EfficientNet, EfficientNetClassifier, Stage, mbconv
 from jax_brcd.models.layers import BatchNorm, Dropping
 
 KEY = jax.random.key(0)

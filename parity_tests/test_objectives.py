@@ -22,12 +22,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.teacher import check_objective, solve_head, teacher_stage
-from jax_brcd.teachers.objectives import (
-    OBJECTIVES,
-    ClosedFormObjective,
-    HashingBatch,
-    create_objective,
-)
+from jax_brcd.teachers.objectives import OBJECTIVES, ClosedFormObjective, HashingBatch, create_objective
 from jax_brcd.teachers.objectives.bihalf import bihalf_codes
 from jax_brcd.teachers.objectives.itq import iterative_quantisation, random_rotation
 from jax_brcd.training.loop import start, train_epoch

@@ -15,14 +15,7 @@ import jax_brcd
 from jax_brcd import distill, evaluate, teacher
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import (
-    as_path,
-    atomic_path,
-    lock_beside,
-    locked,
-    replacing_folder,
-    write_json,
-)
+from jax_brcd.runtime.files import as_path, atomic_path, lock_beside, locked, replacing_folder, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.folder import StageFolder
 

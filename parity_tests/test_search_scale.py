@@ -6,14 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jax_brcd.retrieval import (
-    HammingIndex,
-    PackedCodes,
-    evaluate_search,
-    hamming_top_k,
-    mean_average_precision,
-    ranking,
-)
+from jax_brcd.retrieval import HammingIndex, PackedCodes, evaluate_search, hamming_top_k, mean_average_precision, ranking
 
 
 def brute_force(queries, database, k):

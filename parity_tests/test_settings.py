@@ -19,13 +19,7 @@ from jax_brcd.settings.command_line import flag, one_line, spelled
 from jax_brcd.settings.options import option, plain_type, settings_of
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, StudentConfig
-from jax_brcd.stages.configuration import (
-    create_config,
-    defaults,
-    differences,
-    parse_command_line,
-    unusual,
-)
+from jax_brcd.stages.configuration import create_config, defaults, differences, parse_command_line, unusual
 from jax_brcd.teachers.objectives import OBJECTIVES
 
 PACKAGE = pathlib.Path(jax_brcd.__file__).parent

@@ -8,19 +8,9 @@ import pytest
 from flax import nnx
 from model_pairs import short_backbone
 
-from jax_brcd.models import (
-    BACKBONES,
-    create_hash_model,
-    load_torchvision_state,
-    torchvision_state,
-)
+from jax_brcd.models import BACKBONES, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.models.layers import dropout, stochastic_depth
-from jax_brcd.views.augmentation import (
-    ViewConfig,
-    draw_view_parameters,
-    evaluation_views,
-    random_views,
-)
+from jax_brcd.views.augmentation import ViewConfig, draw_view_parameters, evaluation_views, random_views
 from jax_brcd.views.encoding import encode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 40, 44, 3), dtype=np.uint8)

@@ -6,17 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from image_trees import picture, write_lists
-from toy_runs import (
-    BRCD,
-    OPTIONS,
-    answer,
-    assert_same_tensors,
-    refusal,
-    scores,
-    tiny,
-    toys,
-    trainings,
-)
+from toy_runs import BRCD, OPTIONS, answer, assert_same_tensors, refusal, scores, tiny, toys, trainings
 
 import jax_brcd
 from jax_brcd import distill, evaluate, student, teacher

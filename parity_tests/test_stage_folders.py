@@ -10,18 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy_runs import (
-    BRCD,
-    OPTIONS,
-    assert_same_tensors,
-    content,
-    history,
-    scores,
-    stages,
-    tiny,
-    toys,
-    trainings,
-)
+from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, scores, stages, tiny, toys, trainings
 
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.digests import digest

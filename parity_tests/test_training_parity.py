@@ -10,12 +10,7 @@ from jobs import job
 
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import TeacherKnowledge, create_method
-from jax_brcd.models import (
-    HashModel,
-    create_hash_model,
-    load_torchvision_state,
-    torchvision_state,
-)
+from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
