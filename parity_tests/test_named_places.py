@@ -4,9 +4,8 @@ import errno
 
 import pytest
 
-from jax_brcd.evaluate import file_to_write
 from jax_brcd.runtime.errors import InputError, UnknownName, of_setting
-from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.files import as_path, check_file
 from jax_brcd.settings.options import check
 from jax_brcd.settings.stages import DataConfig, ObjectiveConfig, StudentConfig
 from jax_brcd.stages.claim import read_claim, weights_digests
@@ -79,8 +78,8 @@ def test_a_file_in_the_place_of_a_run_and_a_folder_in_that_of_codes_are_refused_
     with pytest.raises(InputError, match=f"^out {tmp_path / 'file'}: is a file; name a folder"):
         read_claim(tmp_path / "file")
     with pytest.raises(InputError, match=f"^save_codes {tmp_path}: is a folder; name a file"):
-        file_to_write(str(tmp_path))
-    assert file_to_write(str(tmp_path / "codes")) == tmp_path / "codes"
+        check_file(tmp_path, field="save_codes")
+    check_file(tmp_path / "codes", field="save_codes")
 
 
 @pytest.mark.parametrize(("settings", "message"), [

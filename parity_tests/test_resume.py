@@ -13,9 +13,10 @@ import pytest
 pytestmark = pytest.mark.long
 
 # Toy backbones, so that a process takes seconds
-COMMAND = "import sys; from toy_runs import toys\nfrom jax_brcd import distill\nwith toys(plots=True): distill.main(sys.argv[1:])"
+COMMAND = "import sys\nfrom toy_runs import toys\nfrom jax_brcd import distill\nwith toys(plots=True): distill.main(sys.argv[1:])"
 OPTIONS = ["--teacher", "toy", "--student", "small_toy", "--bits", "16", "--views", "2", "--pretraining-epochs", "2",
-           "--teacher-epochs", "2", "--epochs", "3", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256", "--checkpoint-seconds", "0"]
+           "--teacher-epochs", "2", "--epochs", "3", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256",
+           "--checkpoint-seconds", "0"]
 SECONDS = 300
 
 

@@ -130,8 +130,8 @@ def retrieval_grid_plot(grid: RetrievalGrid) -> "Figure":
             _picture(axes, (0.1 + CELL[0] * (column + 1), top), grid.result_images[row, column], grid.result_names[row][column],
                      GREEN if right else VERMILION, "-" if right else (0, (2, 1)))
     axes.text(0.1 + PICTURE / 2, 0.46, "query", ha="center", va="bottom", fontsize=8, fontweight="bold")
-    axes.text(width / 2, 0.1, f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)",
-              ha="center", va="top", fontsize=10)
+    title = f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)"
+    axes.text(width / 2, 0.1, title, ha="center", va="top", fontsize=10)
     return figure
 
 

@@ -29,10 +29,10 @@ def as_path(path: os.PathLike | str) -> pathlib.Path:
     """A path as users give it: text or a Path, `~` being their home.
 
     Raises:
-        InputError: for the home of a user that is not known, and for a zero byte, which no path has.
+        InputError: for the home of a user that is not known, and for a NUL character, which no name has.
     """
     if "\0" in os.fspath(path):
-        raise InputError(f"{str(path)!r}: a path with a zero byte; write it without")
+        raise InputError(f"{str(path)!r}: holds a NUL character, which no file's name does; mend the path")
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
