@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import functional as reference
 
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import UnknownName
+from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.views import augmentation as augment
 from jax_brcd.views.augmentation import ViewConfig
-from jax_brcd.views.recipes import RECIPES
 from torch_ref.augment import training_view
 
 SIZE, DRAWS = 24, 3000
@@ -121,5 +121,5 @@ def test_the_published_views_keep_their_numbers_and_their_names():
 
 def test_the_recipe_is_a_setting_and_an_unknown_one_is_refused():
     assert create_config().data.view_recipe == "brcd"
-    with pytest.raises(UnknownName, match="unknown view recipe 'crovc': did you mean 'crovca'"):
+    with pytest.raises(UnknownName, match="unknown value of view_recipe 'crovc': did you mean 'crovca'"):
         create_config(view_recipe="crovc")

@@ -5,6 +5,7 @@ import pathlib
 
 from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
+from jax_brcd.settings.recipes import RECIPES
 
 MOST_EPOCHS = 10**6  # steps are counted in 32 bits
 
@@ -25,7 +26,7 @@ class DataConfig:
                         low=2, high=2**16)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
     view_recipe: str = option("brcd", "how views are drawn: brcd, as published, or crovca, with wider crops and more hue, seldom "
-                              "blurred and now and then solarised")
+                              "blurred and now and then solarised", choices=tuple(RECIPES))
     label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the "
                                       "number of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))

@@ -17,7 +17,6 @@ from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective, proposals
-from jax_brcd.views.recipes import RECIPES
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
 UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
@@ -123,8 +122,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
     data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
-    for registry, field, name in ((DATASETS, "dataset", data.dataset), (RECIPES, "view_recipe", data.view_recipe),
-                                  (BACKBONES, "teacher", teacher.teacher), (BACKBONES, "student", student.student)):
+    for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
+                                  (BACKBONES, "student", student.student)):
         if name not in registry:
             raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
     for field, place in (("data_dir", data.data_dir), ("cache_dir", data.cache_dir), ("out", run.out)):

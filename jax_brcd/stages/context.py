@@ -16,6 +16,7 @@ from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, of_setting
 from jax_brcd.runtime.files import as_path, check_folder
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
+from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
@@ -25,7 +26,6 @@ from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.plan import ViewPlan
-from jax_brcd.views.recipes import RECIPES
 
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3

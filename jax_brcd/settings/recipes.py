@@ -1,4 +1,4 @@
-"""Recipes of training views: by name, what of a ViewConfig differs from the published (docs/method.md, "Data as published")."""
+"""Recipes of training views: by name, the fields of a ViewConfig that are not as published (docs/method.md, "Data as published")."""
 
 from collections.abc import Mapping
 from typing import Any
