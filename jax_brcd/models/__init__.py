@@ -14,7 +14,7 @@ from jax_brcd.models.layouts import LAYOUTS, Loaded
 from jax_brcd.models.layouts.torchvision import load as _load_torchvision
 from jax_brcd.models.layouts.torchvision import state as torchvision_state
 from jax_brcd.models.layouts.torchvision import torchvision_tensors
-from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones
+from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones, tags_of
 from jax_brcd.runtime.errors import InputError
 
 for family in (vit, resnet, efficientnet, mobilenet, convnext):
@@ -22,8 +22,8 @@ for family in (vit, resnet, efficientnet, mobilenet, convnext):
         BACKBONES.register(name)(variant)
 
 __all__ = ["BACKBONES", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights", "create_backbone",
-           "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state", "torchvision_state",
-           "torchvision_tensors"]
+           "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state", "tags_of",
+           "torchvision_state", "torchvision_tensors"]
 
 
 def create_backbone(name: str, *, rngs: nnx.Rngs | None = None, dtype=jnp.float32) -> Backbone:
