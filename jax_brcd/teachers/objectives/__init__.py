@@ -8,7 +8,7 @@ from typing import Any
 
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
-from jax_brcd.teachers.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective
+from jax_brcd.teachers.objectives.base import ClosedFormObjective, HashingBatch, LearntObjective, Sees, seen_by
 from jax_brcd.teachers.objectives.bihalf import BiHalf
 from jax_brcd.teachers.objectives.cibhash import CIBHash
 from jax_brcd.teachers.objectives.greedyhash import GreedyHash
@@ -21,7 +21,8 @@ OBJECTIVES.register("bihalf")(BiHalf)
 OBJECTIVES.register("greedyhash")(GreedyHash)
 OBJECTIVES.register("itq")(ITQ)
 
-__all__ = ["OBJECTIVES", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "create_objective"]
+__all__ = ["OBJECTIVES", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "Sees", "create_objective",
+           "seen_by"]
 
 
 def create_objective(name: str, **settings: Any) -> Objective:
