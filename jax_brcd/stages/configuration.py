@@ -16,11 +16,12 @@ from jax_brcd.settings import options
 from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
+from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes", "process_id",
-              "coordinator")
+UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
+              "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
 
@@ -51,6 +52,11 @@ class Config:
     def teacher_epochs(self, *, head_came: bool) -> int:
         """Epochs of the teacher's hash head: of a head that came with the weights none unless they were given by name."""
         return 0 if head_came and "teacher_epochs" not in self.given else self.teacher.teacher_epochs
+
+    @property
+    def viewer(self) -> str:
+        """The backbone that views are drawn for: the teacher's, or the student's where the teacher sees no images."""
+        return self.student.student if self.teacher.teacher in TEACHERS else self.teacher.teacher
 
     @property
     def out(self) -> pathlib.Path:
@@ -103,7 +109,7 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     if preset is None and isinstance(chosen, str) and chosen in PRESETS:
         preset = chosen
     merged: dict[str, Any] = {}
-    for layer in (PRESETS[preset] if preset else {}, settings):
+    for layer in (PRESETS[preset] if preset else {}, TEACHERS.get(str(settings.get("teacher")), {}), settings):
         merged |= {"fresh_views": False, **layer} if "views" in layer else layer
     known = {field.name: stage for stage in STAGES for field in options.settings_of(stage)}
     given = {stage: {name: value for name, value in merged.items() if known.get(name) is stage} for stage in STAGES}
@@ -116,8 +122,9 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
     for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
                                   (BACKBONES, "student", student.student)):
-        if name not in registry:
-            raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
+        known = {*registry, *TEACHERS} if field == "teacher" else registry
+        if name not in known:
+            raise UnknownName(unknown_name(registry.kind, name, known), field=field, value=name)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))
@@ -129,6 +136,7 @@ def create_parser(
     """A parser with an option for each setting that is `wanted`, and one for the preset."""
     parser = OneLineParser(prog=program, description=description, allow_abbrev=False,
                            epilog=f"Data sets: {', '.join(DATASETS)}. Backbones: {', '.join(BACKBONES)}. "
+                           f"Teachers that are none: {', '.join(TEACHERS)}. "
                            f"Teacher objectives: {', '.join(OBJECTIVES)}. Methods: {', '.join(METHODS)}.")
     if presets:
         parser.add_argument(flag("preset"), default=None, metavar="NAME",

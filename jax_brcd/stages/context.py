@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.data import Embeddings, ImageDataset, load_dataset, read_embeddings
 from jax_brcd.encoder import HashEncoder, read_config
-from jax_brcd.models import BACKBONES, HashModel
+from jax_brcd.models import BACKBONES, HashModel, tags_of
+from jax_brcd.models.rows import EMBEDDINGS
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
@@ -19,6 +20,8 @@ from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
+from jax_brcd.teachers.embeddings import check_method
+from jax_brcd.teachers.objectives import OBJECTIVES, Sees, seen_by
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, fit, start
 from jax_brcd.training.schedule import Schedule
@@ -52,7 +55,8 @@ class Context:
     """See above.
 
     Attributes:
-        digests: of the data set's parts. continued: by stage, the folder of a diverged training that it goes on from.
+        digests: of the data set's parts, and of their embeddings. table: these, where the teacher is a table.
+        continued: by stage, the folder of a diverged training that it goes on from.
         progress: told how far long work is. say: told what a reader should know at once.
     """
 
@@ -64,6 +68,7 @@ class Context:
     progress: Progress = silent
     say: Say = unheard
     continued: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    table: Embeddings | None = None
 
     @property
     def root(self) -> pathlib.Path:
@@ -111,8 +116,9 @@ class Context:
                 "seed": self.config.run.seed}
 
     def data_facts(self, *parts: str) -> dict[str, str]:
-        """The digests of some parts, for the names of stages."""
-        return {name: self.digests[name] for name in parts}
+        """The digests of some parts, for the names of stages; of images with those of their embeddings."""
+        rows = (name.replace("images", "embeddings", 1) for name in parts if name.startswith("images"))
+        return {name: self.digests[name] for name in (*parts, *rows) if name in parts or name in self.digests}
 
     def schedule(self, stage: int, epochs: int, **settings: Any) -> Schedule:
         """The schedule of a stage; `settings` are those of its fields that only this stage has."""
@@ -166,8 +172,33 @@ def brought_teacher(config: Config) -> dict[str, Any] | None:
         InputError: for a folder that is no encoder's.
     """
     weights = config.teacher.teacher_weights
-    named = weights in NO_FILES or weights in BACKBONES[config.teacher.teacher].weights
+    named = weights in NO_FILES or weights in tags_of(config.teacher.teacher)
     return read_config(weights) if not named and as_path(weights).is_dir() else None
+
+
+def check_embeddings(config: Config, *, student: bool) -> None:
+    """Raises InputError for what a table of embeddings as teacher does not allow, and for settings of one without it."""
+    teacher, name = config.teacher, config.teacher.teacher
+    if name != EMBEDDINGS:
+        if teacher.embeddings is not None:
+            raise InputError(f"`teacher` {name} sees images; name `teacher` embeddings, or leave it out", field="embeddings",
+                             value=teacher.embeddings)
+        brought = brought_teacher(config)
+        if brought is not None and brought["backbone"] == EMBEDDINGS:
+            raise InputError(f"an encoder over embeddings, and {name} sees images; name `teacher` embeddings and the folder of its "
+                             "`embeddings`", field="teacher_weights", value=teacher.teacher_weights)
+        return
+    if teacher.embeddings is None:
+        raise InputError("name the folder of its tables with `embeddings`", field="teacher", value=name)
+    if teacher.teacher_weights == "held-out":
+        raise InputError("a table of embeddings is not pretrained; leave it out", field="teacher_weights", value="held-out")
+    learns = teacher.teacher_weights == "random" or config.teacher_epochs(head_came=True) > 0
+    if learns and seen_by(config.hashing) is Sees.TWO_VIEWS:
+        able = ", ".join(other for other, kind in OBJECTIVES.items() if seen_by(kind) is not Sees.TWO_VIEWS)
+        raise InputError("it contrasts two views of an image, and a table of embeddings has one row for all of them; name one of "
+                         f"{able}", field="teacher_objective", value=teacher.teacher_objective)
+    if student:
+        check_method(config.method, config.run.method)
 
 
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
@@ -197,18 +228,22 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     Raises:
         InputError: for data that is absent or broken, and for settings that it does not allow.
     """
-    brought = brought_teacher(config)
+    check_embeddings(config, student=student)
     data, dataset = config.data, load_images(config, progress=progress)
+    over_rows = config.teacher.embeddings is not None
+    table = read_embeddings(config.teacher.embeddings, dataset) if over_rows else None
+    brought = None if over_rows else brought_teacher(config)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    usual = BACKBONES[config.teacher.teacher].preprocessing
+    usual = BACKBONES[config.viewer].preprocessing
     preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
                      else Preprocessing.from_dict(brought["preprocessing"]))
     view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean, std=preprocessing.std)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
-    context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)
+    digests = dataset.digests() | ({} if table is None else table.digests())
+    context = Context(config, dataset, digests, preprocessing, plan, progress, say, table=table)
     if student:
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)

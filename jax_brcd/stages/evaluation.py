@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import ImageDataset
+from jax_brcd.data import Embeddings, ImageDataset, read_embeddings
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
 from jax_brcd.retrieval import SearchScores, evaluate_search
@@ -108,13 +108,47 @@ def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> Non
                          "length")
 
 
+def rows_for(
+    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, folder: pathlib.Path | None
+) -> Embeddings | None:
+    """The rows that encoders over embeddings encode, from a folder of tables; None where both encoders see images.
+
+    Raises:
+        InputError: where the folder is not told, and for tables that are not of this data set or these encoders.
+    """
+    over = {part: encoder for part, encoder in (("test", queries), ("database", database))
+            if isinstance(encoder, HashEncoder) and encoder.over_embeddings}
+    if not over:
+        return None
+    role = "queries" if "test" in over else "database"
+    if folder is None:
+        raise InputError("an encoder over embeddings; name the folder of their tables with `embeddings`", field=role)
+    table = read_embeddings(folder, dataset, over)
+    width = next(iter(over.values())).preprocessing.width
+    if table.width != width:
+        raise InputError(f"rows of {table.width} numbers, but the encoder of `{role}` takes {width}; give the tables that it was "
+                         "made of", field="embeddings", value=folder)
+    return table
+
+
+def encode_part(
+    encoder: HashEncoder, dataset: ImageDataset, part: str, table: Embeddings | None, progress: Progress = silent
+) -> PackedCodes:
+    """Codes of a part of a data set by an encoder of images, or of its rows in a table by one over embeddings."""
+    if not encoder.over_embeddings:
+        return encoder.encode(getattr(dataset, part).images, progress=progress)
+    return PackedCodes.concatenate([encoder.encode(rows, progress=progress) for rows in table.parts[part].slabs()])
+
+
 def evaluate_pair(
-    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, progress: Progress = silent
+    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, table: Embeddings | None = None,
+    progress: Progress = silent,
 ) -> tuple[SearchScores, PackedCodes]:
     """The search of a database by the test queries of a data set, and the database's codes.
 
     Args:
         database: the encoder that gives the database's images their codes, or those codes, one an image.
+        table: what encoders over embeddings encode, see `rows_for`.
 
     Raises:
         InputError: for codes of different spaces or lengths, codes that are not of this database, a data set without labels.
@@ -124,12 +158,12 @@ def evaluate_pair(
                          value=dataset.name)
     check_pair(queries, database)
     if isinstance(database, HashEncoder):
-        codes = database.encode(dataset.database.images, progress=progress)
+        codes = encode_part(database, dataset, "database", table, progress)
     else:
         codes = database
         if len(codes) != len(dataset.database):
             raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; give the "
                              "codes of these images in their order", field="database")
-    found = queries.encode(dataset.test.images, progress=progress)
+    found = encode_part(queries, dataset, "test", table, progress)
     return evaluate_search(found, codes, dataset.test.labels, dataset.database.labels, k), codes
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
+from jax_brcd.models import HashModel, create_hash_model, load_state, tags_of
+from jax_brcd.models.rows import EMBEDDINGS, create_row_model
 from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path
@@ -55,7 +56,7 @@ def build(
     model = create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
     if weights == "random":
         return Built(model, (), False)
-    tagged = BACKBONES[name].weights.get(str(weights))
+    tagged = tags_of(name).get(str(weights))
     try:
         if tagged is not None or weights == "imagenet":
             path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
@@ -70,6 +71,25 @@ def build(
     came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
     return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
                  loaded.head)
+
+
+def build_over_rows(width: int, bits: int, weights: str | os.PathLike, *, option: str, seed: int) -> Built:
+    """A hash head over rows of `width` numbers; arguments and errors as `build`.
+
+    A head that comes must be of that width and length: there is nothing else that it could bring.
+    """
+    model = create_row_model(width, bits, rngs=nnx.Rngs(seed))
+    if weights == "random":
+        return Built(model, (), False)
+    try:
+        file = read_weight_file(weights)
+        _check_model(file, EMBEDDINGS)
+        load_state(model, file.tensors)
+    except InputError as error:
+        problem = error.problem.removeprefix(f"{weights}: ").removeprefix(f"{as_path(weights)}: ")
+        raise InputError(f"{problem}; over `embeddings` it is a head of {bits} bits over {width} numbers, or random", field=option,
+                         value=weights) from None
+    return Built(model, (f"{EMBEDDINGS} of {file.path}: its hash head of {bits} bits is taken",), True)
 
 
 def _check_model(file: WeightFile, name: str) -> None:
