@@ -122,9 +122,9 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
     for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
                                   (BACKBONES, "student", student.student)):
-        known = {*registry, *TEACHERS} if field == "teacher" else registry
-        if name not in known:
-            raise UnknownName(unknown_name(registry.kind, name, known), field=field, value=name)
+        names = [*registry, *(TEACHERS if field == "teacher" else ())]
+        if name not in names:
+            raise UnknownName(unknown_name(registry.kind, name, names), field=field, value=name)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
     return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import Embeddings, ImageDataset, load_dataset, read_embeddings
+from jax_brcd.data import Embeddings, ImageDataset, load_dataset
 from jax_brcd.encoder import HashEncoder, read_config
 from jax_brcd.models import BACKBONES, HashModel, tags_of
-from jax_brcd.models.rows import EMBEDDINGS
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
@@ -20,8 +19,7 @@ from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
-from jax_brcd.teachers.embeddings import check_method
-from jax_brcd.teachers.objectives import OBJECTIVES, Sees, seen_by
+from jax_brcd.stages.table import check_embeddings, read_table
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, fit, start
 from jax_brcd.training.schedule import Schedule
@@ -176,31 +174,6 @@ def brought_teacher(config: Config) -> dict[str, Any] | None:
     return read_config(weights) if not named and as_path(weights).is_dir() else None
 
 
-def check_embeddings(config: Config, *, student: bool) -> None:
-    """Raises InputError for what a table of embeddings as teacher does not allow, and for settings of one without it."""
-    teacher, name = config.teacher, config.teacher.teacher
-    if name != EMBEDDINGS:
-        if teacher.embeddings is not None:
-            raise InputError(f"`teacher` {name} sees images; name `teacher` embeddings, or leave it out", field="embeddings",
-                             value=teacher.embeddings)
-        brought = brought_teacher(config)
-        if brought is not None and brought["backbone"] == EMBEDDINGS:
-            raise InputError(f"an encoder over embeddings, and {name} sees images; name `teacher` embeddings and the folder of its "
-                             "`embeddings`", field="teacher_weights", value=teacher.teacher_weights)
-        return
-    if teacher.embeddings is None:
-        raise InputError("name the folder of its tables with `embeddings`", field="teacher", value=name)
-    if teacher.teacher_weights == "held-out":
-        raise InputError("a table of embeddings is not pretrained; leave it out", field="teacher_weights", value="held-out")
-    learns = teacher.teacher_weights == "random" or config.teacher_epochs(head_came=True) > 0
-    if learns and seen_by(config.hashing) is Sees.TWO_VIEWS:
-        able = ", ".join(other for other, kind in OBJECTIVES.items() if seen_by(kind) is not Sees.TWO_VIEWS)
-        raise InputError("it contrasts two views of an image, and a table of embeddings has one row for all of them; name one of "
-                         f"{able}", field="teacher_objective", value=teacher.teacher_objective)
-    if student:
-        check_method(config.method, config.run.method)
-
-
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
     """The data set of a configuration.
 
@@ -228,17 +201,17 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     Raises:
         InputError: for data that is absent or broken, and for settings that it does not allow.
     """
-    check_embeddings(config, student=student)
+    brought = brought_teacher(config)
+    check_embeddings(config, brought, student=student)
     data, dataset = config.data, load_images(config, progress=progress)
-    over_rows = config.teacher.embeddings is not None
-    table = read_embeddings(config.teacher.embeddings, dataset) if over_rows else None
-    brought = None if over_rows else brought_teacher(config)
+    table = read_table(config, dataset)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
     usual = BACKBONES[config.viewer].preprocessing
-    preprocessing = (dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)) if brought is None
-                     else Preprocessing.from_dict(brought["preprocessing"]))
+    kept = brought is not None and table is None
+    preprocessing = (Preprocessing.from_dict(brought["preprocessing"]) if kept else
+                     dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size)))
     view = ViewConfig(size=preprocessing.size, flip=0.5 if dataset.flip else 0.0, mean=preprocessing.mean, std=preprocessing.std)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
