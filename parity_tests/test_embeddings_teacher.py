@@ -330,8 +330,7 @@ def small_cifar(images, labels):
 def test_features_of_a_vit_as_a_table_are_that_vit(place, shared, tmp_path, monkeypatch):
     """ITQ gives the same codes of the pretrained ViT-Lite's images and of a table of its features; of a small part of CIFAR-10 here.
 
-    Their students differ in what they are taught of augmented views: 0.02 of mAP is within the noise of 50 queries; at full size the
-    two are compared in docs/data.md.
+    Their students differ in what they are taught of augmented views: 0.02 of mAP is within the noise of 50 queries.
     """
     weights = shared("weights", "vit_lite_7_4.safetensors")
     with np.load(shared("cifar10", "cifar10_jpeg.npz")) as packed:
@@ -340,7 +339,7 @@ def test_features_of_a_vit_as_a_table_are_that_vit(place, shared, tmp_path, monk
                            for row in range(500)])
         labels = packed["train_labels"][:500].astype(int)
     monkeypatch.setattr(DATASETS, "_entries", {**DATASETS._entries, "small-cifar": small_cifar(pixels, labels)})
-    settings = {"dataset": "small-cifar", "teacher_objective": "itq", "method": "kl", "epochs": 4, "student": "small_toy"}
+    settings = {"dataset": "small-cifar", "teacher_objective": "itq", "method": "kl", "epochs": 4, "student": "resnet8"}
     ours, _ = tiny(tmp_path / "vit", place / "cache", **settings, teacher="vit_lite_7_4", teacher_weights=weights)
     vit = jax_brcd.load(tmp_path / "vit" / "teacher")
     features = encode(vit.model.backbone, pixels, size=vit.preprocessing.size, description="images")

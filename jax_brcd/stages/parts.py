@@ -58,9 +58,8 @@ class EncoderCost:
 
 def measure_rows(model: HashModel, rows: Float[np.ndarray, "rows width"]) -> EncoderCost:
     """Parameters, FLOPs a row and rows a second on this machine of a hash head over embeddings."""
-    graph, state = devices.replicate(nnx.split(model))
     batch = jnp.asarray(devices.spread(rows[np.arange(encoding_batch(len(rows))) % len(rows)]))
-    return _measured(_row_logits, graph, state, batch)
+    return _measured(_row_logits, model, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -74,13 +73,13 @@ def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCo
     Args:
         view: how images are prepared, see encoding.encode.
     """
-    graph, state = devices.replicate(nnx.split(model))
     batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
-    return _measured(encode_batch, graph, state, batch, **view)
+    return _measured(encode_batch, model, batch, **view)
 
 
-def _measured(encode: Any, graph: nnx.GraphDef, state: nnx.State, batch: jax.Array, **view: Any) -> EncoderCost:
+def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> EncoderCost:
     """What a compiled function of a split model and a batch costs."""
+    graph, state = devices.replicate(nnx.split(model))
     compiled = encode.lower(graph, state, batch, **view).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
@@ -88,7 +87,7 @@ def _measured(encode: Any, graph: nnx.GraphDef, state: nnx.State, batch: jax.Arr
         jax.block_until_ready(encode(graph, state, batch, **view))
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.filter(nnx.Param))),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
         flops=float(compiled.cost_analysis()["flops"]) * devices.count() / len(batch),  # XLA counts one device's part
         images_per_second=len(batch) / float(np.median(seconds[1:])),
     )
