@@ -346,7 +346,7 @@ def test_features_of_a_vit_as_a_table_are_that_vit(place, shared, tmp_path, monk
     (tmp_path / "table").mkdir()
     for part, ends in (("train", (0, 100)), ("database", (0, 400)), ("test", (450, 500))):
         np.save(tmp_path / "table" / f"{part}.npy", features[slice(*ends)])
-    theirs, _ = tiny(tmp_path / "rows", place / "cache", **settings, **{**TABLE, "embeddings": tmp_path / "table"})
+    theirs, _ = tiny(tmp_path / "rows", place / "cache", **{**TABLE, **settings, "embeddings": tmp_path / "table"})
     assert ours["teacher"] == theirs["teacher"]
     with np.load(tmp_path / "vit" / "codes.npz") as one, np.load(tmp_path / "rows" / "codes.npz") as other:
         for part in ("teacher_test", "teacher_database"):
