@@ -1,7 +1,7 @@
 """HashEncoder: a hash model with its preprocessing, code length, role, code space and provenance, as one folder.
 
 The folder holds `config.json` and `model.safetensors`, the weights in the layout that the model's family names (torchvision's,
-with the hash head in place of the classifier).
+with the hash head in place of the classifier). An encoder over embeddings is a hash head alone, and takes rows of a table.
 """
 
 import dataclasses
@@ -19,10 +19,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_brcd.data.rows import as_rows, one_by_one
 from jax_brcd.images import as_items, read_ahead
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model
 from jax_brcd.models.layers import BatchNorm
 from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models.rows import EMBEDDINGS, RowFormat, create_row_model
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.models.weights import read_weights, write_weights
 from jax_brcd.retrieval.packing import PackedCodes
@@ -39,6 +41,7 @@ FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": i
           "preprocessing": dict, "provenance": dict}
 HEAD = "head"  # the form of the hash head, which only folders with another than the backbone's own tell
 TEACHER, STUDENT = "teacher", "student"
+View = Array | np.ndarray  # what a model sees: normalised pixels (1, size, size, 3), or a row of embeddings (1, width)
 FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which decides every bit
 # A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA
 # adds in another order, and a bit must not depend on that. Fifty times the largest difference of random models. In bfloat16
@@ -51,8 +54,9 @@ class HashEncoder:
     """What turns images into hash codes, and where it comes from.
 
     Attributes:
-        model: maps normalised images to logits (batch, bits). backbone: the registered name of its backbone.
-        preprocessing: what an image becomes before the model sees it.
+        model: maps normalised images, or rows of embeddings, to logits (batch, bits).
+        backbone: the registered name of its backbone, or "embeddings".
+        preprocessing: what an image becomes before the model sees it; over embeddings, how wide a row is.
         role: "teacher" or "student".
         space: the id of the code space. A teacher and the students taught to give its codes share it; codes of different
             spaces must not be compared.
@@ -61,7 +65,7 @@ class HashEncoder:
 
     model: HashModel
     backbone: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | RowFormat
     bits: int
     role: str
     space: str
@@ -71,8 +75,13 @@ class HashEncoder:
     def __repr__(self) -> str:
         return f"HashEncoder({self.role}, {self.backbone}, {self.bits} bits, space {self.space})"
 
+    @property
+    def over_embeddings(self) -> bool:
+        """Whether it encodes rows of a table of embeddings, and no images."""
+        return isinstance(self.preprocessing, RowFormat)
+
     def encode(self, images: Any, *, progress: Progress = silent) -> PackedCodes:
-        """Codes of images; a bit is 1 where the logit is > 0.
+        """Codes of images, or of rows of embeddings; a bit is 1 where the logit is > 0.
 
         The same pixels give the same bits alone, among others, from a file or from an array.
 
@@ -80,11 +89,12 @@ class HashEncoder:
             images: uint8 RGB, an array (n, height, width, 3) or one image (height, width, 3); a Pillow image; the path of an
                 image file; or any iterable of such images of any sizes. Pillow images and files of other modes (gray, palette)
                 become RGB; orientation tags are ignored, as where data sets are read. No image gives no code.
+                Over embeddings: numbers of any real type (n, width), in memory or memory-mapped; a list of rows; or one row.
             progress: told how many images are encoded; of an iterable without a length, how many there are so far.
 
         Raises:
             InputError: for arrays that are no uint8 RGB images (floats in 0..1: `(255 * images).round().astype("uint8")`; gray
-                ones: repeat their channel), and files that are no images.
+                ones: repeat their channel), and files that are no images; for rows of another width, and for NaN and infinity.
         """
         packed = [np.packbits(logits > 0, axis=1) for logits in self._decided_logits(images, progress)]
         return PackedCodes(np.concatenate([np.zeros((0, -(-self.bits // 8)), np.uint8), *packed]), self.bits, self.space)
@@ -138,21 +148,20 @@ class HashEncoder:
         return self._batches(images, progress, placed.logits, lambda views, batch: self._decided(placed, views, batch))
 
     def _batches(
-        self, images: Any, progress: Progress, begin: Callable[[list[Array]], Any],
-        fetch: Callable[[list[Array], Any], np.ndarray],
+        self, images: Any, progress: Progress, begin: Callable[[list[View]], Any],
+        fetch: Callable[[list[View], Any], np.ndarray],
     ) -> Iterator[Float[np.ndarray, "batch outputs"]]:
         """Outputs of all images in order, a batch at a time; the next batch is begun before one is fetched."""
-        items = as_items(images)
+        items, every = self._inputs(images)
         begun, done = None, 0
 
-        def finish(views: list[Array], batch: Any) -> np.ndarray:
+        def finish(views: list[View], batch: Any) -> np.ndarray:
             nonlocal done
             done += len(views)
             found = fetch(views, batch)
             progress("encode images", done, len(items) if isinstance(items, Sized) else done)
             return found
 
-        every = (self._view(pixels, number) for number, pixels in enumerate(read_ahead(items)))
         for views in in_batches(every, together=math.isfinite(DOUBT[self.dtype])):
             interruption.check()
             following = views, begin(views)
@@ -162,6 +171,14 @@ class HashEncoder:
         if begun is not None:
             yield finish(*begun)
 
+    def _inputs(self, images: Any) -> tuple[Iterable[Any], Iterator[Any]]:
+        """What is to be encoded, and one by one what the model sees of it."""
+        if self.over_embeddings:
+            rows = as_rows(np.asarray(images) if isinstance(images, jax.Array) else images, self.preprocessing.width)
+            return rows, one_by_one(rows)
+        items = as_items(images)
+        return items, (self._view(pixels, number) for number, pixels in enumerate(read_ahead(items)))
+
     def _view(self, pixels: np.ndarray, number: int = 0) -> Float[Array, "1 size size 3"]:
         p = self.preprocessing
         try:
@@ -170,7 +187,7 @@ class HashEncoder:
             raise error if number == 0 else InputError(f"image number {number}, counted from 0: {error}") from None
         return fitted_view(pixels, **vars(p))
 
-    def _decided(self, placed: "Placed", views: list[Array], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
+    def _decided(self, placed: "Placed", views: list[View], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
         """The logits of a batch; of images with a logit in doubt those that the program of one image gives."""
         logits, terms = (np.array(part)[: len(views)] for part in batch)
         if len(views) > 1:
@@ -204,7 +221,7 @@ class Placed(NamedTuple):
         alone = state if devices.count() == 1 else jax.device_put(devices.local(state), jax.local_devices()[0])
         return cls(graph, alone, devices.replicate(state))
 
-    def logits(self, views: list[Array]) -> Batch:
+    def logits(self, views: list[View]) -> Batch:
         """Of up to FEW views, or of MANY; rows beyond them are padding."""
         return self._of(views, _logits_alone, _logits_together)
 
@@ -220,7 +237,7 @@ class Placed(NamedTuple):
         return together(self.graph, self.everywhere, devices.spread(stacked))
 
 
-def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]) -> Batch:
+def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[View, "batch *view"]) -> Batch:
     # In full float32 where a device would round its operands, so that bits are the same on all of them
     with jax.default_matmul_precision("highest"):
         model = nnx.merge(graph, state)
@@ -258,7 +275,7 @@ def _terms(
     return terms if norm is None else norm.sizes(terms)
 
 
-def in_batches(views: Iterable[Array], *, together: bool) -> Iterator[list[Array]]:
+def in_batches(views: Iterable[View], *, together: bool) -> Iterator[list[View]]:
     """MANY at a time, and what is left FEW at a time, so that little is padding; one at a time where not `together`."""
     if not together:
         yield from ([view] for view in views)
@@ -269,7 +286,7 @@ def in_batches(views: Iterable[Array], *, together: bool) -> Iterator[list[Array
         yield from (batch[begin : begin + size] for begin in range(0, len(batch), size))
 
 
-def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing) -> str:
+def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing | RowFormat) -> str:
     """The id of the code space that a model's own codes are in: its name and a digest of its weights and preprocessing."""
     state = LAYOUTS[model.backbone.layout].state(model)
     parts = [part for name in sorted(state) for part in (name, state[name])]
@@ -277,7 +294,7 @@ def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing) -> s
 
 
 def create_encoder(
-    model: HashModel, backbone: str, preprocessing: Preprocessing, *, bits: int, role: str, space: str | None = None,
+    model: HashModel, backbone: str, preprocessing: Preprocessing | RowFormat, *, bits: int, role: str, space: str | None = None,
     dtype: str = "float32", provenance: Mapping[str, Any] | None = None,
 ) -> HashEncoder:
     """An encoder; without a `space` its codes are in one of their own."""
@@ -324,25 +341,37 @@ def load(folder: os.PathLike | str) -> HashEncoder:
     """
     folder, config = as_path(folder), read_config(folder)
     try:
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-        model = _load_model(config, folder / WEIGHTS, preprocessing.size)
+        preprocessing = preprocessing_of(config)
+        model = _load_model(config, preprocessing, folder / WEIGHTS)
     except InputError as error:
         raise error if str(folder) in error.problem else InputError(f"{folder}: {error}") from None
     return HashEncoder(model, config["backbone"], preprocessing, config["bits"], config["role"], config["space"],
                        config["dtype"], config["provenance"])
 
 
-def _load_model(config: Mapping[str, Any], weights: pathlib.Path, size: int) -> HashModel:
+def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing | RowFormat:
+    """What becomes of an image, or how wide a row is, of an encoder whose folder says this of it.
+
+    Raises:
+        InputError: for fields that are unknown, absent or out of bounds.
+    """
+    return (RowFormat if config["backbone"] == EMBEDDINGS else Preprocessing).from_dict(config["preprocessing"])
+
+
+def _load_model(config: Mapping[str, Any], preprocessing: Preprocessing | RowFormat, weights: pathlib.Path) -> HashModel:
     if config["dtype"] not in DOUBT:
         raise InputError(unknown_name("arithmetic", config["dtype"], DOUBT))
-    if config["backbone"] not in BACKBONES:
+    over_rows = isinstance(preprocessing, RowFormat)
+    if not over_rows and config["backbone"] not in BACKBONES:
         unknown = unknown_name("backbone", config["backbone"], BACKBONES)
         raise InputError(f"{unknown}; one of your own is registered before it is loaded")
     layout, state = LAYOUTS[config["layout"]], read_weights(weights)
 
     def create() -> HashModel:
-        return create_hash_model(config["backbone"], config["bits"], size=size, dtype=jnp.dtype(config["dtype"]),
-                                 form=config.get(HEAD))
+        if over_rows:
+            return create_row_model(preprocessing.width, config["bits"], form=config.get(HEAD))
+        return create_hash_model(config["backbone"], config["bits"], size=preprocessing.size,
+                                 dtype=jnp.dtype(config["dtype"]), form=config.get(HEAD))
 
     model = nnx.eval_shape(create)
     if not layout.load(model, state).head:

@@ -9,7 +9,7 @@ from jax_brcd.settings.command_line import run_command, say
 
 # Taken over from the encoder's run; places where they are on this machine too
 PROTOCOL = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed")
-PLACES = ("data_dir", "cache_dir")
+PLACES = ("data_dir", "cache_dir", "embeddings")
 SETTINGS = frozenset({*PROTOCOL, *PLACES, "decode_workers", "compile_cache"})
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.runtime.files import as_path, check_file
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
-    from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
+    from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
@@ -54,7 +54,10 @@ def main(argv: list[str] | None = None) -> None:
             searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
         dataset, k = load_for_evaluation(config, progress=progress)
-        scores, codes = evaluate_pair(encoder, searched, dataset, k, progress=progress)
+        table = rows_for(encoder, searched, dataset, config.teacher.embeddings)
+        if table is None and "embeddings" in given:
+            raise InputError("neither encoder is over embeddings; leave it out", field="embeddings", value=given["embeddings"])
+        scores, codes = evaluate_pair(encoder, searched, dataset, k, table=table, progress=progress)
         if kept is not None and devices.is_first():
             with named_places({"save_codes": kept}):
                 codes.save(kept)

@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.run import run
     from jax_brcd.teachers.objectives import OBJECTIVES
 
-    others = names_of(TeacherConfig, *OBJECTIVES.values()) | {"bits"}
+    others = names_of(TeacherConfig, *OBJECTIVES.values()) - {"embeddings"} | {"bits"}
     parser = create_parser("python -m jax_brcd.student", __doc__, lambda name: name not in others)
     parser.add_argument("--teacher", required=True, metavar="DIR",
                         help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher")

@@ -24,6 +24,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
+from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
 from torch_ref.methods import Known, create_method, parts_of
@@ -292,7 +293,9 @@ HONOURED = {
 
 
 def refuse_unhonoured(config: Config) -> None:
-    """Raises InputError for a setting that is not the default and that makes no difference here."""
+    """Raises InputError for a teacher that is none here, and for a setting that is no default and makes no difference here."""
+    if config.teacher.teacher in TEACHERS:
+        raise InputError("torch_ref has no such teacher; name a backbone", field="teacher", value=config.teacher.teacher)
     for stage in (config.data, config.objective, config.teacher, config.student, config.run):
         for field in dataclasses.fields(stage):
             value = getattr(stage, field.name)

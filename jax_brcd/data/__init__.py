@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import ImageDataset, Images, Request
+from jax_brcd.data.embeddings import Embeddings, read_embeddings
 from jax_brcd.data.listfile import LABEL_FORMATS
 from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
@@ -27,7 +28,7 @@ for name in (*lists.PUBLISHED, "list"):
     DATASETS.register(name)(Source(lists.loader(name)))
 DATASETS.register("folder")(Source(folders.load))
 
-__all__ = ["DATASETS", "LABEL_FORMATS", "ImageDataset", "Images", "load_dataset"]
+__all__ = ["DATASETS", "LABEL_FORMATS", "Embeddings", "ImageDataset", "Images", "load_dataset", "read_embeddings"]
 
 
 def load_dataset(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
+from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, one_hot
 from jax_brcd.data.download import download
 from jax_brcd.data.plainpickle import read_plain_pickle
 from jax_brcd.runtime.errors import InputError
@@ -85,12 +85,17 @@ def load(request: Request) -> ImageDataset:
         raise InputError(f"{place / version.names_file}: {len(names)} class names instead of {CLASSES}; "
                          f"unpack the {version.name} version of CIFAR-10 again")
     parts = [version.read(place / name) for name in version.train_files]
-    training = Images(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    test = Images(*version.read(place / version.test_file))
+    training = _placed("database", *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    test = _placed("test", *version.read(place / version.test_file))
     split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
     return ImageDataset(
         name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
         validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000)
+
+
+def _placed(name: str, images: np.ndarray, labels: np.ndarray) -> Images:
+    """All images of a file or several, in their order."""
+    return Images(images, labels, place=Place.whole(name, len(images)))
 
 
 @SPLITS.register("published")
@@ -140,7 +145,7 @@ def _validated_by_training_images(train: Images, database: Images, test: Images,
 
 def draw_queries_and_train(training: Images, test: Images, draw: np.random.Generator) -> tuple[Images, np.ndarray, np.ndarray]:
     """All images in one, and the positions of 100 random queries and 500 other training images a class."""
-    pooled = Images(np.concatenate([training.images, test.images]), np.concatenate([training.labels, test.labels]))
+    pooled = _placed(EVERYTHING, np.concatenate([training.images, test.images]), np.concatenate([training.labels, test.labels]))
     drawn = draw_per_class(pooled.labels, QUERIES_PER_CLASS + TRAIN_PER_CLASS, draw)
     chosen = draw_per_class(pooled.labels[drawn], QUERIES_PER_CLASS, draw)
     return pooled, drawn[chosen], np.delete(drawn, chosen)

@@ -5,12 +5,37 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from jax_brcd.runtime.progress import Progress, silent
 
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
 PARTS = ("train", "database", "validation", "test", "pretraining")
+EVERYTHING = "all"  # in place of the part's name, where all parts are drawn from the images of a whole data set
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the images of a part stand in what they were taken from, for tables with a row an image.
+
+    Attributes:
+        name: of what they were taken from: the part whose files they lie in, or EVERYTHING. count: images there, with those
+            that could not be read. positions: of each image of the part. paths: of all images there; none where images have none.
+    """
+
+    name: str
+    count: int
+    positions: Int[np.ndarray, "images"]
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def whole(cls, name: str, count: int, paths: Iterable[str] = ()) -> "Place":
+        """That of all images in their order."""
+        return cls(name, count, np.arange(count), tuple(paths))
+
+    def take(self, positions: np.ndarray) -> "Place":
+        """That of the images at the given positions."""
+        return dataclasses.replace(self, positions=self.positions[positions])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +48,14 @@ class Images:
     images: UInt8[np.ndarray, "n height width 3"]
     labels: UInt8[np.ndarray, "n classes"]
     content: str = ""  # digest of `images` where whoever made them knows it, so that they need not be read again
+    place: Place | None = None  # where each stands in what it was taken from, where that is known
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, positions: np.ndarray) -> "Images":
         """The images at the given positions, in that order."""
-        return Images(self.images[positions], self.labels[positions])
+        return Images(self.images[positions], self.labels[positions], place=self.place and self.place.take(positions))
 
 
 @dataclasses.dataclass(frozen=True)

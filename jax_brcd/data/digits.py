@@ -4,7 +4,7 @@ files."""
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jax_brcd.data.dataset import ImageDataset, Images, Request, one_hot
+from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, one_hot
 
 SIZE = 32
 PRETRAINING, VALIDATION, TEST = 600, 200, 200
@@ -21,10 +21,10 @@ def load(request: Request) -> ImageDataset:
     )
 
     raw = load_digits()
-    images, labels = enlarge(raw.images), one_hot(raw.target, 10)
-    order = np.random.default_rng(request.seed).permutation(len(images))
+    every = Images(enlarge(raw.images), one_hot(raw.target, 10), place=Place.whole(EVERYTHING, len(raw.images)))
+    order = np.random.default_rng(request.seed).permutation(len(every))
     ends = np.cumsum([PRETRAINING, VALIDATION, TEST])
-    pretraining, validation, test, rest = (Images(images[part], labels[part]) for part in np.split(order, ends))
+    pretraining, validation, test, rest = (every.take(part) for part in np.split(order, ends))
     return ImageDataset(
         name="digits", split=f"{PRETRAINING} pretraining, {len(rest)} database, {VALIDATION} validation, {TEST} test",
         train=rest, database=rest, validation=validation, test=test, pretraining=pretraining,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import ImageDataset, Request, label_notes
+from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Request, label_notes
 from jax_brcd.data.foldertree import DATABASE, TEST, TRAIN, VALIDATION, Tree, read_tree, split_folders
 from jax_brcd.data.listfile import ListFile
 from jax_brcd.data.lists import USUAL_K, decode_parts
@@ -57,7 +57,7 @@ def _drawn(walk: Walk, draw: np.random.Generator) -> Plan:
     """A tree of classes, or of images without labels, of which a tenth are queries."""
     tree = read_tree(walk)
     names = tuple(tree.classes)
-    database, validation, test = _draw_queries(walk, tree.listed(names), draw)
+    database, validation, test = _draw_queries(walk, tree.listed(names).called(EVERYTHING), draw)
     lists = {"train": database, "database": database, "validation": validation, "test": test}
     return Plan(lists, names, DRAWN, (*_tree_notes([tree]), *_one_class(names)))
 
@@ -73,7 +73,7 @@ def _parts(walk: Walk, roles: dict[str, str], draw: np.random.Generator, everyth
     queries = [role for role in (VALIDATION, TEST) if role in trees]
     used, notes = _labelled_queries(walk, roles, trees, searched, queries)
     names = tuple(sorted({name for tree in trees.values() for name in tree.classes}))
-    lists = {role: tree.listed(names) for role, tree in trees.items()}
+    lists = {role: tree.listed(names).called(role) for role, tree in trees.items()}
     database, told = lists[searched], ", ".join(roles[role] for role in trees)
     train = lists[TRAIN] if TRAIN in lists and not everything else database
     split = f"sub-folders {told}"

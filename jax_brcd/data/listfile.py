@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from jax_brcd.data.dataset import one_hot
+from jax_brcd.data.dataset import Place, one_hot
 from jax_brcd.data.store import Listed
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry
@@ -29,6 +29,7 @@ class ListFile(NamedTuple):
     images: list[Listed]
     labels: UInt8[np.ndarray, "images classes"]
     words: list[list[str]] | None = None
+    place: Place | None = None  # of the lines in the whole list
 
     @property
     def columns(self) -> int:
@@ -37,7 +38,12 @@ class ListFile(NamedTuple):
 
     def take(self, positions: np.ndarray) -> "ListFile":
         """The lines at the given positions, in that order."""
-        return ListFile([self.images[position] for position in positions], self.labels[positions])
+        return ListFile([self.images[position] for position in positions], self.labels[positions],
+                        place=self.place and self.place.take(positions))
+
+    def called(self, name: str) -> "ListFile":
+        """The same lines as those of a whole list of that name."""
+        return self._replace(place=Place.whole(name, len(self.images), (image.path for image in self.images)))
 
     def digest(self) -> str:
         """A short digest of the paths in their order and of their labels; how the file spells them does not matter."""

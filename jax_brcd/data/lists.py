@@ -47,7 +47,7 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     files = {file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}
     lists, class_names = with_labels(files, request)
     _check_place(request.folder, lists)
-    train, database, test = lists.values()
+    train, database, test = (part.called(pathlib.PurePath(file).stem) for file, part in lists.items())
     if len(test.images) < 2:
         raise InputError(f"{request.folder / TEST}: one image; at least two are needed, one to choose checkpoints by and one "
                          "to report on")
@@ -104,7 +104,7 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
         squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
                           description=name, progress=request.progress)
         labels = part.labels[squares.kept]
-        parts[name] = Images(squares.images, labels, squares.content)
+        parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
         damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []
     return parts, (*bad.notes(), *same_pixels(named), *damaged)

@@ -16,7 +16,7 @@ from jax_brcd.models.layouts.base import backbone_of
 from jax_brcd.models.layouts.torchvision import load as _load_torchvision
 from jax_brcd.models.layouts.torchvision import state as torchvision_state
 from jax_brcd.models.layouts.torchvision import torchvision_tensors
-from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones
+from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant, Weights, list_backbones, tags_of
 from jax_brcd.runtime.errors import InputError
 
 MOST_BITS = 2**16  # of a code; a head of more would be larger than any backbone
@@ -27,6 +27,7 @@ for family in (vit, resnet, efficientnet, mobilenet, convnext, dinov2, dinov3, c
 
 __all__ = ["BACKBONES", "HEADS", "LAYOUTS", "Backbone", "HashModel", "Loaded", "Preprocessing", "Variant", "Weights",
            "create_backbone", "create_hash_model", "list_backbones", "load_state", "load_torchvision_state", "model_state",
+           "tags_of",
            "torchvision_state", "torchvision_tensors"]
 
 

@@ -97,13 +97,14 @@ class HashModel(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width 3"],
+        images: Float[Array, "batch height width 3"] | Float[Array, "batch features"],
         *,
         train: bool | None = None,
         valid: Bool[Array, "batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch bits"]:
-        """Logits of normalised images; the arguments are the backbone's. The head is in evaluation mode."""
+        """Logits of normalised images, or of the rows that a backbone takes in their place; the arguments are the backbone's. The
+        head is in evaluation mode."""
         return self.head(self.backbone(images, train=train, valid=valid, key=key))
 
 

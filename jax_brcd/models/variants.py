@@ -122,6 +122,11 @@ class Variant:
 BACKBONES: Registry[Variant] = Registry("backbone")
 
 
+def tags_of(name: str) -> Mapping[str, Weights]:
+    """The weights of a backbone by tag; none of what is no backbone."""
+    return BACKBONES[name].weights if name in BACKBONES else {}
+
+
 def list_backbones(pattern: str = "*") -> list[str]:
     """Names of backbones that a shell pattern matches, sorted: `list_backbones("resnet*")`."""
     return sorted(fnmatch.filter(BACKBONES, pattern))

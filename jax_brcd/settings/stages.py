@@ -52,10 +52,15 @@ class ObjectiveConfig:
 class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
-    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
+    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images; or embeddings, a "
+                          "table of them under `embeddings`, whose student sees images of its own size")
     teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, "
                                   "'imagenet' (torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
                                   "images) or 'random'; a hash head of as many `bits` that comes with them is kept")
+    embeddings: pathlib.Path | None = option(None, "folder of the tables of `teacher` embeddings: train, database and test as "
+                                             ".npy, .safetensors or .parquet, a row an image")
+    embeddings_dropout: float = option(0.1, "part of a row's features that is dropped in its second view, for objectives over "
+                                       "`embeddings` that contrast two", low=0, high=0.99)
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
     pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0, high=MOST_EPOCHS)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "

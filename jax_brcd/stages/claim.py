@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_brcd import __version__
-from jax_brcd.models import BACKBONES
+from jax_brcd.models import tags_of
 from jax_brcd.models.weights import ENCODER_WEIGHTS
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
@@ -196,7 +196,7 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
         with of_setting(setting, told):
             path = as_path(told)
             path = path / ENCODER_WEIGHTS if path.is_dir() else path
-            if told not in NO_FILES and told not in BACKBONES[backbone].weights and path.is_file():
+            if told not in NO_FILES and told not in tags_of(backbone) and path.is_file():
                 found[role] = _tensors_digest(path)
     return found
 

@@ -16,10 +16,11 @@ from jax_brcd.settings import options
 from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
+from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective, proposals
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
-UNCOMPARED = ("out", "data_dir", "cache_dir", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
+UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
               "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
@@ -56,6 +57,11 @@ class Config:
     def teacher_epochs(self, *, head_came: bool) -> int:
         """Epochs of the teacher's hash head: of a head that came with the weights none unless they were given by name."""
         return 0 if head_came and "teacher_epochs" not in self.given else self.teacher.teacher_epochs
+
+    @property
+    def viewer(self) -> str:
+        """The backbone that views are drawn for: the teacher's, or the student's where the teacher sees no images."""
+        return self.student.student if self.teacher.teacher in TEACHERS else self.teacher.teacher
 
     @property
     def out(self) -> pathlib.Path:
@@ -109,7 +115,7 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     if preset is None and isinstance(chosen, str) and chosen in PRESETS:
         preset = chosen
     merged: dict[str, Any] = {}
-    for layer in (PRESETS[preset] if preset else {}, settings):
+    for layer in (PRESETS[preset] if preset else {}, TEACHERS.get(str(settings.get("teacher")), {}), settings):
         named = layer.get("teacher_objective")
         proposed = proposals(OBJECTIVES.get(named)) if isinstance(named, str) else {}
         merged |= {**proposed, **({"fresh_views": False} if "views" in layer else {}), **layer}
@@ -124,9 +130,11 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
     data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
     for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
                                   (BACKBONES, "student", student.student)):
-        if name not in registry:
-            raise UnknownName(unknown_name(registry.kind, name, registry), field=field, value=name)
-    for field, place in (("data_dir", data.data_dir), ("cache_dir", data.cache_dir), ("out", run.out)):
+        names = [*registry, *(TEACHERS if field == "teacher" else ())]
+        if name not in names:
+            raise UnknownName(unknown_name(registry.kind, name, names), field=field, value=name)
+    for field, place in (("data_dir", data.data_dir), ("cache_dir", data.cache_dir), ("embeddings", teacher.embeddings),
+                         ("out", run.out)):
         if place is not None:
             with of_setting(field, place):
                 as_path(place)
@@ -141,6 +149,7 @@ def create_parser(
     """A parser with an option for each setting that is `wanted`, and one for the preset."""
     parser = OneLineParser(prog=program, description=description, allow_abbrev=False,
                            epilog=f"Data sets: {', '.join(DATASETS)}. Backbones: {', '.join(BACKBONES)}. "
+                           f"Teachers that are none: {', '.join(TEACHERS)}. "
                            f"Teacher objectives: {', '.join(OBJECTIVES)}. Methods: {', '.join(METHODS)}.")
     if presets:
         parser.add_argument(flag("preset"), default=None, metavar="NAME",

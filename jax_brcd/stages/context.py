@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.data import Embeddings, ImageDataset, load_dataset
 from jax_brcd.encoder import HashEncoder, read_config
-from jax_brcd.models import BACKBONES, HashModel
+from jax_brcd.models import BACKBONES, HashModel, tags_of
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError, TrainingDiverged, of_setting
@@ -20,6 +20,7 @@ from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
+from jax_brcd.stages.table import check_embeddings, read_table
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, Standing, fit, start
 from jax_brcd.training.schedule import Schedule
@@ -48,7 +49,8 @@ class Context:
     """See above.
 
     Attributes:
-        digests: of the data set's parts. continued: by stage, the folder of a diverged training that it goes on from.
+        digests: of the data set's parts, and of their embeddings. table: these, where the teacher is a table.
+        continued: by stage, the folder of a diverged training that it goes on from.
         progress: told how far long work is. say: told what a reader should know at once.
     """
 
@@ -60,6 +62,7 @@ class Context:
     progress: Progress = silent
     say: Say = unheard
     continued: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    table: Embeddings | None = None
 
     @property
     def root(self) -> pathlib.Path:
@@ -109,8 +112,9 @@ class Context:
                 "bits": self.config.objective.bits, "seed": self.config.run.seed}
 
     def data_facts(self, *parts: str) -> dict[str, str]:
-        """The digests of some parts, for the names of stages."""
-        return {name: self.digests[name] for name in parts}
+        """The digests of some parts, for the names of stages; of images with those of their embeddings."""
+        rows = (name.replace("images", "embeddings", 1) for name in parts if name.startswith("images"))
+        return {name: self.digests[name] for name in (*parts, *rows) if name in parts or name in self.digests}
 
     def schedule(self, stage: int, epochs: int, **settings: Any) -> Schedule:
         """The schedule of a stage; `settings` are those of its fields that are this stage's own."""
@@ -175,7 +179,7 @@ def brought_teacher(config: Config) -> dict[str, Any] | None:
         InputError: for a folder that is no encoder's.
     """
     weights = config.teacher.teacher_weights
-    named = weights in NO_FILES or weights in BACKBONES[config.teacher.teacher].weights
+    named = weights in NO_FILES or weights in tags_of(config.teacher.teacher)
     if named or not as_path(weights).is_dir():
         return None
     with of_setting("teacher_weights", weights):
@@ -211,19 +215,22 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         InputError: for data that is absent or broken, and for settings that it does not allow.
     """
     brought = brought_teacher(config)
+    check_embeddings(config, brought, student=student)
     data, dataset = config.data, load_images(config, progress=progress)
+    table = read_table(config, dataset)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    usual = BACKBONES[config.teacher.teacher].preprocessing
+    usual = BACKBONES[config.viewer].preprocessing
     preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
-    if brought is not None:
+    if brought is not None and table is None:
         with of_setting("teacher_weights", config.teacher.teacher_weights):
             preprocessing = Preprocessing.from_dict(brought["preprocessing"])
     view = view_config(preprocessing, dataset, data.view_recipe)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
-    context = Context(config, dataset, dataset.digests(), preprocessing, plan, progress, say)
+    digests = dataset.digests() | ({} if table is None else table.digests())
+    context = Context(config, dataset, digests, preprocessing, plan, progress, say, table=table)
     if student:
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import ImageDataset
+from jax_brcd.data import Embeddings, ImageDataset, read_embeddings
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
 from jax_brcd.report.results import MEASURES
@@ -117,8 +117,42 @@ def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> Non
                          "length")
 
 
+def rows_for(
+    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, folder: pathlib.Path | None
+) -> Embeddings | None:
+    """The rows that encoders over embeddings encode, from a folder of tables; None where both encoders see images.
+
+    Raises:
+        InputError: where the folder is not told, and for tables that are not of this data set or these encoders.
+    """
+    over = {part: encoder for part, encoder in (("test", queries), ("database", database))
+            if isinstance(encoder, HashEncoder) and encoder.over_embeddings}
+    if not over:
+        return None
+    role = "queries" if "test" in over else "database"
+    if folder is None:
+        raise InputError("an encoder over embeddings; name the folder of their tables with `embeddings`", field=role)
+    table = read_embeddings(folder, dataset, over)
+    width = next(iter(over.values())).preprocessing.width
+    if table.width != width:
+        raise InputError(f"rows of {table.width} numbers, but the encoder of `{role}` takes {width}; give the tables that it was "
+                         "made of", field="embeddings", value=folder)
+    return table
+
+
+def pieces(
+    outputs: Callable[..., Any], encoder: HashEncoder, dataset: ImageDataset, part: str, table: Embeddings | None,
+    progress: Progress,
+) -> list[Any]:
+    """What a method of an encoder gives for a part of a data set: for its images, or piece by piece for its rows in a table."""
+    if not encoder.over_embeddings:
+        return [outputs(getattr(dataset, part).images, progress=progress)]
+    return [outputs(rows, progress=progress) for rows in table.parts[part].slabs()]
+
+
 def evaluate_pair(
-    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, progress: Progress = silent
+    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, k: int, *, table: Embeddings | None = None,
+    progress: Progress = silent,
 ) -> tuple[SearchScores, PackedCodes]:
     """The search of a database by the test queries of a data set, and the database's codes.
 
@@ -126,6 +160,7 @@ def evaluate_pair(
 
     Args:
         database: the encoder that gives the database's images their codes, or those codes, one an image.
+        table: what encoders over embeddings encode, see `rows_for`.
 
     Raises:
         InputError: for codes of different spaces or lengths, codes that are not of this database, a data set without labels.
@@ -135,17 +170,17 @@ def evaluate_pair(
                          value=dataset.name)
     check_pair(queries, database)
     if isinstance(database, HashEncoder):
-        codes = database.encode(dataset.database.images, progress=progress)
+        codes = PackedCodes.concatenate(pieces(database.encode, database, dataset, "database", table, progress))
     else:
         codes = database
         if len(codes) != len(dataset.database):
             raise InputError(f"{len(codes)} codes, but the database of {dataset.name} holds {len(dataset.database)} images; "
                              "give the codes of these images in their order", field="database")
-    logits = queries.logits(dataset.test.images, progress=progress)
+    logits = np.concatenate(pieces(queries.logits, queries, dataset, "test", table, progress))
     features = None
     if isinstance(database, HashEncoder) and same_backbone(queries, database):
-        features = tuple(encoder.features(part.images, progress=progress)
-                         for encoder, part in ((queries, dataset.test), (database, dataset.database)))
+        features = tuple(np.concatenate(pieces(encoder.features, encoder, dataset, part, table, progress))
+                         for encoder, part in ((queries, "test"), (database, "database")))
     return evaluate_search(PackedCodes.of(logits > 0, queries.space), codes, dataset.test.labels, dataset.database.labels, k,
                            query_logits=logits, features=features), codes
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state
+from jax_brcd.models import HashModel, create_hash_model, load_state, tags_of
 from jax_brcd.models.layouts import Loaded
+from jax_brcd.models.rows import EMBEDDINGS, create_row_model
 from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
@@ -61,7 +62,7 @@ def build(
 
     if weights == "random":
         return Built(create(form), (), False)
-    tagged = BACKBONES[name].weights.get(str(weights))
+    tagged = tags_of(name).get(str(weights))
     with of_setting(option, weights):
         if tagged is not None or weights == "imagenet":
             path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
@@ -86,6 +87,29 @@ def _with_head(
         if loaded.head:
             break
     return model, loaded
+
+
+def build_over_rows(
+    width: int, bits: int, weights: str | os.PathLike, *, option: str, seed: int, form: str | None = None, any_form: bool = False
+) -> Built:
+    """A hash head over rows of `width` numbers; arguments and errors as `build`.
+
+    A head that comes must be of that width and length: there is nothing else that it could bring.
+    """
+    def create(form: str | None) -> HashModel:
+        return create_row_model(width, bits, rngs=nnx.Rngs(seed), form=form)
+
+    if weights == "random":
+        return Built(create(form), (), False)
+    with of_setting(option, weights):
+        file = read_weight_file(weights)
+        _check_model(file, EMBEDDINGS)
+        model = create(file.metadata.get("head") if any_form else form)
+        try:
+            load_state(model, file.tensors)
+        except InputError as error:
+            raise InputError(f"{error}; over `embeddings` it is a head of {bits} bits over {width} numbers, or random") from None
+    return Built(model, (f"{EMBEDDINGS} of {file.path}: its hash head of {bits} bits is taken",), True)
 
 
 def _check_model(file: WeightFile, name: str) -> None:

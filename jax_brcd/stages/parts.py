@@ -1,6 +1,7 @@
 """What a model says of a data set's parts, and what encoding costs."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -73,20 +74,36 @@ class EncoderCost:
     images_per_second: float
 
 
+def measure_rows(model: HashModel, rows: Float[np.ndarray, "rows width"]) -> EncoderCost:
+    """Parameters, FLOPs a row and rows a second on this machine of a hash head over embeddings."""
+    batch = jnp.asarray(devices.spread(rows[np.arange(encoding_batch(len(rows))) % len(rows)]))
+    return _measured(_row_logits, model, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _row_logits(graph: nnx.GraphDef, state: nnx.State, rows: Float[jax.Array, "rows width"]) -> Float[jax.Array, "rows bits"]:
+    return devices.gathered(nnx.merge(graph, state)(rows))
+
+
 def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCost:
     """Parameters, FLOPs an image and encoding speed of a hash model on this machine, evaluation views included.
 
     Args:
         view: how images are prepared, see encoding.encode.
     """
-    graph, state = devices.replicate(nnx.split(model))
     batch = jnp.asarray(devices.spread(images[np.arange(encoding_batch(len(images))) % len(images)]))
-    compiled = encode_batch.lower(graph, state, batch, **view).compile()
+    return _measured(encode_batch, model, batch, **view)
+
+
+def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> EncoderCost:
+    """What a compiled function of a split model and a batch costs."""
+    graph, state = devices.replicate(nnx.split(model))
+    compiled = encode.lower(graph, state, batch, **view).compile()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         interruption.check()
         began = time.perf_counter()
-        jax.block_until_ready(encode_batch(graph, state, batch, **view))
+        jax.block_until_ready(encode(graph, state, batch, **view))
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),

@@ -37,7 +37,7 @@ from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, lo
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
-from jax_brcd.stages.models import Built, build
+from jax_brcd.stages.models import Built, build, build_over_rows
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
 from jax_brcd.teachers.base import Teacher
@@ -162,22 +162,25 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     form = head_of(config.hashing)
     # A head that came is trained further as it is, but for an objective with a head of its own
     of_teacher = {"form": form, "any_form": form is None or config.teacher_epochs(head_came=True) == 0}
-    roles = [(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER, of_teacher)]
-    if student:
-        roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT, {}))
-    built = [build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                   cache_dir=config.data.cache_dir, progress=context.progress, **of_head)
-             for name, weights, option, stage, of_head in roles]
+
+    def built(name: str, weights: str, option: str, stage: int, **head: Any) -> Built:
+        return build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
+                     cache_dir=config.data.cache_dir, progress=context.progress, **head)
+
+    if context.table is None:
+        teacher = built(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER, **of_teacher)
+    else:
+        teacher = build_over_rows(context.table.width, config.objective.bits, teacher_weights, option="teacher_weights",
+                                  seed=context.seed(TEACHER), **of_teacher)
+    learner = built(config.student.student, config.student.student_weights, "student_weights", STUDENT) if student else None
     size = context.preprocessing.size
-    for (name, _, option, *_), made in zip(roles[1:], built[1:], strict=True):
-        backbone = made.model.backbone
-        if not backbone.fits(size):
-            raise InputError(f"takes {backbone.sizes}, but {config.teacher.teacher} sees {size}; name a student of that "
-                             "size or a convolutional one", field=option.removesuffix("_weights"), value=name)
-    if not (built[0].head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
-        check_objective(built[0].model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
+    if learner is not None and not learner.model.backbone.fits(size):
+        raise InputError(f"takes {learner.model.backbone.sizes}, but {config.teacher.teacher} sees {size}; name a student of that "
+                         "size or a convolutional one", field="student", value=config.student.student)
+    if not (teacher.head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
+        check_objective(teacher.model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)
-    return built[0], built[1] if student else None
+    return teacher, learner
 
 
 def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]:

@@ -8,20 +8,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jax_brcd.encoder import TEACHER as ROLE
-from jax_brcd.encoder import create_encoder, load
+from jax_brcd.encoder import load
 from jax_brcd.models import HashModel
 from jax_brcd.models.heads import HashCoder
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import unusual
 from jax_brcd.stages.context import TEACHER, Context, brought_teacher
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
+from jax_brcd.stages.footing import Footing, footing_of
 from jax_brcd.stages.models import Built, partition
 from jax_brcd.stages.pretraining import needs_pretraining, pretrain
 from jax_brcd.teachers.base import Teacher
-from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.teachers.objectives import (
     BringsOptimizer,
     ClosedFormObjective,
@@ -33,22 +31,24 @@ from jax_brcd.teachers.objectives import (
 )
 from jax_brcd.training.loop import Stage, Task
 from jax_brcd.training.schedule import Schedule
-from jax_brcd.views.features import weights_digest
+from jax_brcd.views.outputs import Outputs
 from jax_brcd.views.source import Source
 
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
 # Settings that a teacher depends on by what becomes of them
-TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs", "teacher_batch_size")
+TOLD = ("teacher", "teacher_weights", "embeddings", "embeddings_dropout", "pretraining_epochs", "teacher_epochs",
+        "teacher_batch_size")
 
 
 def teacher_stage(
     teacher: HashModel, source: Source, schedule: Schedule, *, learning_rate: float, temperature: float, kl_weight: float,
-    objective: LearntObjective = CIBHASH,
+    objective: LearntObjective = CIBHASH, views: int = 2,
 ):
     """The head's training under an objective that is learnt, by the objective's optimizer at `learning_rate`.
 
-    The backbone is in evaluation mode, and a head with batch norm in training mode.
+    The objective is shown one view of an image or two. The backbone is in evaluation mode, and a head with batch norm in training
+    mode.
 
     Returns:
         The stage, its first parameters and its first carry.
@@ -57,10 +57,11 @@ def teacher_stage(
 
     def loss(parameters, carry, constants, batch, key):
         model = nnx.merge(graph, parameters, carry, constants["frozen"], copy=True)
-        of_i, of_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid)
-                      for numbers in (batch.views_i, batch.views_j))
+        of_i, of_j = (constants["views"].outputs(model, batch.indices, numbers, batch.valid) if view < views else Outputs()
+                      for view, numbers in enumerate((batch.views_i, batch.views_j)))
         if isinstance(model.head, HashCoder):  # which learns by the statistics of the batch, a view at a time
-            of_i, of_j = (of_view._replace(logits=model.head(of_view.features, train=True, valid=batch.valid))
+            of_i, of_j = (of_view if of_view.features is None else
+                          of_view._replace(logits=model.head(of_view.features, train=True, valid=batch.valid))
                           for of_view in (of_i, of_j))
         seen = HashingBatch(valid=batch.valid, features_i=of_i.features, features_j=of_j.features,
                             logits_i=of_i.logits, logits_j=of_j.logits)
@@ -110,34 +111,32 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
         history = pretrain(context, model)
     epochs = config.teacher_epochs(head_came=built.head_came)
     solved, scheduled = (isinstance(config.hashing, kind) for kind in (ClosedFormObjective, BringsOptimizer))
+    footing = footing_of(context, model)
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
-             "weights": weights_digest(model), "preprocessing": beyond_defaults(context.preprocessing)}
+             **footing.facts}
     brought = brought_teacher(config) if built.head_came and epochs == 0 else None
-    space = brought["space"] if brought is not None and brought["dtype"] == config.run.dtype else None
+    space = brought["space"] if brought is not None and brought["dtype"] == footing.dtype else None
     if built.head_came and epochs == 0:
         folder = context.folder("teacher", {**facts, "space": space})
     else:
         facts |= {"settings": {**unusual(config.teacher, TOLD), **unusual(config.hashing)},
-                  **context.data_facts("images of train"),
-                  **({} if solved else {"views": context.plan.facts(), "batch_size": config.teacher_batch_size}),
+                  **footing.learning_facts(None if solved else config.hashing),
+                  **({} if solved else {"batch_size": config.teacher_batch_size}),
                   **({"epochs": epochs} if scheduled else {})}
         folder = context.folder("teacher", facts, None if solved or scheduled else epochs)
     with folder.held(context.say):
         if folder.finished:
             context.say(f"Teacher: taken from {folder.path}.")
         else:
-            trained = [] if built.head_came and epochs == 0 else _train_head(context, folder, model, epochs)
-            encoder = create_encoder(model, config.teacher.teacher, context.preprocessing, bits=config.objective.bits,
-                                     role=ROLE, space=space, dtype=config.run.dtype)
+            trained = [] if built.head_came and epochs == 0 else _train_head(context, footing, folder, model, epochs)
             if devices.is_first():
-                encoder.save(folder.path / ENCODER)
+                footing.encoder(model, space).save(folder.path / ENCODER)
                 write_history(folder.path / HISTORY, trained)
             folder.finish(remarks=_remarks(built, epochs, solved=solved))
     with folder.reading():
         encoder, remarks = load(folder.path / ENCODER), tuple(folder.record["remarks"])
         history = [*history, *read_history(folder.path / HISTORY)]
-    cache = context.cache(config.teacher.teacher, encoder.model)
-    return HashTeacher(encoder, context.kept_parts(cache), cache, context.measure, remarks), history
+    return footing.teacher(encoder, remarks), history
 
 
 def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:
@@ -148,17 +147,16 @@ def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:
     return [f"The teacher came trained, hash head included; {done}."]
 
 
-def _train_head(context: Context, folder: StageFolder, model: HashModel, epochs: int) -> list[dict[str, Any]]:
+def _train_head(
+    context: Context, footing: Footing, folder: StageFolder, model: HashModel, epochs: int
+) -> list[dict[str, Any]]:
     """Trains or solves the head in place; returns a record an epoch."""
     config = context.config
-    cache = context.cache(config.teacher.teacher, model)
     if isinstance(config.hashing, ClosedFormObjective):  # solved in moments, so it has no checkpoint
-        return solve_head(model, config.hashing, context.kept_parts(cache).features["train"], seed=context.seed(TEACHER))
-    # A frozen teacher always runs in evaluation mode
-    source = context.plan.pixels(train=False) if context.plan.kept is None else context.plan.kept_features(cache)
+        return solve_head(model, config.hashing, footing.training_features(), seed=context.seed(TEACHER))
     stage, parameters, carry = teacher_stage(
-        model, source, context.schedule(TEACHER, epochs, batch_size=config.teacher_batch_size),
-        objective=config.hashing, learning_rate=config.teacher.teacher_lr,
+        model, footing.source(config.hashing), context.schedule(TEACHER, epochs, batch_size=config.teacher_batch_size),
+        objective=config.hashing, views=footing.views(config.hashing), learning_rate=config.teacher.teacher_lr,
         temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight)
     fitted = context.fit(folder, stage, parameters, carry)
     nnx.update(model, fitted.state.parameters)

@@ -13,9 +13,11 @@ from jax_brcd.teachers.objectives.base import (
     ClosedFormObjective,
     HashingBatch,
     LearntObjective,
+    Sees,
     head_of,
     optimizer_of,
     proposals,
+    seen_by,
 )
 from jax_brcd.teachers.objectives.bihalf import BiHalf
 from jax_brcd.teachers.objectives.cibhash import CIBHash
@@ -31,8 +33,8 @@ OBJECTIVES.register("greedyhash")(GreedyHash)
 OBJECTIVES.register("itq")(ITQ)
 OBJECTIVES.register("crovca")(CroVCA)
 
-__all__ = ["OBJECTIVES", "BringsOptimizer", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective",
-           "create_objective", "head_of", "optimizer_of", "proposals"]
+__all__ = ["OBJECTIVES", "BringsOptimizer", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "Sees",
+           "create_objective", "head_of", "optimizer_of", "proposals", "seen_by"]
 
 
 def create_objective(name: str, **settings: Any) -> Objective:

@@ -1,30 +1,53 @@
 """The interface between the teacher's stage and a hashing objective: learnt by gradient, or solved in closed form.
 
 An objective that is learnt may bring more than its loss: a head (`BringsHead`), an optimizer (`BringsOptimizer`), and in
-`proposes`, an attribute of its class, what it takes for the run's defaults.
+`proposes`, an attribute of its class, what it takes for the run's defaults. In `sees` it says what it must see of an image.
 """
 
+import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
 
+class Sees(enum.Enum):
+    """What an objective must see of an image, which it declares as its attribute `sees`; TWO_VIEWS where it declares nothing."""
+
+    ONE_ROW = enum.auto()  # features of the image; a second view is one more row to it
+    TWO_VIEWS = enum.auto()  # two random views, which it contrasts
+    TWO_ROWS = enum.auto()  # the same, and features with some dropped may stand in for a second view
+
+
+def seen_by(objective: Any) -> Sees:
+    """What an objective declares."""
+    return getattr(objective, "sees", Sees.TWO_VIEWS)
+
+
 class HashingBatch(NamedTuple):
-    """Two views of a batch under the teacher; rows that are not `valid` are padding."""
+    """Two views of a batch under the teacher, or one, without those of j; rows that are not `valid` are padding."""
 
     valid: Bool[Array, "batch"]
-    features_i: Float[Array, "batch features"]  # of the frozen backbone
-    features_j: Float[Array, "batch features"]
+    features_i: Float[Array, "batch features"]  # of the frozen backbone, or of a table of embeddings
+    features_j: Float[Array, "batch features"] | None
     logits_i: Float[Array, "batch bits"]
-    logits_j: Float[Array, "batch bits"]
+    logits_j: Float[Array, "batch bits"] | None
+
+    @property
+    def rows(self) -> tuple[Bool[Array, "rows"], Float[Array, "rows features"], Float[Array, "rows bits"]]:
+        """Validity, features and logits of all views, one below the other."""
+        if self.logits_j is None:
+            return self.valid, self.features_i, self.logits_i
+        return (jnp.concatenate([self.valid, self.valid]), jnp.concatenate([self.features_i, self.features_j]),
+                jnp.concatenate([self.logits_i, self.logits_j]))
 
 
 @runtime_checkable
 class LearntObjective(Protocol):
-    """A frozen dataclass of settings whose loss the head minimises."""
+    """A frozen dataclass of settings whose loss the head minimises. See Sees for what it may declare."""
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_brcd.losses.similarity import similarity_loss
 from jax_brcd.settings.options import option
-from jax_brcd.teachers.objectives.base import HashingBatch
+from jax_brcd.teachers.objectives.base import HashingBatch, Sees
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -48,13 +48,14 @@ class BiHalf:
     un-augmented images by SGD at 1e-4; here both views of a batch are rows of one bi-half layer, under the stage's Adam.
     """
 
+    sees = Sees.ONE_ROW
+
     bihalf_gamma: float = option(6.0, "weight of the pull of Bi-half's logits to their codes", low=0)
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """See LearntObjective."""
-        valid = jnp.concatenate([batch.valid, batch.valid])
-        codes = bihalf_codes(jnp.concatenate([batch.logits_i, batch.logits_j]), valid, self.bihalf_gamma)
-        loss = similarity_loss(codes, jnp.concatenate([batch.features_i, batch.features_j]), valid)
+        valid, features, logits = batch.rows
+        loss = similarity_loss(bihalf_codes(logits, valid, self.bihalf_gamma), features, valid)
         return loss, {"similarity": loss}

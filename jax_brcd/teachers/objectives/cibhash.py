@@ -5,12 +5,14 @@ import dataclasses
 from jaxtyping import Array, Float
 
 from jax_brcd.losses import cibhash_terms
-from jax_brcd.teachers.objectives.base import HashingBatch
+from jax_brcd.teachers.objectives.base import HashingBatch, Sees
 
 
 @dataclasses.dataclass(frozen=True)
 class CIBHash:
     """NT-Xent of the codes and the Bernoulli KL. Its temperature and KL weight are shared with the student."""
+
+    sees = Sees.TWO_VIEWS
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float

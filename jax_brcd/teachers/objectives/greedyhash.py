@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jax_brcd.losses.contrastive import masked_mean
 from jax_brcd.losses.similarity import similarity_loss
 from jax_brcd.settings.options import option
-from jax_brcd.teachers.objectives.base import HashingBatch
+from jax_brcd.teachers.objectives.base import HashingBatch, Sees
 
 
 @jax.custom_jvp
@@ -33,15 +33,16 @@ class GreedyHash:
     balances the bits: where all features are alike (raw pixels, say, whose cosines are all near 1), so are all codes.
     """
 
+    sees = Sees.ONE_ROW
+
     greedyhash_penalty: float = option(0.1, "weight of GreedyHash's penalty mean ||logit| - 1|^3", low=0)
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """See LearntObjective."""
-        valid = jnp.concatenate([batch.valid, batch.valid])
-        logits = jnp.concatenate([batch.logits_i, batch.logits_j])
-        similarity = similarity_loss(greedy_codes(logits), jnp.concatenate([batch.features_i, batch.features_j]), valid)
+        valid, features, logits = batch.rows
+        similarity = similarity_loss(greedy_codes(logits), features, valid)
         magnitudes = logits * jnp.sign(logits)  # |logits| whose gradient at 0 is 0, as PyTorch has it, and not 1
         penalty = masked_mean(jnp.mean(jnp.abs(magnitudes - 1.0) ** 3, axis=-1), valid)
         return similarity + self.greedyhash_penalty * penalty, {"similarity": similarity, "penalty": penalty}

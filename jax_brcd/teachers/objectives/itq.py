@@ -9,6 +9,7 @@ from jaxtyping import Float
 from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
+from jax_brcd.teachers.objectives.base import Sees
 
 
 def iterative_quantisation(
@@ -44,6 +45,8 @@ def random_rotation(bits: int, seed: int) -> Float[np.ndarray, "bits bits"]:
 @dataclasses.dataclass(frozen=True)
 class ITQ:
     """The classical yardstick: nothing is learnt by gradient and no view is seen, the head is solved from frozen features."""
+
+    sees = Sees.ONE_ROW
 
     itq_iterations: int = option(50, "iterations of ITQ's rotation", low=0)
 

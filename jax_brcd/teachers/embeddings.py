@@ -1,0 +1,97 @@
+"""A table of embeddings as teacher: a hash head over rows that some model gave once, one row for all views of an image."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_brcd.data.embeddings import Embeddings
+from jax_brcd.encoder import HashEncoder
+from jax_brcd.methods import Method, Needs
+from jax_brcd.models.kept import HEAD_ROWS, head_codes, head_logits
+from jax_brcd.models.rows import EMBEDDINGS
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.teachers.base import Encoded
+from jax_brcd.teachers.hash_model import ONLY_CODES
+from jax_brcd.views.plan import ViewPlan
+from jax_brcd.views.rows import RowTeacher
+from jax_brcd.views.sources import TeacherSource
+
+REMARK = "The teacher is a table of embeddings: all views of an image have one row, and its cost is that of the hash head alone."
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingsTeacher:
+    """See teachers.base.Teacher.
+
+    Attributes:
+        encoder: over embeddings. table: the rows of every part. measure: gives what encoding rows with a model costs.
+    """
+
+    encoder: HashEncoder
+    table: Embeddings
+    measure: Callable[[HashEncoder, np.ndarray], Mapping[str, int | float]]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What stands where a backbone's name would."""
+        return EMBEDDINGS
+
+    @property
+    def bits(self) -> int:
+        """Length of the codes."""
+        return self.encoder.bits
+
+    @property
+    def space(self) -> str:
+        """The id of the code space."""
+        return self.encoder.space
+
+    def outputs(self, part: str) -> Encoded:
+        """See Teacher. The features are the rows."""
+        rows = self.table.parts[part]
+        logits = [head_logits(self.encoder.model, slab) for slab in rows.slabs(HEAD_ROWS)]
+        return Encoded(rows[:], np.concatenate(logits), self.codes(part))
+
+    def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
+        """See Teacher."""
+        return np.concatenate([head_codes(self.encoder.model, rows) for rows in self.table.parts[part].slabs(HEAD_ROWS)])
+
+    def source(
+        self, plan: ViewPlan, needs: Needs, partners: Int[np.ndarray, "images neighbours"] | None = None
+    ) -> TeacherSource:
+        """See Teacher. The plan's views make no difference."""
+        kept = RowTeacher(jnp.asarray(self.codes("train"), jnp.int8))
+        if needs.teacher == ONLY_CODES:
+            return kept
+        return kept.with_rows(training_rows(self.table), self.encoder.model.head)
+
+    def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
+        """See Teacher: that of the head, of a row."""
+        return self.measure(self.encoder, self.table.parts["test"][: len(images)])
+
+    def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
+        """See Teacher."""
+        return self.encoder.with_provenance(**provenance).save(folder)
+
+
+def training_rows(table: Embeddings) -> Float[jax.Array, "images features"]:
+    """The training images' rows, on the device."""
+    return jnp.asarray(table.parts["train"][:])
+
+
+def check_method(method: Method, name: str) -> None:
+    """Raises InputError for a method that asks for a teacher's outputs of what is made of views; `name` is the method's."""
+    needs = method.needs
+    if needs.derivations and needs.teacher:
+        made = ", ".join(derivation.name for derivation in needs.derivations)
+        raise InputError(f"it compares the teacher's outputs of what is made of views ({made}), and a table of embeddings has one "
+                         "row for all views of an image; name a method without these, or a `teacher` that sees images",
+                         field="method", value=name)
