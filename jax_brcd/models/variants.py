@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 
+from jax_brcd.hub.names import HubName
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry, unknown_name
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS
@@ -95,6 +96,23 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
+class HubWeights:
+    """Weights in a repository of the Hugging Face hub, user/name: of its main branch unless another revision is told.
+
+    `layout` is how their tensors are named.
+    """
+
+    repository: str
+    layout: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> HubName:
+        """What the hub is asked for."""
+        return HubName(self.repository, self.revision)
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """One member of a backbone family.
 
@@ -102,14 +120,18 @@ class Variant:
         build: called with `dtype` and `rngs`, as far as it takes them, for a backbone with random weights: a Backbone, or any
             nnx.Module that maps normalised images (batch, height, width, 3) to features (batch, width).
         preprocessing: what its images look like. weights: by tag, such as "imagenet".
+        config: what the config.json of its weights in Hugging Face's layout says, where it says it: `model_type`, or a tuple of
+            possible ones, and sizes, which of a model with towers are those of its `vision_config`.
     """
 
     build: Callable[..., nnx.Module]
     preprocessing: Preprocessing
-    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Weights | HubWeights] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        for name in ("weights", "config"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
 BACKBONES: Registry[Variant] = Registry("backbone")

@@ -47,7 +47,8 @@ class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
     teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
-    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
+    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file, a folder of an encoder or of weights "
+                                  "in Hugging Face's layout, hf:USER/NAME or hf:USER/NAME@REVISION of its hub, 'imagenet' "
                                   "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
                                   "'random'; a hash head of as many `bits` that comes with them is kept")
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
@@ -64,7 +65,8 @@ class StudentConfig:
     """The student and how long it learns."""
 
     student: str = option("resnet18", "student's backbone")
-    student_weights: str = option("imagenet", "student's weights: a file or an encoder's folder, 'imagenet' or 'random'")
+    student_weights: str = option("imagenet", "student's weights: a file, a folder, hf:USER/NAME, 'imagenet' or 'random', as "
+                                  "`teacher_weights`")
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
     epochs: int = option(400, "epochs of distillation at most", low=0)
     lr: float = option(1e-3, "Adam's learning rate for the student", above=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.encoder import HashEncoder, read_config
+from jax_brcd.encoder import HashEncoder, holds_encoder, read_config
 from jax_brcd.models import BACKBONES, HashModel
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
@@ -160,14 +160,15 @@ def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def brought_teacher(config: Config) -> dict[str, Any] | None:
-    """What the encoder's folder that a teacher is brought along in says of it; None where it is none.
+    """What the encoder's folder that a teacher is brought along in says of it; None where it is a folder of weights, or none.
 
     Raises:
-        InputError: for a folder that is no encoder's.
+        InputError: for a folder of something else.
     """
-    weights = config.teacher.teacher_weights
-    named = weights in NO_FILES or weights in BACKBONES[config.teacher.teacher].weights
-    return read_config(weights) if not named and as_path(weights).is_dir() else None
+    told, folder = config.teacher.teacher_weights, as_path(config.weights("teacher_weights"))
+    if told in NO_FILES or told in BACKBONES[config.teacher.teacher].weights or not folder.is_dir():
+        return None
+    return read_config(folder) if holds_encoder(folder) else None
 
 
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:

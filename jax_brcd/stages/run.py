@@ -25,6 +25,7 @@ from jax_brcd.stages.claim import (
     check_data,
     check_settings,
     continued,
+    fetch_weights,
     mark_diverged,
     read_claim,
     settled,
@@ -68,8 +69,11 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 
 
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    config, missed = fetch_weights(config, student=student, progress=progress)
     out, weights = config.out, weights_digests(config, student=student)
     earlier = read_claim(out)
+    if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
+        raise missed
     if earlier is not None:
         check_settings(out, config, weights, earlier, student=student)
     context = load_context(config, student=student, progress=progress, say=say)
@@ -82,6 +86,8 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
+    if missed is not None:
+        raise missed
     teacher_built, student_built = build_models(context, student=student)
     context = dataclasses.replace(
         context, config=settled(config, head_came=teacher_built.head_came),
@@ -156,7 +162,8 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     if student:
         roles.append((config.student.student, config.student.student_weights, "student_weights", STUDENT))
     built = [build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                   cache_dir=config.data.cache_dir, progress=context.progress) for name, weights, option, stage in roles]
+                   cache_dir=config.data.cache_dir, fetched=config.fetched.get(option), progress=context.progress)
+             for name, weights, option, stage in roles]
     size = context.preprocessing.size
     for (name, _, option, _), made in zip(roles[1:], built[1:], strict=True):
         backbone = made.model.backbone
@@ -208,7 +215,7 @@ def _write(
     """Everything a run leaves in its directory."""
     config, dataset, out = context.config, context.dataset, context.config.out
     came_from = {"version": __version__, "protocol": found.metrics["protocol"], "data": dict(data),
-                 "settings": config.flat()}
+                 "settings": config.flat(), **({"weights": config.origins} if config.origins else {})}
     teacher.save(out / "teacher", metrics=found.metrics.get("teacher"), notes=list(teacher.remarks), **came_from)
     _flat_copy(out, "teacher")
     if student is not None:
