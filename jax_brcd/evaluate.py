@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jax_brcd.settings.command_line import run_command, say
+from jax_brcd.settings.command_line import bars, run_command, say
 
 # Taken over from the encoder's run; places where they are on this machine too
 PROTOCOL, PLACES = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed"), ("data_dir", "cache_dir")
@@ -16,26 +16,28 @@ def main(argv: list[str] | None = None) -> None:
 
     The data set and its protocol are those of the run that made the queries' encoder, unless told.
     """
-    from jax_brcd.encoder import load, read_config
+    from jax_brcd.encoder import folder_of, load, read_config
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime import devices
     from jax_brcd.runtime.errors import InputError
-    from jax_brcd.runtime.files import as_path
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
-    parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
-    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, or "
-                        "a file of its packed codes, in the data set's order")
+    parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
+                        "hf:USER/NAME of the Hugging Face hub")
+    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, "
+                        "hf:USER/NAME, or a file of its packed codes, in the data set's order")
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
-    config = create_config(**known_settings(read_config(queries)["provenance"], given.get("dataset")) | given)
+    with bars() as progress:
+        of_queries, path = (folder_of(name, progress=progress) for name in (queries, database))
+    config = create_config(**known_settings(read_config(of_queries)["provenance"], given.get("dataset")) | given)
     with session(config) as progress:
-        encoder, path = load(queries), as_path(database)
+        encoder = load(of_queries)
         if not path.exists():
             raise InputError("no such encoder's folder or file of codes; check the path", field="database", value=database)
         searched = load(path) if path.is_dir() else PackedCodes.load(path)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jax_brcd.settings.command_line import run_command
+from jax_brcd.settings.command_line import bars, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
     """Teaches the student that the options describe, or goes on with it."""
-    from jax_brcd.encoder import read_config
+    from jax_brcd.encoder import folder_of, read_config
     from jax_brcd.settings.stages import TeacherConfig
     from jax_brcd.stages.command import carry_out
     from jax_brcd.stages.configuration import create_config, create_parser, names_of
@@ -18,10 +18,12 @@ def main(argv: list[str] | None = None) -> None:
     others = names_of(TeacherConfig, *OBJECTIVES.values()) | {"bits"}
     parser = create_parser("python -m jax_brcd.student", __doc__, lambda name: name not in others)
     parser.add_argument("--teacher", required=True, metavar="DIR",
-                        help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher")
+                        help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher, or hf:USER/NAME of the "
+                        "Hugging Face hub")
     given = vars(parser.parse_args(argv))
     folder = given.pop("teacher")
-    encoder = read_config(folder)
+    with bars() as progress:
+        encoder = read_config(folder_of(folder, progress=progress))
     config = create_config(given.pop("preset"), **made_by(encoder["provenance"]) | given, teacher=encoder["backbone"],
                            teacher_weights=folder, bits=encoder["bits"])
     carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
