@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_brcd.data.rows import as_rows, one_by_one
+from jax_brcd.hub import fetch, is_hub_name, model_card, publish, without_places
 from jax_brcd.images import as_items, read_ahead
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model
+from jax_brcd.models.described import KIND
 from jax_brcd.models.layers import BatchNorm
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.rows import EMBEDDINGS, RowFormat, create_row_model
@@ -36,7 +39,7 @@ from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.views.fitting import check_fits, fitted_view
 
-CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", 1
+CONFIG, WEIGHTS, CARD, FORMAT = "config.json", "model.safetensors", "README.md", 1
 FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": int, "role": str, "space": str,
           "preprocessing": dict, "provenance": dict}
 HEAD = "head"  # the form of the hash head, which only folders with another than the backbone's own tell
@@ -138,6 +141,30 @@ class HashEncoder:
             write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits), **head)
             write_json(temporary / CONFIG, config)
         return folder
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, card: str | None = None, message: str = "A hash encoder of jax_brcd"
+    ) -> str:
+        """Publishes the encoder on the Hugging Face hub, for `load("hf:user/name")`.
+
+        Paths of this machine that its provenance holds are published without all but their last part.
+
+        Args:
+            repository: user/name; made where there is none yet. private: whether only its owner sees it, where it is new.
+            card: the text of its README.md, by default made of the provenance. message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: for a repository that cannot be made or written to, offline, and as `save`.
+        """
+        public = dataclasses.replace(self, provenance=without_places(dict(self.provenance)))
+        with tempfile.TemporaryDirectory(prefix="jax_brcd.") as temporary:
+            folder = public.save(pathlib.Path(temporary) / "encoder")
+            text = model_card(read_config(folder), repository) if card is None else card
+            (folder / CARD).write_text(text, encoding="utf-8")
+            return publish(folder, repository, private=private, message=message)
 
     def with_provenance(self, **facts: Any) -> "HashEncoder":
         """The encoder with further facts of where it comes from."""
@@ -302,6 +329,27 @@ def create_encoder(
                        provenance or {})
 
 
+def folder_of(encoder: os.PathLike | str, *, progress: Progress = silent) -> pathlib.Path:
+    """Where an encoder lies on this machine: the path that is given, or what is fetched of hf:user/name.
+
+    Raises:
+        InputError: see `hub.fetch`.
+    """
+    return fetch(str(encoder), progress=progress).folder if is_hub_name(encoder) else as_path(encoder)
+
+
+def holds_encoder(folder: os.PathLike | str) -> bool:
+    """Whether a folder is meant to be an encoder's, and not one of weights alone as Hugging Face's libraries write it."""
+    try:
+        return not _is_foreign(read_json(as_path(folder) / CONFIG))
+    except (OSError, ValueError):
+        return True
+
+
+def _is_foreign(config: Any) -> bool:
+    return isinstance(config, dict) and KIND in config and "backbone" not in config
+
+
 def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     """What an encoder's folder says of it.
 
@@ -322,6 +370,9 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     if isinstance(config.get("settings"), dict):
         inside = ", ".join(str(path.parent) for path in sorted(as_path(folder).glob(f"*/{WEIGHTS}"))) or "none yet"
         raise InputError(f"{as_path(folder)}: a run's directory, and no encoder's; the encoders in it are: {inside}")
+    if _is_foreign(config):
+        raise InputError(f"{as_path(folder)}: weights of {config[KIND]} without a hash head, and no encoder; a run takes them "
+                         "as `teacher_weights` or `student_weights`")
     known = FIELDS | ({HEAD: str} if HEAD in config else {})
     absent = [name for name in FIELDS if name not in config]
     if absent:
@@ -333,12 +384,22 @@ def read_config(folder: os.PathLike | str) -> dict[str, Any]:
     return config
 
 
-def load(folder: os.PathLike | str) -> HashEncoder:
-    """The encoder that a folder holds.
+def load(folder: os.PathLike | str, *, progress: Progress = silent) -> HashEncoder:
+    """The encoder that a folder holds, or a repository of the Hugging Face hub.
+
+    Args:
+        folder: its path, or hf:user/name, or hf:user/name@revision. progress: told of the bytes that come from the hub.
 
     Raises:
-        InputError: for a folder that is absent or no encoder's, of a newer format, or whose weights do not fit.
+        InputError: for a folder that is absent or no encoder's, of a newer format, or whose weights do not fit; and for what
+            cannot be had of the hub, see `hub.fetch`.
     """
+    if is_hub_name(folder):
+        fetched = fetch(str(folder), progress=progress)
+        try:
+            return load(fetched.folder).with_provenance(fetched=fetched.origin)
+        except InputError as error:
+            raise InputError(f"{fetched.name}: {error.problem.removeprefix(f'{fetched.folder}: ')}") from None
     folder, config = as_path(folder), read_config(folder)
     try:
         preprocessing = preprocessing_of(config)

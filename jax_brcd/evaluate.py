@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jax_brcd.settings.command_line import run_command, say
+from jax_brcd.settings.command_line import bars, run_command, say
 
 # Taken over from the encoder's run; places where they are on this machine too
 PROTOCOL = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed")
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
 
     The data set and its protocol are those of the run that made the queries' encoder, unless told.
     """
-    from jax_brcd.encoder import load, read_config
+    from jax_brcd.encoder import folder_of, load, read_config
     from jax_brcd.report import pair_table
     from jax_brcd.retrieval.packing import PackedCodes
     from jax_brcd.runtime import devices
@@ -29,9 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
-    parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
-    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the "
-                        "database, or a file of its packed codes, in the data set's order")
+    parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
+                        "hf:USER/NAME of the Hugging Face hub")
+    parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, "
+                        "hf:USER/NAME, or a file of its packed codes, in the data set's order")
     parser.add_argument("--save-codes", default=None, metavar="FILE", help="where to keep the database's packed codes")
     given = vars(parser.parse_args(argv))
     queries, database, save_codes = (given.pop(name) for name in ("queries", "database", "save_codes"))
@@ -40,15 +41,18 @@ def main(argv: list[str] | None = None) -> None:
         with of_setting("save_codes", save_codes):
             kept = as_path(save_codes)
         check_file(kept, field="save_codes")
-    with of_setting("queries", queries):
-        known = known_settings(read_config(queries)["provenance"], given.get("dataset"))
-        create_config(**known)  # what is wrong with these is the folder's fault
+    with bars() as progress:
+        with of_setting("queries", queries):
+            of_queries = folder_of(queries, progress=progress)
+            known = known_settings(read_config(of_queries)["provenance"], given.get("dataset"))
+            create_config(**known)  # what is wrong with these is the folder's fault
+        with of_setting("database", database):
+            path = folder_of(database, progress=progress)
     config = create_config(**known | given)
     with session(config) as progress:
         with of_setting("queries", queries):
-            encoder = load(queries)
+            encoder = load(of_queries)
         with of_setting("database", database):
-            path = as_path(database)
             if not path.exists():
                 raise InputError("no such encoder's folder or file of codes; check the path")
             searched = load(path) if path.is_dir() else PackedCodes.load(path)

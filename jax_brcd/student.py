@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jax_brcd.settings.command_line import run_command
+from jax_brcd.settings.command_line import bars, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
     """Teaches the student that the options describe, or goes on with it."""
-    from jax_brcd.encoder import read_config
+    from jax_brcd.encoder import folder_of, read_config
     from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.settings.stages import TeacherConfig
     from jax_brcd.stages.command import carry_out
@@ -19,11 +19,12 @@ def main(argv: list[str] | None = None) -> None:
     others = names_of(TeacherConfig, *OBJECTIVES.values()) - {"embeddings"} | {"bits"}
     parser = create_parser("python -m jax_brcd.student", __doc__, lambda name: name not in others)
     parser.add_argument("--teacher", required=True, metavar="DIR",
-                        help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher")
+                        help="folder of the teacher: an encoder's, as a run leaves it at RUN/teacher, or hf:USER/NAME of the "
+                        "Hugging Face hub")
     given = vars(parser.parse_args(argv))
     folder = given.pop("teacher")
-    with of_setting("teacher", folder):
-        encoder = read_config(folder)
+    with of_setting("teacher", folder), bars() as progress:
+        encoder = read_config(folder_of(folder, progress=progress))
         made = made_by(encoder["provenance"])
         # What is wrong with these is the folder's fault
         create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])

@@ -13,7 +13,7 @@ import jax_brcd
 
 PACKAGE = pathlib.Path(jax_brcd.__file__).parent
 HEAVY = {"sklearn", "scipy", "grain", "PIL", "orbax", "matplotlib", "jinja2", "torch", "torchvision", "tqdm", "pandas", "onnx",
-         "tensorflow", "pyarrow"}
+         "tensorflow", "pyarrow", "huggingface_hub"}
 DRAWING = "jax_brcd.report.plots"  # which only the function that writes a report imports
 LOADED = """
 import importlib, json, sys

@@ -21,7 +21,7 @@ from jax_brcd.models.transformer import (
     quick_gelu,
     with_first,
 )
-from jax_brcd.models.variants import Preprocessing, Variant
+from jax_brcd.models.variants import Preprocessing, Variant, from_hub
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -78,14 +78,16 @@ class CLIP(PatchTransformer):
         return self.projection(self.ln_after(tokens[:, 0]))
 
 
-def _variant(size: int, *sizes: int) -> Variant:
-    return Variant(functools.partial(CLIP, size, *sizes), Preprocessing(size, size, MEAN, STD, "bicubic"))
+def _variant(repository: str, size: int, *sizes: int) -> Variant:
+    patch, layers, _, width, *_ = sizes
+    return Variant(functools.partial(CLIP, size, *sizes), Preprocessing(size, size, MEAN, STD, "bicubic"),
+                   **from_hub(repository, ("clip", "clip_vision_model"), layers=layers, width=width, patch=patch, image_size=size))
 
 
 # pixels of an image and of a patch, layers, heads, width, hidden, features
 VARIANTS = {
-    "clip_vit_b_32": _variant(224, 32, 12, 12, 768, 3072, 512),
-    "clip_vit_b_16": _variant(224, 16, 12, 12, 768, 3072, 512),
-    "clip_vit_l_14": _variant(224, 14, 24, 16, 1024, 4096, 768),
-    "clip_vit_l_14_336": _variant(336, 14, 24, 16, 1024, 4096, 768),
+    "clip_vit_b_32": _variant("openai/clip-vit-base-patch32", 224, 32, 12, 12, 768, 3072, 512),
+    "clip_vit_b_16": _variant("openai/clip-vit-base-patch16", 224, 16, 12, 12, 768, 3072, 512),
+    "clip_vit_l_14": _variant("openai/clip-vit-large-patch14", 224, 14, 24, 16, 1024, 4096, 768),
+    "clip_vit_l_14_336": _variant("openai/clip-vit-large-patch14-336", 336, 14, 24, 16, 1024, 4096, 768),
 }

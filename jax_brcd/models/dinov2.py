@@ -22,7 +22,7 @@ from jax_brcd.models.transformer import (
     patch_convolution,
     with_first,
 )
-from jax_brcd.models.variants import Preprocessing, Variant
+from jax_brcd.models.variants import Preprocessing, Variant, from_hub
 
 HUB = "dinov2_hub"
 HUB_OFFSET = 0.1  # what the hub's code adds to the number of patches where there are no registers
@@ -109,17 +109,24 @@ class DINOv2(PatchTransformer):
         return self.ln(tokens[:, 0])
 
 
-def _variants(name: str, *sizes: int, **settings: Any) -> dict[str, Variant]:
-    """A model without registers and with four."""
-    return {full: Variant(functools.partial(DINOv2, 518, 14, *sizes, registers=registers, **settings),
-                          Preprocessing(224, 256, interpolation="bicubic"))
-            for full, registers in ((name, 0), (f"{name}_reg", REGISTERS))}
+def _variants(name: str, repository: str, *sizes: int, **settings: Any) -> dict[str, Variant]:
+    """A model without registers and with four; `repository` is how its size is called on the hub."""
+    layers, _, width, _ = sizes
+
+    def variant(repository: str, kind: str, registers: int, **others: int) -> Variant:
+        return Variant(functools.partial(DINOv2, 518, 14, *sizes, registers=registers, **settings),
+                       Preprocessing(224, 256, interpolation="bicubic"),
+                       **from_hub(repository, (kind,), layers=layers, width=width, patch=14, **others))
+
+    return {name: variant(f"facebook/dinov2-{repository}", "dinov2", 0),
+            f"{name}_reg": variant(f"facebook/dinov2-with-registers-{repository}", "dinov2_with_registers", REGISTERS,
+                                   num_register_tokens=REGISTERS)}
 
 
 # layers, heads, width, hidden
 VARIANTS = {
-    **_variants("dinov2_vits14", 12, 6, 384, 1536),
-    **_variants("dinov2_vitb14", 12, 12, 768, 3072),
-    **_variants("dinov2_vitl14", 24, 16, 1024, 4096),
-    **_variants("dinov2_vitg14", 40, 24, 1536, 4096, gated=True),
+    **_variants("dinov2_vits14", "small", 12, 6, 384, 1536),
+    **_variants("dinov2_vitb14", "base", 12, 12, 768, 3072),
+    **_variants("dinov2_vitl14", "large", 24, 16, 1024, 4096),
+    **_variants("dinov2_vitg14", "giant", 40, 24, 1536, 4096, gated=True),
 }

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.models.layers import layer_norm
 from jax_brcd.models.transformer import Block, PatchTransformer, Turn, Unused, patch_convolution, with_first
-from jax_brcd.models.variants import Preprocessing, Variant
+from jax_brcd.models.variants import Preprocessing, Variant, from_hub
 
 BASE = 100.0  # of the periods of the rotations
 
@@ -91,9 +91,14 @@ def patch_angles(height: int, width: int, head_width: int) -> Float[np.ndarray, 
     return np.tile(angles, 2).astype(np.float32)
 
 
-def _variant(*sizes: int) -> Variant:
-    return Variant(functools.partial(DINOv3, 224, 16, *sizes), Preprocessing(224))
+def _variant(repository: str, *sizes: int) -> Variant:
+    layers, _, width, _ = sizes
+    return Variant(functools.partial(DINOv3, 224, 16, *sizes), Preprocessing(224),
+                   **from_hub(repository, ("dinov3_vit",), layers=layers, width=width, patch=16))
 
 
 # layers, heads, width, hidden
-VARIANTS = {"dinov3_vits16": _variant(12, 6, 384, 1536), "dinov3_vitb16": _variant(12, 12, 768, 3072)}
+VARIANTS = {
+    "dinov3_vits16": _variant("facebook/dinov3-vits16-pretrain-lvd1689m", 12, 6, 384, 1536),
+    "dinov3_vitb16": _variant("facebook/dinov3-vitb16-pretrain-lvd1689m", 12, 12, 768, 3072),
+}

@@ -23,7 +23,7 @@ from jax_brcd.models.transformer import (
     tanh_gelu,
     with_first,
 )
-from jax_brcd.models.variants import Preprocessing, Variant
+from jax_brcd.models.variants import Preprocessing, Variant, from_hub
 
 mlp = functools.partial(MLP, activation=tanh_gelu)
 HALF = (0.5, 0.5, 0.5)
@@ -102,8 +102,11 @@ class SigLIP(PatchTransformer):
 
 def _variants(name: str, size: int, *sizes: int) -> dict[str, Variant]:
     """SigLIP's model and SigLIP 2's, whose images are resized by another interpolation."""
-    build = functools.partial(SigLIP, size, *sizes)
-    return {f"{family}_{name}": Variant(build, Preprocessing(size, None, HALF, HALF, interpolation))
+    build, (patch, layers, _, width, _) = functools.partial(SigLIP, size, *sizes), sizes
+    kinds = ("siglip", "siglip_vision_model")
+    return {f"{family}_{name}": Variant(
+        build, Preprocessing(size, None, HALF, HALF, interpolation),
+        **from_hub(f"google/{family}-{name.replace('_', '-')}", kinds, layers=layers, width=width, patch=patch, image_size=size))
             for family, interpolation in (("siglip", "bicubic"), ("siglip2", "bilinear"))}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 
+from jax_brcd.hub.names import HubName
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry, unknown_name
 from jax_brcd.views.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_interpolation
@@ -102,6 +103,23 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
+class HubWeights:
+    """Weights in a repository of the Hugging Face hub, user/name: of its main branch unless another revision is told.
+
+    `layout` is how their tensors are named.
+    """
+
+    repository: str
+    layout: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> HubName:
+        """What the hub is asked for."""
+        return HubName(self.repository, self.revision)
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """One member of a backbone family.
 
@@ -109,20 +127,34 @@ class Variant:
         build: called with `dtype` and `rngs`, as far as it takes them, for a backbone with random weights: a Backbone, or any
             nnx.Module that maps normalised images (batch, height, width, 3) to features (batch, width).
         preprocessing: what its images look like. weights: by tag, such as "imagenet".
+        config: what the config.json of its weights in Hugging Face's layout says, where it says it: `model_type`, or a tuple of
+            possible ones, and sizes, which of a model with towers are those of its `vision_config`.
     """
 
     build: Callable[..., nnx.Module]
     preprocessing: Preprocessing
-    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Weights | HubWeights] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        for name in ("weights", "config"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+
+def from_hub(repository: str, kinds: tuple[str, ...], *, layers: int, width: int, patch: int, **others: int) -> dict[str, Any]:
+    """What a variant says of its weights on the Hugging Face hub, under the tag "pretrained" and in the layout of `transformers`.
+
+    Args:
+        repository: user/name. kinds: what its config.json may call the model. others: further entries there.
+    """
+    config = {"model_type": kinds, "num_hidden_layers": layers, "hidden_size": width, "patch_size": patch, **others}
+    return {"weights": {"pretrained": HubWeights(repository, "transformers")}, "config": config}
 
 
 BACKBONES: Registry[Variant] = Registry("backbone")
 
 
-def tags_of(name: str) -> Mapping[str, Weights]:
+def tags_of(name: str) -> Mapping[str, Weights | HubWeights]:
     """The weights of a backbone by tag; none of what is no backbone."""
     return BACKBONES[name].weights if name in BACKBONES else {}
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -12,27 +13,34 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jax_brcd.hub import fetch
+from jax_brcd.hub.folders import CONFIG, files_of
 from jax_brcd.models.layouts.base import check_finite, torch_array
-from jax_brcd.models.variants import BACKBONES
+from jax_brcd.models.variants import BACKBONES, HubWeights
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.files import as_path, atomic_path, read_json
 from jax_brcd.runtime.progress import Progress, silent
 
-ENCODER_CONFIG, ENCODER_WEIGHTS = "config.json", "model.safetensors"
 NESTED = ("state_dict", "model_state_dict", "model", "state")  # where training scripts keep a state_dict among other things
 
 
 class WeightFile(NamedTuple):
-    """What a weight file holds. `metadata` is a safetensors file's own; `remarks` are what a reader must know."""
+    """What a weight file holds, or a folder.
 
-    path: pathlib.Path  # of the file itself, where a folder was given
+    `metadata` is a safetensors file's own; `remarks` are what a reader must know; `config` is what a folder's config.json says.
+    """
+
+    path: pathlib.Path  # of the file itself, where a folder was given with one
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
     remarks: tuple[str, ...]
+    config: Mapping[str, Any] = MappingProxyType({})
 
 
 def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress: Progress = silent) -> pathlib.Path:
-    """The weights of a backbone under a tag, such as "imagenet", fetched into `folder` when absent.
+    """The weights of a backbone under a tag, such as "imagenet", fetched into `folder` when absent: a file.
+
+    Those that lie on the Hugging Face hub are fetched into its cache, and are a folder.
 
     Raises:
         InputError: for an unknown backbone, one that has no weights under that tag, a file that is damaged, or offline.
@@ -43,6 +51,8 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
         raise InputError(f"no weights '{tag}' of '{name}' are known; give a weight file"
                          + (f", or one of {', '.join(others)}" if others else ""))
     weights = known[tag]
+    if isinstance(weights, HubWeights):
+        return fetch(weights.name, progress=progress).folder
     path = as_path(folder) / weights.file_name
     if path.exists():
         _check_digest(path, weights.digest)
@@ -68,7 +78,7 @@ def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """A state_dict from a .safetensors, .pth or .pt file, or from an encoder's folder; half precision comes as float32.
+    """A state_dict from a .safetensors, .pth or .pt file, or from a folder; half precision comes as float32.
 
     Raises:
         InputError: as `read_weight_file`.
@@ -80,32 +90,59 @@ def read_weight_file(path: str | os.PathLike) -> WeightFile:
     """A state_dict with what is known of it. Half precision comes as float32.
 
     Args:
-        path: a .safetensors, .pth or .pt file, or the folder of an encoder (`config.json` and `model.safetensors`).
+        path: a .safetensors, .pth or .pt file, or a folder of `config.json` and `model.safetensors`: an encoder's, or one that
+            Hugging Face's libraries write (`save_pretrained`), whose weights may be in several files.
 
     Raises:
         InputError: for a file that is absent, truncated or no dictionary of tensors, and for tensors that hold NaN or infinity.
     """
     path = as_path(path)
-    if path.is_dir():
-        path = _weights_of_folder(path)
+    read = _read_folder(path) if path.is_dir() else _read_file(path)
+    if not read.tensors:
+        raise InputError(f"{read.path}: holds no tensors; give a file of weights")
+    check_finite(read.tensors, f"{read.path}: the weights")
+    return read
+
+
+def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the weights of a folder, or the file itself.
+
+    Raises:
+        InputError: for a folder that does not hold its weights as safetensors.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        return [path / name for name in files_of(path)]
+    except InputError as error:
+        problem = error.problem.removeprefix(f"{path}: ")
+        if problem.startswith("holds no "):
+            problem = f"a folder, and no encoder's: it {problem}; give the folder of a saved encoder, or a weight file"
+        raise InputError(f"{path}: {problem}") from None
+
+
+def _read_folder(folder: pathlib.Path) -> WeightFile:
+    files = weight_files(folder)
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: broken ({error}); fetch it or save it again") from None
+    read = [_read_safetensors(file) for file in files]
+    tensors = {name: tensor for part in read for name, tensor in part.tensors.items()}
+    repeated = sum(len(part.tensors) for part in read) - len(tensors)
+    if repeated:
+        raise InputError(f"{folder}: {repeated} tensors stand in several of its files; fetch it again")
+    return WeightFile(files[0] if len(files) == 1 else folder, tensors, read[0].metadata, (),
+                      config if isinstance(config, dict) else {})
+
+
+def _read_file(path: pathlib.Path) -> WeightFile:
     if not path.is_file():
         raise InputError(f"{path}: no such weight file; check the path")
     readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
     if path.suffix not in readers:
         raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")
-    read = readers[path.suffix](path)
-    if not read.tensors:
-        raise InputError(f"{path}: holds no tensors; give a file of weights")
-    check_finite(read.tensors, f"{path}: the weights")
-    return read
-
-
-def _weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
-    lacking = [name for name in (ENCODER_CONFIG, ENCODER_WEIGHTS) if not (folder / name).is_file()]
-    if lacking:
-        raise InputError(f"{folder}: a folder, and no encoder's: it holds no {' and no '.join(lacking)}; "
-                         "give the folder of a saved encoder, or a weight file")
-    return folder / ENCODER_WEIGHTS
+    return readers[path.suffix](path)
 
 
 def _read_safetensors(path: pathlib.Path) -> WeightFile:

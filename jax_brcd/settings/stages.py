@@ -54,9 +54,11 @@ class TeacherConfig:
 
     teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images; or embeddings, a "
                           "table of them under `embeddings`, whose student sees images of its own size")
-    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, "
-                                  "'imagenet' (torchvision's), 'held-out' (pretrained here on the data set's labelled held-out "
-                                  "images) or 'random'; a hash head of as many `bits` that comes with them is kept")
+    teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file, a folder of an encoder or of "
+                                  "weights in Hugging Face's layout, hf:USER/NAME or hf:USER/NAME@REVISION of its hub, a tag of the "
+                                  "backbone ('imagenet' are torchvision's, 'pretrained' a hub's), 'held-out' (pretrained here on the "
+                                  "data set's labelled held-out images) or 'random'; a hash head of as many `bits` that comes with "
+                                  "them is kept")
     embeddings: pathlib.Path | None = option(None, "folder of the tables of `teacher` embeddings: train, database and test as "
                                              ".npy, .safetensors or .parquet, a row an image")
     embeddings_dropout: float = option(0.1, "part of a row's features that is dropped in its second view, for objectives over "
@@ -77,7 +79,8 @@ class StudentConfig:
     """The student and how long it learns."""
 
     student: str = option("resnet18", "student's backbone")
-    student_weights: str = option("imagenet", "student's weights: a file or an encoder's folder, 'imagenet' or 'random'")
+    student_weights: str = option("imagenet", "student's weights: a file, a folder, hf:USER/NAME, 'imagenet' or 'random', as "
+                                  "`teacher_weights`")
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "Adam's learning rate for the student", above=0)

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_brcd import __version__
+from jax_brcd.hub import fetch, is_hub_name
 from jax_brcd.models import tags_of
-from jax_brcd.models.weights import ENCODER_WEIGHTS
+from jax_brcd.models.variants import HubWeights
+from jax_brcd.models.weights import weight_files
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
+from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES, digest
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path, parse_json, read_json, write_json
+from jax_brcd.runtime.progress import Progress
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
 
@@ -194,11 +197,27 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
     for role, setting, backbone in _weights(config)[: 2 if student else 1]:
         told = named[setting]
         with of_setting(setting, told):
-            path = as_path(told)
-            path = path / ENCODER_WEIGHTS if path.is_dir() else path
-            if told not in NO_FILES and told not in tags_of(backbone) and path.is_file():
-                found[role] = _tensors_digest(path)
+            path = as_path(config.weights(setting))
+        if setting in config.fetched or (told not in NO_FILES and told not in tags_of(backbone)):
+            with contextlib.suppress(InputError):  # a broken folder is refused where it is read
+                digests = [_tensors_digest(file) for file in weight_files(path) if file.is_file()]
+                if digests:
+                    found[role] = digests[0] if len(digests) == 1 else digest(*digests)
     return found
+
+
+def fetch_weights(config: Config, *, student: bool, progress: Progress) -> tuple[Config, InputError | None]:
+    """The configuration with what it names on the Hugging Face hub fetched; and why something cannot be had, if so."""
+    fetched, named, missed = {}, config.flat(), None
+    for _, setting, backbone in _weights(config)[: 2 if student else 1]:
+        told, tagged = named[setting], BACKBONES[backbone].weights.get(named[setting])
+        name = tagged.name if isinstance(tagged, HubWeights) else told if is_hub_name(told) else None
+        try:
+            if name is not None:
+                fetched[setting] = fetch(name, progress=progress)
+        except InputError as error:
+            missed = missed or InputError(error.problem.removeprefix(f"{told}: "), field=setting, value=told)
+    return dataclasses.replace(config, fetched=fetched), missed
 
 
 def _tensors_digest(path: pathlib.Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jax_brcd.data import DATASETS
+from jax_brcd.hub import Fetched
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.methods.sums import PLUS, part_settings
 from jax_brcd.models import BACKBONES
@@ -32,6 +33,7 @@ class Config:
 
     Attributes:
         given: the settings that were given by name, and not by a preset or a default.
+        fetched: what settings name that lies on the Hugging Face hub, where it is fetched already.
     """
 
     data: DataConfig
@@ -42,6 +44,7 @@ class Config:
     hashing: Any
     method: Any
     given: frozenset[str] = frozenset()
+    fetched: Mapping[str, Fetched] = dataclasses.field(default_factory=dict)
 
     @property
     def min_epochs(self) -> int:
@@ -71,6 +74,15 @@ class Config:
         parts = (self.data.dataset, self.teacher.teacher, self.student.student, f"{self.objective.bits}bits",
                  self.run.method, f"seed{self.run.seed}")
         return pathlib.Path("runs") / "-".join(part.replace("/", "_") for part in parts)
+
+    def weights(self, setting: str) -> str:
+        """What `teacher_weights` or `student_weights` names; of what was fetched from the hub, its folder."""
+        return str(self.fetched[setting].folder) if setting in self.fetched else self.flat()[setting]
+
+    @property
+    def origins(self) -> dict[str, Any]:
+        """Where on the hub the weights of "teacher" and "student" come from, of those that do."""
+        return {setting.removesuffix("_weights"): fetched.origin for setting, fetched in self.fetched.items()}
 
     def with_out(self, name: str) -> "Config":
         """The configuration with a run directory of that name, unless one was told."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_brcd.data import Embeddings, ImageDataset, load_dataset
-from jax_brcd.encoder import HashEncoder, read_config
+from jax_brcd.encoder import HashEncoder, holds_encoder, read_config
 from jax_brcd.models import BACKBONES, HashModel, tags_of
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
@@ -173,17 +173,17 @@ def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def brought_teacher(config: Config) -> dict[str, Any] | None:
-    """What the encoder's folder that a teacher is brought along in says of it; None where it is none.
+    """What the encoder's folder that a teacher is brought along in says of it; None where it is a folder of weights, or none.
 
     Raises:
-        InputError: for a folder that is no encoder's.
+        InputError: for a folder of something else.
     """
-    weights = config.teacher.teacher_weights
-    named = weights in NO_FILES or weights in tags_of(config.teacher.teacher)
-    if named or not as_path(weights).is_dir():
-        return None
-    with of_setting("teacher_weights", weights):
-        return read_config(weights)
+    told = config.teacher.teacher_weights
+    with of_setting("teacher_weights", told):
+        folder = as_path(config.weights("teacher_weights"))
+        if told in NO_FILES or told in tags_of(config.teacher.teacher) or not folder.is_dir():
+            return None
+        return read_config(folder) if holds_encoder(folder) else None
 
 
 def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:

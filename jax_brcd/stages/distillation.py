@@ -143,4 +143,4 @@ def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
         shown = config.method.report(fitted.state.carry["memory"])
         write_json(folder.path / SECTIONS, [section_to_dict(section) for section in shown])
         write_history(folder.path / HISTORY, fitted.history)
-    folder.finish()
+    folder.finish(weights=config.origins.get(encoders.STUDENT))

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jax_brcd.hub import Fetched, fetch, is_hub_name
 from jax_brcd.models import HashModel, create_hash_model, load_state, tags_of
+from jax_brcd.models.described import KIND, check_described
 from jax_brcd.models.layouts import Loaded
 from jax_brcd.models.rows import EMBEDDINGS, create_row_model
-from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, read_weights
+from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
@@ -44,18 +46,19 @@ class Built(NamedTuple):
 
 def build(
     name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike,
-    form: str | None = None, any_form: bool = False, progress: Progress = silent,
+    form: str | None = None, any_form: bool = False, fetched: Fetched | None = None, progress: Progress = silent,
 ) -> Built:
     """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
     Args:
-        weights: a file, the folder of an encoder, a tag of the backbone's own weights ("imagenet") or "random". A tag never
-            brings a head. option: the setting that `weights` is of.
+        weights: a file, a folder of an encoder or of weights alone, hf:user/name of the Hugging Face hub, a tag of the
+            backbone's own weights ("imagenet") or "random". A tag never brings a head. option: the setting that it is of.
         form: of a new head, a name in HEADS; None for the backbone's own. any_form: a head that the weights bring is taken
             whatever its form; else one of another form is left out with a remark.
+        fetched: what lies on the hub, where it was fetched before.
 
     Raises:
-        InputError: for files that are absent, broken or of another model.
+        InputError: for files that are absent, broken or of another model, and for what cannot be had of the hub.
     """
     def create(form: str | None) -> HashModel:
         return create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype), form=form)
@@ -64,17 +67,33 @@ def build(
         return Built(create(form), (), False)
     tagged = tags_of(name).get(str(weights))
     with of_setting(option, weights):
-        if tagged is not None or weights == "imagenet":
+        if fetched is None and is_hub_name(weights):
+            fetched = fetch(str(weights), progress=progress)
+        if fetched is not None:
+            path = fetched.folder
+        elif tagged is not None or weights == "imagenet":
             path = download_weights(name, str(weights), as_path(cache_dir) / "weights", progress=progress)
-            model = create(form)
-            load_state(model.backbone, read_weights(path), layout=tagged.layout)
-            return Built(model, (), False)
-        file = read_weight_file(weights)
+        else:
+            path = weights
+        file = read_weight_file(path)
         _check_model(file, name)
+        if tagged is not None:
+            model = create(form)
+            load_state(model.backbone, file.tensors, layout=tagged.layout)
+            return Built(model, () if fetched is None else fetched.remarks, False)
         model, loaded = _with_head([*([file.metadata.get("head")] if any_form else []), form], create, file)
     came = (f"its hash head of {bits} bits is taken too",) if loaded.head else ()
-    return Built(model, tuple(f"{name} of {file.path}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came)),
-                 loaded.head)
+    source, first = (file.path, ()) if fetched is None else (fetched.name, fetched.remarks)
+    remarks = (f"{name} of {source}: {remark}" for remark in (*file.remarks, *loaded.remarks, *came))
+    return Built(model, (*first, *remarks), loaded.head)
+
+
+def _load(model: HashModel, file: WeightFile) -> Loaded:
+    try:
+        return load_state(model, file.tensors, any_head=True)
+    except InputError as error:
+        kind = file.config.get(KIND)
+        raise InputError(error.problem + (f" (its config.json says that it is of '{kind}')" if kind else "")) from None
 
 
 def _with_head(
@@ -83,7 +102,7 @@ def _with_head(
     """The model with a head of the first of some forms that a file holds; where it holds none of them, of the last one, new."""
     for form in dict.fromkeys(forms):
         model = create(form)
-        loaded = load_state(model, file.tensors, any_head=True)
+        loaded = _load(model, file)
         if loaded.head:
             break
     return model, loaded
@@ -113,7 +132,8 @@ def build_over_rows(
 
 
 def _check_model(file: WeightFile, name: str) -> None:
-    """Raises InputError where a file says that it is of another model."""
+    """Raises InputError where a file, or the folder it lies in, says that it is of another model."""
     other = file.metadata.get("model", name)
     if other != name:
         raise InputError(f"{file.path}: says that it is of {other}; give weights of {name}, or name {other}")
+    check_described(file.config, name)

@@ -26,6 +26,7 @@ from jax_brcd.stages.claim import (
     check_no_student,
     check_settings,
     continued,
+    fetch_weights,
     mark_diverged,
     read_claim,
     settled,
@@ -71,8 +72,11 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 
 
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    config, missed = fetch_weights(config, student=student, progress=progress)
     out, weights = config.out, weights_digests(config, student=student)
     earlier = read_claim(out)
+    if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
+        raise missed
     if earlier is not None:
         check_settings(out, config, weights, earlier, student=student)
     context = load_context(config, student=student, progress=progress, say=say)
@@ -87,6 +91,8 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
+    if missed is not None:
+        raise missed
     teacher_built, student_built = build_models(context, student=student)
     context = dataclasses.replace(
         context, config=settled(config, head_came=teacher_built.head_came),
@@ -165,13 +171,13 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
 
     def built(name: str, weights: str, option: str, stage: int, **head: Any) -> Built:
         return build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                     cache_dir=config.data.cache_dir, progress=context.progress, **head)
+                     cache_dir=config.data.cache_dir, fetched=config.fetched.get(option), progress=context.progress, **head)
 
     if context.table is None:
         teacher = built(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER, **of_teacher)
     else:
-        teacher = build_over_rows(context.table.width, config.objective.bits, teacher_weights, option="teacher_weights",
-                                  seed=context.seed(TEACHER), **of_teacher)
+        teacher = build_over_rows(context.table.width, config.objective.bits, config.weights("teacher_weights"),
+                                  option="teacher_weights", seed=context.seed(TEACHER), **of_teacher)
     learner = built(config.student.student, config.student.student_weights, "student_weights", STUDENT) if student else None
     size = context.preprocessing.size
     if learner is not None and not learner.model.backbone.fits(size):
@@ -222,7 +228,7 @@ def _write(
     """Everything a run leaves in its directory."""
     config, dataset, out = context.config, context.dataset, context.config.out
     came_from = {"version": __version__, "protocol": found.metrics["protocol"], "data": dict(data),
-                 "settings": config.flat()}
+                 "settings": config.flat(), **({"weights": config.origins} if config.origins else {})}
     teacher.save(out / "teacher", metrics=found.metrics.get("teacher"), notes=list(teacher.remarks), **came_from)
     _flat_copy(out, "teacher")
     if student is not None:

@@ -132,7 +132,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
             if devices.is_first():
                 footing.encoder(model, space).save(folder.path / ENCODER)
                 write_history(folder.path / HISTORY, trained)
-            folder.finish(remarks=_remarks(built, epochs, solved=solved))
+            folder.finish(remarks=_remarks(built, epochs, solved=solved), weights=config.origins.get(ROLE))
     with folder.reading():
         encoder, remarks = load(folder.path / ENCODER), tuple(folder.record["remarks"])
         history = [*history, *read_history(folder.path / HISTORY)]
