@@ -252,11 +252,11 @@ class Placed(NamedTuple):
         """Of up to FEW views, or of MANY; rows beyond them are padding."""
         return self._of(views, _logits_alone, _logits_together)
 
-    def features(self, views: list[Array]) -> Float[Array, "batch features"]:
+    def features(self, views: list[View]) -> Float[Array, "batch features"]:
         """As `logits`."""
         return self._of(views, _features_alone, _features_together)
 
-    def _of(self, views: list[Array], alone: Callable[..., Any], together: Callable[..., Any]) -> Any:
+    def _of(self, views: list[View], alone: Callable[..., Any], together: Callable[..., Any]) -> Any:
         if len(views) == 1:
             return alone(self.graph, self.alone, views[0])
         size = FEW if len(views) <= FEW else MANY
@@ -274,7 +274,7 @@ def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[View, "batch *vi
 
 
 def _features(
-    graph: nnx.GraphDef, state: nnx.State, views: Float[Array, "batch size size 3"]
+    graph: nnx.GraphDef, state: nnx.State, views: Float[View, "batch *view"]
 ) -> Float[Array, "batch features"]:
     with jax.default_matmul_precision("highest"):
         return nnx.merge(graph, state).backbone(views, train=False)
