@@ -26,7 +26,7 @@ class VisionTransformer(PatchTransformer):
     name = "VisionTransformer"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^layers\.(\d+)", r"encoder.layers.encoder_layer_\1"),
-        (r"^(pos_embedding|ln\.)", r"encoder.\1"),
+        (r"^(pos_embedding|ln\b)", r"encoder.\1"),
         (r"self_attention\.in_proj\.", "self_attention.in_proj_"),
         (r"mlp\.linear_1", "mlp.0"),
         (r"mlp\.linear_2", "mlp.3"),
