@@ -22,7 +22,7 @@ class Family:
 
     Attributes:
         model, config: the classes. feature: what of the model's outputs. width: what the configuration calls its numbers.
-        told: whether it must be told to resample positions for images of another size; the others do it, or have none to resample.
+        told: whether it must be told to resample positions for images of another size; others do it, or have none.
     """
 
     model: str
@@ -84,8 +84,8 @@ class Foundation(nn.Module):
                     "unknown": found["unexpected_keys"], "mis-shaped": [name for name, *_ in found["mismatched_keys"]]}
         said = [f"{problem} {', '.join(sorted(names)[:3])}" for problem, names in problems.items() if names]
         if said:
-            raise InputError(f"the weights do not fit {self.family.model}: {'; '.join(said)}; give weights of it in Hugging Face's "
-                             "layout")
+            raise InputError(f"the weights do not fit {self.family.model}: {'; '.join(said)}; give weights of it in Hugging "
+                             "Face's layout")
         self.classifier.load_state_dict(head, **settings)
         self.tower.load_state_dict(read.state_dict())
 
