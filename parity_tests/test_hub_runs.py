@@ -203,11 +203,12 @@ def test_weights_without_a_head_are_no_encoder(hub):
 
 def test_a_published_student_is_evaluated_and_its_teacher_brought_along_by_name(hub, made, capsys):
     out, cache, metrics, _ = made
-    for name in ("teacher", "student_asymmetric"):
+    for name in ("teacher", "student_symmetric"):
         jax_brcd.load(out / name).push_to_hub(f"ann/{name}")
-    evaluate.main(["--queries", "hf:ann/student_asymmetric", "--database", "hf:ann/teacher", "--cache-dir", str(cache)])
+    student = "hf:ann/student_symmetric"
+    evaluate.main(["--queries", student, "--database", student, "--cache-dir", str(cache)])
     printed = capsys.readouterr().out
-    assert "hf:ann/student_asymmetric" in printed and f"{metrics['student']['asymmetric']['map']:.4f}" in printed
+    assert "hf:ann/student_symmetric" in printed and f"{metrics['student']['symmetric']['map']:.4f}" in printed
 
     def brought(weights):
         config, missed = fetch_weights(create_config(teacher="toy", teacher_weights=weights), student=False, progress=silent)

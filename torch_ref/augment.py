@@ -12,10 +12,10 @@ from jax_brcd.views.derivations import Derivation, Mixture, Rotation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def training_view(size: int, flip: bool, recipe: str = "brcd") -> v2.Transform:
+def training_view(size: int, flip: bool, recipe: str = "brcd", *, mean=MEAN, std=STD) -> v2.Transform:
     """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published", "CroVCA")."""
     return v2.Compose([
-        v2.ToDtype(torch.float32, scale=True), *OPERATIONS[recipe](size, 0.5 if flip else 0.0), v2.Normalize(MEAN, STD)])
+        v2.ToDtype(torch.float32, scale=True), *OPERATIONS[recipe](size, 0.5 if flip else 0.0), v2.Normalize(mean, std)])
 
 
 def published_operations(size: int, flip: float) -> list[v2.Transform]:
@@ -44,12 +44,15 @@ def crovca_operations(size: int, flip: float) -> list[v2.Transform]:
 OPERATIONS = {"brcd": published_operations, "crovca": crovca_operations}
 
 
-def evaluation_view(size: int, resize: int | None = None) -> v2.Transform:
+def evaluation_view(
+    size: int, resize: int | None = None, *, mean=MEAN, std=STD, interpolation: str = "bilinear"
+) -> v2.Transform:
     """uint8 (..., 3, H, W) -> float (..., 3, size, size), normalised: the whole image resized, or with `resize` the middle of
     it."""
-    fit = ([v2.Resize((size, size), antialias=True)] if resize is None
-           else [v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), *fit, v2.Normalize(MEAN, STD)])
+    mode = v2.InterpolationMode(interpolation)
+    fit = ([v2.Resize((size, size), mode, antialias=True)] if resize is None
+           else [v2.Resize(resize, mode, antialias=True), v2.CenterCrop(size)])
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), *fit, v2.Normalize(mean, std)])
 
 
 def random_views(images: Tensor, view: v2.Transform) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jax_brcd.clusters.choice import published_range
 from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.models.variants import BACKBONES
 from jax_brcd.report import SKIPPED
 from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
@@ -45,8 +46,11 @@ class Experiment:
     k: int
 
     def __post_init__(self) -> None:
-        self.view = augment.training_view(self.size, self.dataset.flip, self.config.data.view_recipe)
-        self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size))
+        meant = BACKBONES[self.config.teacher.teacher].preprocessing
+        self.colours = {"mean": meant.mean, "std": meant.std}
+        self.view = augment.training_view(self.size, self.dataset.flip, self.config.data.view_recipe, **self.colours)
+        self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size), **self.colours,
+                                             interpolation=meant.interpolation)
         self.train_images = channels_first(self.dataset.train.images)
         self.kept_views = None if self.config.data.fresh_views else self.config.data.views
 
@@ -129,7 +133,7 @@ def load_experiment(config: Config) -> Experiment:
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)
+    size = BACKBONES[config.teacher.teacher].preprocessing.size
     return Experiment(config, dataset, size, data.k or dataset.default_k)
 
 
@@ -190,7 +194,7 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     head = models.get_head(model)
     models.set_head(model, models.new_head(experiment.config.teacher.teacher, width(model), held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
-    view = augment.training_view(experiment.size, experiment.dataset.flip)
+    view = augment.training_view(experiment.size, experiment.dataset.flip, **experiment.colours)
     pretrain(model, lambda indices, _: augment.random_views(images[indices], view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
     models.set_head(model, head)

@@ -1,4 +1,4 @@
-"""torchvision's models with a hash head."""
+"""torchvision's models and those of `foundation`, with a hash head."""
 
 import functools
 import pathlib
@@ -10,11 +10,8 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth
 
 from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
+from torch_ref import foundation
 
-# Of the others 224
-IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
-              "efficientnet_b3": 300, "efficientnet_b4": 380, "efficientnet_b5": 456, "efficientnet_b6": 528,
-              "efficientnet_b7": 600, "efficientnet_v2_s": 384}
 # The published students whose hash head stands on the 1000 logits of the whole classifier
 ON_LOGITS = ("mobilenet_v2", *(f"efficientnet_b{number}" for number in range(8)))
 
@@ -50,11 +47,15 @@ BUILDERS = {
     "vit_lite_4_8": functools.partial(models.VisionTransformer, image_size=32, patch_size=8, num_layers=4, num_heads=4,
                                       hidden_dim=128, mlp_dim=256),
     "resnet8": ResNet8,
+    **foundation.BUILDERS,
 }
 
 
 def head_name(model: nn.Module) -> str:
-    """Where a hash model of `create_hash_model` keeps its head: at "heads", "fc" or the last place of "classifier"."""
+    """Where a hash model of `create_hash_model` keeps its head: where it says, at "heads", "fc" or the last place of
+    "classifier"."""
+    if hasattr(model, "head_place"):
+        return model.head_place
     if hasattr(model, "classifier"):
         return f"classifier.{len(model.classifier) - 1}"
     return "heads" if hasattr(model, "heads") else "fc"
@@ -103,7 +104,7 @@ HASHCODERS = {"hashcoder_small": small_hashcoder, "hashcoder_large": large_hashc
 
 
 def create_hash_model(name: str, bits: int, form: str | None = None) -> nn.Module:
-    """A torchvision model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the
+    """A model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the
     head's `form`, None for its own."""
     model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

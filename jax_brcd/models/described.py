@@ -14,7 +14,7 @@ def check_described(config: Mapping[str, Any], name: str) -> None:
 
     Only what both speak of is compared: older ones leave out what is usual, and the shapes of the tensors decide the rest.
     """
-    differing = _differing(config, BACKBONES[name].config)
+    differing = _differing(config, BACKBONES[name].config if name in BACKBONES else {})
     if not differing:
         return
     said = " and ".join(f"{key} {given!r} instead of {_spelled(wanted)}" for key, (given, wanted) in differing.items())

@@ -20,7 +20,7 @@ def header(metrics: Mapping[str, Any]) -> list[str]:
 
 def rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     """A row each for the teacher and the searches of the student; none where nothing was evaluated."""
-    scores, costs = _scores(metrics), metrics["costs"]
+    scores, costs = _scores(metrics), metrics.get("costs", {})
     return [[name, costs[_role(name)]["model"], *_cells(score, scores.values()), *_cost(costs[_role(name)])]
             for name, score in scores.items()]
 

@@ -198,11 +198,11 @@ def weights_digests(config: Config, *, student: bool) -> dict[str, str]:
         told = named[setting]
         with of_setting(setting, told):
             path = as_path(config.weights(setting))
-        if setting in config.fetched or (told not in NO_FILES and told not in tags_of(backbone)):
-            with contextlib.suppress(InputError):  # a broken folder is refused where it is read
-                digests = [_tensors_digest(file) for file in weight_files(path) if file.is_file()]
-                if digests:
-                    found[role] = digests[0] if len(digests) == 1 else digest(*digests)
+            if setting in config.fetched or (told not in NO_FILES and told not in tags_of(backbone)):
+                with contextlib.suppress(InputError):  # a broken folder is refused where it is read
+                    digests = [_tensors_digest(file) for file in weight_files(path) if file.is_file()]
+                    if digests:
+                        found[role] = digests[0] if len(digests) == 1 else digest(*digests)
     return found
 
 

@@ -27,7 +27,7 @@ class CroVCA:
     crovca_weight_decay: float = option(1e-2, "weight decay of CroVCA's AdamW", low=0)
     crovca_final_lr: float = option(1e-6, "rate at which the cosine of CroVCA's AdamW ends; `teacher_lr` if that is lower", low=0)
 
-    sees: ClassVar[Sees] = Sees.TWO_ROWS
+    sees = Sees.TWO_ROWS
     proposes: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"teacher_lr": 1e-3, "teacher_epochs": 5, "teacher_batch_size": 256, "view_recipe": "crovca"})
 
