@@ -1,5 +1,6 @@
 """The command: every bad input ends in one line and status 2, before anything on disk has changed."""
 
+import dataclasses
 import errno
 import os
 
@@ -173,8 +174,8 @@ def test_help_explains_every_setting_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     for stage in (*STAGES, *OBJECTIVES.values(), *METHODS.values()):
-        for name, field in stage.__dataclass_fields__.items():
-            assert f"--{name.replace('_', '-')}" in text
+        for field in dataclasses.fields(stage):
+            assert f"--{field.name.replace('_', '-')}" in text
             assert spelled(" ".join(field.metadata["help"].split()))[:30] in text
     assert "(default: 0.3)" in text and "(default: 400; of digits, 20)" in text
 

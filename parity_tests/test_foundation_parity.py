@@ -143,7 +143,7 @@ def test_a_teacher_by_itq_is_the_same_in_both_frameworks(saved, tmp_path):
     score = experiment.scores(teacher, teacher)
     assert ours["teacher"]["map"] == pytest.approx(score["map"], abs=0.002)
     assert ours["teacher"]["cosine_map"] == pytest.approx(score["cosine_map"], abs=0.002)
-    assert 0 < score["map"] < 1
+    assert score["map"] > 0.5  # a third of the images are relevant
 
 
 def test_views_have_the_colours_and_the_interpolation_of_the_variant():
