@@ -13,7 +13,7 @@ from jax_brcd.hub.folders import CONFIG, INDEX, OTHERS, WEIGHTS, files_of, shard
 from jax_brcd.hub.library import ANSWER_SECONDS, library, quiet, reason
 from jax_brcd.hub.names import COMMIT, PREFIX, HubName
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import system_errors
+from jax_brcd.runtime.files import file_sha256, system_errors
 from jax_brcd.runtime.progress import Progress, silent
 
 SHA256, GIT = 64, 40  # hexadecimal digits of a sha256, and of the digest that git calls files by
@@ -108,7 +108,7 @@ def _file(name: HubName, revision: str, file: str, expected: str | None, progres
     """One file of a revision and its sha256. What does not have its digest is fetched once more, and then refused."""
     for again in (False, True):
         path = _download(name, revision, file, progress, again=again)
-        found = _digest(path)
+        found = file_sha256(path)
         if expected in (None, found) and _is_whole(path, found):
             return path, found
     wrong = expected or _blob_name(path)
@@ -201,17 +201,12 @@ def _copy(name: HubName) -> Fetched | None:
             files = files_of(folder)
         except (InputError, OSError):
             continue
-        sha256 = {file: _digest(folder / file) for file in files}
+        sha256 = {file: file_sha256(folder / file) for file in files}
         damaged = [file for file, found in sha256.items() if not _is_whole(folder / file, found)]
         if damaged:
             raise InputError(f"{name}: {folder / damaged[0]} is damaged; delete it, and fetch it again or {_by_hand(name)}")
         return Fetched(name, folder, folder.name if COMMIT.fullmatch(folder.name) else None, sha256)
     return None
-
-
-def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _blob_name(path: pathlib.Path) -> str:

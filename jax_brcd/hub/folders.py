@@ -57,14 +57,14 @@ def shards(index: os.PathLike | str) -> list[str]:
     return files
 
 
-def files_of(folder: pathlib.Path, place: str | None = None) -> list[str]:
+def files_of(folder: pathlib.Path) -> list[str]:
     """The names of the files that hold a folder's weights, all of which are there.
 
     Raises:
         InputError: see `weights_among` and `shards`, and for files that are missing; the folder is not named.
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
-    first = weights_among(there, place or str(folder))
+    first = weights_among(there, str(folder))
     files = shards(folder / INDEX) if first == INDEX else [first]
     lacking = [name for name in files if name not in there]
     if lacking:

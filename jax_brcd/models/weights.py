@@ -1,6 +1,5 @@
 """Weight files, safetensors and PyTorch's own, read without executing what is in them; and downloads by tag."""
 
-import hashlib
 import os
 import pathlib
 import warnings
@@ -18,7 +17,7 @@ from jax_brcd.hub.folders import CONFIG, files_of
 from jax_brcd.models.layouts.base import check_finite, torch_array
 from jax_brcd.models.variants import BACKBONES, HubWeights
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path, read_json
+from jax_brcd.runtime.files import as_path, atomic_path, file_sha256, read_json
 from jax_brcd.runtime.progress import Progress, silent
 
 NESTED = ("state_dict", "model_state_dict", "model", "state")  # where training scripts keep a state_dict among other things
@@ -65,8 +64,7 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
 def _check_digest(path: pathlib.Path, begins: str) -> None:
     """Raises InputError for a file that was cut or overwritten since it was fetched, or is another that was put in its
     place."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[: len(begins)]
+    found = file_sha256(path)[: len(begins)]
     if found != begins:
         raise InputError(f"{path}: damaged, or another file (sha256 {found} instead of {begins}); delete it to have it fetched "
                          "again")

@@ -40,12 +40,6 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
             if (value := getattr(settings, field.name)) != field.default}
 
 
-def file_digest(path: os.PathLike | str) -> str:
-    """A digest of the bytes of a file. Raises OSError where it cannot be read."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:LENGTH]
-
-
 def later(default: Any) -> Any:
     """A dataclass field added after digests were made: at its default it is left out of them, so that they stay the same."""
     return dataclasses.field(default=default, metadata={LATER: True})

@@ -242,6 +242,12 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def file_sha256(path: os.PathLike | str) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: os.PathLike | str) -> Any:
     """Reads a JSON file. Raises OSError or ValueError as the standard library does."""
     return parse_json(as_path(path).read_text())

@@ -16,7 +16,7 @@ from jax_brcd.models.weights import weight_files
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES, digest
 from jax_brcd.runtime.errors import InputError, of_setting
-from jax_brcd.runtime.files import as_path, parse_json, read_json, write_json
+from jax_brcd.runtime.files import as_path, check_folder, parse_json, read_json, write_json
 from jax_brcd.runtime.progress import Progress
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
 from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
@@ -61,8 +61,7 @@ def read_claim(out: pathlib.Path) -> Claim | None:
     Raises:
         InputError: for a directory of something else, and of an older version, which kept no record of its data.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError("is a file; name a folder", field="out", value=out)
+    check_folder(out, field="out")
     if not (out / CONFIG).exists():
         foreign = [name for name in LEFT if (out / name).exists()]
         if foreign:

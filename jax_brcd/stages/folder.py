@@ -18,10 +18,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.digests import digest, file_digest
+from jax_brcd.runtime.digests import LENGTH, digest
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import (
     atomic_path,
+    file_sha256,
     lock_beside,
     locked,
     make_folder,
@@ -83,7 +84,7 @@ class StageFolder:
         """The digest of each file of the result, by its path in the folder."""
         found = [path for path in sorted(self.path.rglob("[!.]*")) if path.is_file()]
         names = [path.relative_to(self.path) for path in found]
-        return {str(name): file_digest(path) for name, path in zip(names, found, strict=True)
+        return {str(name): file_sha256(path)[:LENGTH] for name, path in zip(names, found, strict=True)
                 if name.parts[0] not in (CHECKPOINTS, RECORD) and not name.parts[0].startswith(".")}
 
     def _check(self) -> None:
