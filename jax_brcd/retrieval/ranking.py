@@ -30,7 +30,7 @@ GROUP = 64  # consecutive items whose smallest distance is noted
 STRIDE = 16  # one item in so many makes the sample of a small database
 WORD = 32  # bits, the widest word JAX counts in without its 64-bit mode
 
-Result = TypeVar("Result")
+Result, Lent = TypeVar("Result"), TypeVar("Lent")
 
 
 class Words(NamedTuple):
@@ -175,26 +175,40 @@ def map_queries(
     """
     count, dtype = len(queries.positive), _distance_type(queries.bits)
     block = next((size for size in FEW_QUERIES if count <= size), QUERIES_A_TASK)
-    groups, memory = -(-len(database) // GROUP), queue.SimpleQueue()
-    for _ in range(threads := min(os.cpu_count() or 1, -(-count // block))):
-        memory.put((np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)))
+    groups = -(-len(database) // GROUP)
+
+    def lend() -> tuple[np.ndarray, np.ndarray]:
+        return np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)
+
+    def task(rows: range, lent: tuple[np.ndarray, np.ndarray]) -> Result:
+        words = jax.tree.map(jnp.asarray, _words(queries, rows.start, block))
+        for begin, chunk in zip(range(0, len(database), CHUNK), database.chunks, strict=True):
+            found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits)
+            for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
+                place = whole[:, first : first + part.shape[1]]
+                place[:] = np.asarray(part)[:, : place.shape[1]]
+        return function(rows, [Distances(*row) for row in zip(*(part[: len(rows)] for part in lent), strict=True)])
+
+    return on_all_cores(task, count, block, lend)
+
+
+def on_all_cores(function: Callable[[range, Lent], Result], count: int, block: int, lend: Callable[[], Lent]) -> list[Result]:
+    """`function` of consecutive numbers below `count`, a `block` at a time, and of memory that it is lent meanwhile.
+
+    Each thread makes its memory once by `lend`, however many blocks there are.
+    """
+    starts, memory = range(0, count, block), queue.SimpleQueue()
+    for _ in range(threads := min(os.cpu_count() or 1, len(starts))):
+        memory.put(lend())
 
     def task(start: int) -> Result:
         interruption.check()
-        rows = range(start, min(start + block, count))
-        words = jax.tree.map(jnp.asarray, _words(queries, start, block))
         lent = memory.get()
         try:
-            for begin, chunk in zip(range(0, len(database), CHUNK), database.chunks, strict=True):
-                found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits)
-                for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
-                    place = whole[:, first : first + part.shape[1]]
-                    place[:] = np.asarray(part)[:, : place.shape[1]]
-            return function(rows, [Distances(*row) for row in zip(*(part[: len(rows)] for part in lent), strict=True)])
+            return function(range(start, min(start + block, count)), lent)
         finally:
             memory.put(lent)
 
-    starts = range(0, count, block)
     if len(starts) <= 1:
         return [task(start) for start in starts]
     with ThreadPoolExecutor(threads) as pool:

@@ -7,9 +7,7 @@ any batch and on any machine, and equal items tie. Ties are by position.
 import dataclasses
 import math
 import os
-import queue
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped, UInt32
 
 from jax_brcd.retrieval.packing import PackedCodes
-from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths
+from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths, on_all_cores
 from jax_brcd.runtime.errors import InputError
 
 HELD = 1 << 22  # scores that a thread holds at once, or those of one query
@@ -164,24 +162,13 @@ def map_scores(
 
     Scores are only lent: their memory serves the next queries. So a search needs the same memory for any number of them.
     """
-    cores = os.cpu_count() or 1
-    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores), HELD // max(scoring.items, 1)))
-    starts, memory = range(0, scoring.queries, block), queue.SimpleQueue()
-    for _ in range(threads := min(cores, len(starts))):
-        memory.put(np.empty((block, scoring.items)))
+    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // (os.cpu_count() or 1)), HELD // max(scoring.items, 1)))
 
-    def task(start: int) -> Result:
-        rows, lent = range(start, min(start + block, scoring.queries)), memory.get()
-        try:
-            scoring.fill(rows, lent[: len(rows)])
-            return function(rows, list(lent[: len(rows)]))
-        finally:
-            memory.put(lent)
+    def task(rows: range, lent: Float[np.ndarray, "rows items"]) -> Result:
+        scoring.fill(rows, lent[: len(rows)])
+        return function(rows, list(lent[: len(rows)]))
 
-    if len(starts) <= 1:
-        return [task(start) for start in starts]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(task, starts))
+    return on_all_cores(task, scoring.queries, block, lambda: np.empty((block, scoring.items)))
 
 
 def soft_rank(scoring: SoftScoring, k: int) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
