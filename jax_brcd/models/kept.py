@@ -35,6 +35,11 @@ def head_logits(model: HashModel, features: Float[np.ndarray, "*rows features"])
     return _in_slabs(_head_logits, model, features)
 
 
+def codes_of(logits: Float[np.ndarray, "*rows bits"]) -> Float[np.ndarray, "*rows bits"]:
+    """Codes of logits that are there already."""
+    return np.asarray(hash_codes(jnp.asarray(logits)))
+
+
 def _in_slabs(
     program: Callable[..., Array], model: HashModel, features: Float[np.ndarray, "*rows features"]
 ) -> Float[np.ndarray, "*rows bits"]:

@@ -12,10 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jax_brcd.losses.codes import hash_codes
 from jax_brcd.models import HashModel
 from jax_brcd.models.heads import WithFeatures
-from jax_brcd.models.kept import head_codes, head_logits
+from jax_brcd.models.kept import codes_of, head_codes, head_logits
 from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.teachers.base import Encoded
@@ -34,13 +33,13 @@ class PixelParts:
 
     def codes(self, model: HashModel, part: str) -> Float[np.ndarray, "images bits"]:
         """See teachers.base.Parts."""
-        return _codes(self._encode(model, part))
+        return codes_of(self._encode(model, part))
 
     def outputs(self, model: HashModel, part: str) -> Encoded:
         """See teachers.base.Parts."""
         both = self._encode(WithFeatures(model), part)
         features, logits = np.split(both, [model.backbone.features], axis=1)
-        return Encoded(features, logits, _codes(logits))
+        return Encoded.of(features, logits)
 
     def _encode(self, module: nnx.Module, part: str) -> Float[np.ndarray, "images outputs"]:
         return encode(module, self.images[part], **self.view, description=f"encode {part}", progress=self.progress)
@@ -58,11 +57,7 @@ class KeptParts:
 
     def outputs(self, model: HashModel, part: str) -> Encoded:
         """See teachers.base.Parts."""
-        return Encoded(self.features[part], head_logits(model, self.features[part]), self.codes(model, part))
-
-
-def _codes(logits: Float[np.ndarray, "images bits"]) -> Float[np.ndarray, "images bits"]:
-    return np.asarray(hash_codes(jnp.asarray(logits)))
+        return Encoded.of(self.features[part], head_logits(model, self.features[part]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_brcd.encoder import HashEncoder
 from jax_brcd.methods import Needs
+from jax_brcd.models.kept import codes_of
 from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.sources import TeacherSource
 
@@ -19,6 +21,11 @@ class Encoded(NamedTuple):
     features: Float[np.ndarray, "images features"]  # of the backbone
     logits: Float[np.ndarray, "images bits"]  # of the hash head
     codes: Float[np.ndarray, "images bits"]  # in {-1, 0, +1}
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "images features"], logits: Float[np.ndarray, "images bits"]) -> "Encoded":
+        """With the codes of the logits."""
+        return cls(features, logits, codes_of(logits))
 
 
 @runtime_checkable
@@ -65,3 +72,28 @@ class Teacher(Protocol):
 
     def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
         """Writes it as an encoder's folder, with further facts of where it comes from."""
+
+
+class OfEncoder:
+    """What a teacher that has an `encoder` says of itself by that."""
+
+    encoder: HashEncoder
+
+    @property
+    def name(self) -> str:
+        """Of the backbone, or of what stands in its place."""
+        return self.encoder.backbone
+
+    @property
+    def bits(self) -> int:
+        """Length of the codes."""
+        return self.encoder.bits
+
+    @property
+    def space(self) -> str:
+        """The id of the code space."""
+        return self.encoder.space
+
+    def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
+        """See Teacher."""
+        return self.encoder.with_provenance(**provenance).save(folder)

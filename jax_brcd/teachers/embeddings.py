@@ -1,10 +1,7 @@
 """A table of embeddings as teacher: a hash head over rows that some model gave once, one row for all views of an image."""
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +12,8 @@ from jax_brcd.data.embeddings import Embeddings
 from jax_brcd.encoder import HashEncoder
 from jax_brcd.methods import Method, Needs
 from jax_brcd.models.kept import HEAD_ROWS, head_codes, head_logits
-from jax_brcd.models.rows import EMBEDDINGS
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.teachers.base import Encoded
+from jax_brcd.teachers.base import Encoded, OfEncoder
 from jax_brcd.teachers.hash_model import ONLY_CODES
 from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.rows import RowTeacher
@@ -27,7 +23,7 @@ REMARK = "The teacher is a table of embeddings: all views of an image have one r
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbeddingsTeacher:
+class EmbeddingsTeacher(OfEncoder):
     """See teachers.base.Teacher.
 
     Attributes:
@@ -39,26 +35,10 @@ class EmbeddingsTeacher:
     measure: Callable[[HashEncoder, np.ndarray], Mapping[str, int | float]]
     remarks: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        """What stands where a backbone's name would."""
-        return EMBEDDINGS
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-        return self.encoder.bits
-
-    @property
-    def space(self) -> str:
-        """The id of the code space."""
-        return self.encoder.space
-
     def outputs(self, part: str) -> Encoded:
         """See Teacher. The features are the rows."""
-        rows = self.table.parts[part]
-        logits = [head_logits(self.encoder.model, slab) for slab in rows.slabs(HEAD_ROWS)]
-        return Encoded(rows[:], np.concatenate(logits), self.codes(part))
+        rows = self.table.parts[part][:]
+        return Encoded.of(rows, head_logits(self.encoder.model, rows))
 
     def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
         """See Teacher."""
@@ -76,10 +56,6 @@ class EmbeddingsTeacher:
     def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """See Teacher: that of the head, of a row."""
         return self.measure(self.encoder, self.table.parts["test"][: len(images)])
-
-    def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
-        """See Teacher."""
-        return self.encoder.with_provenance(**provenance).save(folder)
 
 
 def training_rows(table: Embeddings) -> Float[jax.Array, "images features"]:

@@ -1,10 +1,7 @@
 """A hash model as teacher: its backbone frozen, its head trained, solved, or brought along."""
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,7 @@ from jaxtyping import Float, Int
 from jax_brcd.encoder import HashEncoder
 from jax_brcd.methods import Needs
 from jax_brcd.models.kept import head_codes
-from jax_brcd.teachers.base import Encoded, Parts
+from jax_brcd.teachers.base import Encoded, OfEncoder, Parts
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.sources import KeptFeatures, KeptTeacher, LiveTeacher, TeacherSource
@@ -23,7 +20,7 @@ ONLY_CODES = ("codes",)
 
 
 @dataclasses.dataclass(frozen=True)
-class HashTeacher:
+class HashTeacher(OfEncoder):
     """See teachers.base.Teacher.
 
     Attributes:
@@ -36,21 +33,6 @@ class HashTeacher:
     cache: FeatureCache
     measure: Callable[[HashEncoder, np.ndarray], Mapping[str, int | float]]
     remarks: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Of the backbone."""
-        return self.encoder.backbone
-
-    @property
-    def bits(self) -> int:
-        """Length of the codes."""
-        return self.encoder.bits
-
-    @property
-    def space(self) -> str:
-        """The id of the code space."""
-        return self.encoder.space
 
     def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
         """See Teacher."""
@@ -82,7 +64,3 @@ class HashTeacher:
     def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """See Teacher."""
         return self.measure(self.encoder, images)
-
-    def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
-        """See Teacher."""
-        return self.encoder.with_provenance(**provenance).save(folder)
