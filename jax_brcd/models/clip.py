@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.models.layers import layer_norm
 from jax_brcd.models.transformer import (
+    CLIP_BLOCKS,
     MLP,
     Block,
     PatchTransformer,
@@ -44,11 +45,7 @@ class CLIP(PatchTransformer):
         (r"^ln_before", "vision_model.pre_layrnorm"),
         (r"^ln_after", "vision_model.post_layernorm"),
         (r"^projection", "visual_projection"),
-        (r"^layers", "vision_model.encoder.layers"),
-        (r"\.ln_(\d)", r".layer_norm\1"),
-        (r"self_attention\.in_proj", "self_attn.{q_proj,k_proj,v_proj}"),
-        (r"self_attention\.out_proj", "self_attn.out_proj"),
-        (r"mlp\.linear_(\d)", r"mlp.fc\1"),
+        *CLIP_BLOCKS,
     )
     aliases: ClassVar[tuple[tuple[str, str], ...]] = (  # a vision tower's file
         (r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1."),)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_brcd.models.layers import layer_norm
 from jax_brcd.models.transformer import (
+    CLIP_BLOCKS,
     MLP,
     Block,
     PatchTransformer,
@@ -71,11 +72,7 @@ class SigLIP(PatchTransformer):
         (r"^pooling\.out_proj", "vision_model.head.attention.out_proj"),
         (r"^pooling\.ln", "vision_model.head.layernorm"),
         (r"^pooling", "vision_model.head"),
-        (r"^layers", "vision_model.encoder.layers"),
-        (r"\.ln_(\d)", r".layer_norm\1"),
-        (r"self_attention\.in_proj", "self_attn.{q_proj,k_proj,v_proj}"),
-        (r"self_attention\.out_proj", "self_attn.out_proj"),
-        (r"mlp\.linear_(\d)", r"mlp.fc\1"),
+        *CLIP_BLOCKS,
     )
     aliases: ClassVar[tuple[tuple[str, str], ...]] = (  # a vision tower's file
         (r"^(embeddings|encoder|post_layernorm|head)\.", r"vision_model.\1."),)

@@ -17,6 +17,14 @@ linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_unifo
 gelu = functools.partial(nnx.gelu, approximate=False)
 tanh_gelu = functools.partial(nnx.gelu, approximate=True)
 
+# How blocks as CLIP has them are called in the files of `transformers`, in the form of a family's `transformers_renames`
+CLIP_BLOCKS = (
+    (r"^layers", "vision_model.encoder.layers"),
+    (r"\.ln_(\d)", r".layer_norm\1"),
+    (r"self_attention\.in_proj", "self_attn.{q_proj,k_proj,v_proj}"),
+    (r"self_attention\.out_proj", "self_attn.out_proj"),
+    (r"mlp\.linear_(\d)", r"mlp.fc\1"),
+)
 # what is done to queries and keys, (batch, tokens, heads, width of a head)
 Turn = Callable[[Float[Array, "batch tokens heads width"]], Float[Array, "batch tokens heads width"]]
 
