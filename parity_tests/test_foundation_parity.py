@@ -140,7 +140,7 @@ def test_a_teacher_by_itq_is_the_same_in_both_frameworks(saved, tmp_path):
         ours = run_teacher(create_config(**told, out=tmp_path / "jax"))
     experiment = distill.load_experiment(create_config(**told))
     teacher, _ = distill.run_teacher(experiment)
-    score = experiment.scores(teacher, teacher)
+    score = experiment.scores(*(experiment.encoded(teacher, part) for part in ("test", "database")), alike=True)
     images, meant = experiment.dataset.test.images, load(tmp_path / "jax" / "teacher").preprocessing
     np.testing.assert_allclose(evaluation_views(jnp.asarray(images), **vars(meant)),
                                experiment.still(distill.channels_first(images)).permute(0, 2, 3, 1), rtol=0, atol=1e-4)

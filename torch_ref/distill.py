@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,18 @@ from torch_ref.retrieval import mean_average_precision, search_scores
 from torch_ref.training import Schedule, pretrain, train_student, train_teacher
 
 ENCODING_BATCH = 128
+
+
+class Encoded(NamedTuple):
+    """What a model gives of images, in evaluation mode."""
+
+    features: Tensor  # of the backbone
+    logits: Tensor
+
+    @property
+    def codes(self) -> np.ndarray:
+        """In {-1, 0, +1}."""
+        return losses.hash_codes(self.logits).numpy()
 
 
 @dataclasses.dataclass
@@ -83,29 +96,29 @@ class Experiment:
         """`encode` of every kept view, or of what is derived of it: (views, images, ...)."""
         return torch.stack([encode(self.view_pixels(number, derivation, partners)) for number in range(self.kept_views)])
 
-    def logits(self, model: nn.Module, part: str) -> Tensor:
-        """Logits of the un-augmented images of a part of the data set."""
-        return in_batches(lambda batch: model(self.still(batch)), model, channels_first(getattr(self.dataset, part).images))
+    def encoded(self, model: nn.Module, part: str) -> Encoded:
+        """What a model gives of the un-augmented images of a part of the data set."""
+        head = models.get_head(model)
+
+        def both(batch: Tensor) -> Tensor:
+            features = models.features_of(model, self.still(batch))
+            return torch.cat([features, head(features)], dim=1)
+
+        outputs = in_batches(both, model, channels_first(getattr(self.dataset, part).images))
+        return Encoded(outputs[:, : -self.config.objective.bits], outputs[:, -self.config.objective.bits :])
 
     def codes(self, model: nn.Module, part: str) -> np.ndarray:
         """Codes of the same images."""
-        return losses.hash_codes(self.logits(model, part)).numpy()
-
-    def features(self, model: nn.Module, part: str) -> np.ndarray:
-        """The backbone's features of the same images."""
-        images = channels_first(getattr(self.dataset, part).images)
-        return in_batches(lambda batch: models.features_of(model, self.still(batch)), model, images).numpy()
+        return self.encoded(model, part).codes
 
     def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str, **settings):
         """A measure of the search of the database by the queries of `part`."""
         return function(queries, database, getattr(self.dataset, part).labels, self.dataset.database.labels, self.k, **settings)
 
-    def scores(self, queries: nn.Module, database: nn.Module) -> dict[str, float | None]:
-        """All measures of the search of one model's database by another's test queries; cosines where both are one."""
-        logits = self.logits(queries, "test")
-        features = (self.features(queries, "test"), self.features(queries, "database")) if queries is database else None
-        return self.measure(search_scores, losses.hash_codes(logits).numpy(), self.codes(database, "database"), "test",
-                            logits=logits.numpy(), features=features)
+    def scores(self, queries: Encoded, database: Encoded, *, alike: bool) -> dict[str, float | None]:
+        """All measures of the search of the database by the test queries; cosines where they are `alike`, of one model."""
+        features = (queries.features.numpy(), database.features.numpy()) if alike else None
+        return self.measure(search_scores, queries.codes, database.codes, "test", logits=queries.logits.numpy(), features=features)
 
 
 def channels_first(images: np.ndarray) -> Tensor:
@@ -339,17 +352,20 @@ def run(config: Config) -> dict:
     claim(out, config)
     teacher, teacher_features = run_teacher(experiment)
     student, best = run_student(experiment, teacher, teacher_features)
-    found = {}
+    found, labelled = {}, experiment.dataset.labelled
+    of_teacher = {part: experiment.encoded(teacher, part) for part in ("test", "database")} if labelled else {}
     for search, state in best.items():
         student.load_state_dict(state)
         save(student, out / f"student_{search}.safetensors")
-        if experiment.dataset.labelled:
-            found[search] = experiment.scores(student, student if search == Search.SYMMETRIC else teacher)
+        if labelled:
+            own = search == Search.SYMMETRIC
+            database = experiment.encoded(student, "database") if own else of_teacher["database"]
+            found[search] = experiment.scores(experiment.encoded(student, "test"), database, alike=own)
     save(teacher, out / "teacher.safetensors")
     metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
                             "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed}}
-    if experiment.dataset.labelled:
-        metrics["teacher"] = experiment.scores(teacher, teacher)
+    if labelled:
+        metrics["teacher"] = experiment.scores(of_teacher["test"], of_teacher["database"], alike=True)
         metrics["student"] = found
         found = {"teacher": metrics["teacher"], **found}
     else:
