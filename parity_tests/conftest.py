@@ -118,6 +118,21 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"largest process of {name}: {own:.1f} GiB, of those it started: {started:.1f} GiB")
 
 
+@pytest.fixture(scope="module")
+def toy_backbones():
+    """Toys from outside the package among the backbones, for the tests of a file that asks for them."""
+    from toy_runs import toys  # which imports JAX
+
+    with toys():
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache directory for the runs of a file."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte, which may be filled or made read-only by `mount -o remount`."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from toy_runs import OPTIONS, assert_same_tensors, history, name_of, refusal, stages, tiny, toys
+from toy_runs import OPTIONS, assert_same_tensors, history, name_of, refusal, stages, tiny
 
 import jax_brcd
 from jax_brcd import distill
@@ -25,19 +25,10 @@ from jax_brcd.teachers.objectives import OBJECTIVES, proposals
 from torch_ref import distill as torch_distill
 from torch_ref import models as torch_models
 
+pytestmark = pytest.mark.usefixtures("toy_backbones")
+
 PROPOSED = {"teacher_lr": 1e-3, "teacher_epochs": 5, "teacher_batch_size": 256, "view_recipe": "crovca"}
 CROVCA = {"teacher_objective": "crovca", "checkpoint_seconds": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    with toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

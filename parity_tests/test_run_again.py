@@ -35,11 +35,6 @@ def run(cache, out, **environment):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def first(cache, tmp_path_factory):
     """Pretraining, teacher, clusters, a student that learns whole, both searches."""
     return run(cache, tmp_path_factory.mktemp("first"))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from image_trees import picture, write_lists
-from toy_runs import BRCD, OPTIONS, answer, assert_same_tensors, refusal, scores, tiny, toys, trainings
+from toy_runs import BRCD, OPTIONS, answer, assert_same_tensors, refusal, scores, tiny, trainings
 
 import jax_brcd
 from jax_brcd import distill, evaluate, student, teacher
@@ -14,18 +14,7 @@ from jax_brcd.report.results import MEASURES
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.stages.configuration import create_config, students_settings
 
-pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    with toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("toy_backbones")]
 
 
 @pytest.fixture(scope="module")

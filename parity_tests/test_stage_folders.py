@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, scores, stages, tiny, toys, trainings
+from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, scores, stages, tiny, trainings
 
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.digests import digest
@@ -22,19 +22,7 @@ from jax_brcd.stages.folder import StageFolder, read_history, write_history
 from jax_brcd.training.loop import Fit, TrainState
 from jax_brcd.views import augmentation
 
-pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    with toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One cache directory for the runs of this file."""
-    return tmp_path_factory.mktemp("cache")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("toy_backbones")]
 
 
 @pytest.fixture(scope="module")

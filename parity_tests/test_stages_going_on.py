@@ -22,7 +22,6 @@ from toy_runs import (
     refusal,
     scores,
     tiny,
-    toys,
     trainings,
     with_loss,
     words,
@@ -34,18 +33,7 @@ from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages import distillation, teacher
 
-pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    with toys():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("toy_backbones")]
 
 
 @pytest.fixture(scope="module")
