@@ -59,6 +59,7 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
+        squares=request.square_side,
         notes=(*bad.notes(), *label_notes(parts), *_repeats(lists)),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
 
@@ -98,7 +99,7 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
     bad, parts = BadImages(request.max_bad_images), {}
     for name, part in lists.items():
         squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
-                          description=name, progress=request.progress)
+                          description=name, side=request.square_side, progress=request.progress)
         parts[name] = Images(squares.images, part.labels[squares.kept], squares.content)
     return parts, bad
 

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
+from jax_brcd.data.decoding import SIDE, as_many, decode_all, square_bytes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
-CHUNK = 256  # images between two entries in the index
+CHUNK = 256  # images of the usual side between two entries in the index
 IMAGES, INDEX, LOCK = "images.u8", "index.json", "lock"
 # Images looked at; those that could not be read, as [position, reason]; a digest of the squares of the others
 EMPTY = {"done": 0, "bad": [], "content": ""}
@@ -39,7 +39,7 @@ class Listed(NamedTuple):
 class Squares(NamedTuple):
     """The decoded images of a part, memory-mapped."""
 
-    images: UInt8[np.ndarray, "kept 256 256 3"]
+    images: UInt8[np.ndarray, "kept side side 3"]
     kept: Int[np.ndarray, " kept"]  # positions, among the images asked for, of those that could be read
     content: str  # digest of `images`, which a pass over them would otherwise have to find
 
@@ -73,9 +73,9 @@ class BadImages:
         return (f"Images that could not be read and were skipped: {len(self.found):,}. {'; '.join(self.found.values())}.",)
 
 
-def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
-    """A short digest of where images lie, how large they are and when they were last written."""
-    sha = hashlib.sha256(f"{FORMAT} {SIDE} {folder.resolve()}".encode())
+def digest(folder: pathlib.Path, images: Sequence[Listed], side: int = SIDE) -> str:
+    """A short digest of where images lie, how large they are, when they were last written, and the side of their squares."""
+    sha = hashlib.sha256(f"{FORMAT} {side} {folder.resolve()}".encode())
     for image in images:
         try:
             status = os.stat(folder / image.path)
@@ -88,11 +88,12 @@ def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
 
 def decoded(
     folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None,
-    description: str, progress: Progress = silent,
+    description: str, side: int = SIDE, progress: Progress = silent,
 ) -> Squares:
     """The squares of those images that can be read.
 
     Args:
+        side: pixels of a square.
         folder: what the paths are relative to. store: where decoded images lie. bad: counts what cannot be read.
         workers: see decoding.decode_all. description: which images these are. progress: told how many are decoded.
 
@@ -100,37 +101,37 @@ def decoded(
         InputError: for too many bad images, or where the disk has no room for the squares.
         OSError: where it fills up on the way.
     """
-    place = store / digest(folder, images)
+    place = store / digest(folder, images, side)
     place.mkdir(parents=True, exist_ok=True)
     with open(place / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
-        index = _complete(place, folder, images, bad=bad, workers=workers, description=description, progress=progress)
+        index = _complete(place, folder, images, side, bad=bad, workers=workers, description=description, progress=progress)
     skipped = [position for position, _ in index["bad"]]
     kept = np.delete(np.arange(len(images)), skipped)
     if not len(kept):
         raise InputError(f"{folder}: none of the {len(images)} images of {description} could be read")
-    squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), SIDE, SIDE, 3))
+    squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), side, side, 3))
     return Squares(squares, kept, index["content"])
 
 
 def _complete(
-    place: pathlib.Path, folder: pathlib.Path, images: Sequence[Listed], *, bad: BadImages, workers: int | None, description: str,
-    progress: Progress,
+    place: pathlib.Path, folder: pathlib.Path, images: Sequence[Listed], side: int, *, bad: BadImages, workers: int | None,
+    description: str, progress: Progress,
 ) -> dict:
     """Decodes what the store does not hold yet; returns its index."""
-    path, index = place / IMAGES, _index(place)
+    path, index, size = place / IMAGES, _index(place, side), square_bytes(side)
     for position, reason in index["bad"]:
         bad.add(images[position], reason)
     remaining = images[index["done"] :]
     if not remaining:
         return index
-    _check_room(place, len(remaining))
+    _check_room(place, len(remaining), size)
     paths = [str(folder / image.path) for image in remaining]
     doing = f"decode {description}"
     progress(doing, index["done"], len(images))
     with open(path, "ab") as file:
-        file.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
-        for chunk in _chunks(decode_all(paths, workers=workers)):
+        file.truncate(_good(index) * size)  # what was written after the last entry
+        for chunk in _chunks(decode_all(paths, workers=workers, side=side), as_many(CHUNK, side)):
             for offset, square in enumerate(chunk):
                 if isinstance(square, str):
                     position = index["done"] + offset
@@ -147,16 +148,16 @@ def _complete(
     return index
 
 
-def _index(place: pathlib.Path) -> dict:
+def _index(place: pathlib.Path, side: int) -> dict:
     """What a folder of the store holds, nothing where its squares were deleted or cut by hand."""
-    path, index_path = place / IMAGES, place / INDEX
+    path, index_path, size = place / IMAGES, place / INDEX, square_bytes(side)
     path.touch()
     index = read_json(index_path) if index_path.exists() else EMPTY
-    if path.stat().st_size < _good(index) * SQUARE_BYTES:
+    if path.stat().st_size < _good(index) * size:
         index = EMPTY
     index = {**EMPTY, **index, "bad": list(index["bad"])}
     if _good(index) and not index["content"]:  # written before content was digested: read once
-        for square in np.memmap(path, np.uint8, mode="r", shape=(_good(index), SQUARE_BYTES)):
+        for square in np.memmap(path, np.uint8, mode="r", shape=(_good(index), size)):
             index["content"] = _chained(index["content"], square.data)
         write_json(index_path, index)
     return index
@@ -171,19 +172,19 @@ def _good(index: dict) -> int:
     return index["done"] - len(index["bad"])
 
 
-def _chunks(squares: Iterator) -> Iterator[list]:
+def _chunks(squares: Iterator, count: int) -> Iterator[list]:
     chunk = []
     for square in squares:
         chunk.append(square)
-        if len(chunk) == CHUNK:
+        if len(chunk) == count:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
 
 
-def _check_room(place: pathlib.Path, count: int) -> None:
-    free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
+def _check_room(place: pathlib.Path, count: int, size: int) -> None:
+    free, needed = shutil.disk_usage(place).free, count * size
     if needed > free:
         raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} GiB "
                          "are free; name another `cache_dir`, or make room")
