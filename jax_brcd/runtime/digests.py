@@ -15,6 +15,7 @@ from jax_brcd.runtime.errors import InputError
 
 PIECE_BYTES = 2**24
 LENGTH = 20  # hexadecimal digits
+LATER = "later"  # marks a dataclass field, see `later`
 
 
 def digest(*parts: object) -> str:
@@ -38,6 +39,11 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
             if (value := getattr(settings, field.name)) != field.default}
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that was added after digests were made: at its default it is left out of them, so that they stay the same."""
+    return dataclasses.field(default=default, metadata={LATER: True})
+
+
 def _content(part: Any) -> bytes:
     """What tells `part` from every other value: its kind, its size, and either itself or a digest of it."""
     if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
@@ -45,7 +51,8 @@ def _content(part: Any) -> bytes:
     if isinstance(part, np.ndarray | np.generic | jax.Array):
         return _field("array", _array_digest(part))
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        names = [field.name for field in dataclasses.fields(part)]
+        names = [field.name for field in dataclasses.fields(part)
+                 if not (LATER in field.metadata and getattr(part, field.name) == field.default)]
         return _field(type(part).__qualname__, *(_content((name, getattr(part, name))) for name in names))
     if isinstance(part, dict):
         return _field("dict", *(_content(item) for item in part.items()))
