@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.command import session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation
+    from jax_brcd.stages.sight import told_sizes
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries")
@@ -40,13 +41,15 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError("no such encoder's folder or file of codes; check the path", field="database", value=database)
         searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
-        dataset, k = load_for_evaluation(config, progress=progress)
+        encoders = {"queries": encoder, **({} if isinstance(searched, PackedCodes) else {"database": searched})}
+        dataset, k = load_for_evaluation(config, encoders.values(), progress=progress)
         scores, codes = evaluate_pair(encoder, searched, dataset, k, progress=progress)
         if save_codes is not None and devices.is_first():
             codes.save(save_codes)
         progress.close()
         protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
-                    "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed}
+                    "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed,
+                    **told_sizes(dataset, {role: each.preprocessing.size for role, each in encoders.items()})}
         say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
 
 

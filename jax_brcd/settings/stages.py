@@ -6,6 +6,8 @@ import pathlib
 from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
 
+LARGEST = 2048  # pixels of a side that a model may be shown; more are taken for a slip
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -46,10 +48,12 @@ class ObjectiveConfig:
 class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
-    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images")
+    teacher: str = option("vit_b_16", "teacher's backbone")
     teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file or an encoder's folder, 'imagenet' "
                                   "(torchvision's), 'held-out' (pretrained here on the data set's labelled held-out images) or "
                                   "'random'; a hash head of as many `bits` that comes with them is kept")
+    teacher_size: int | None = option(None, "pixels of the square that the teacher sees; none for what its backbone, or the encoder "
+                                      "that it comes from, is meant for", low=1, high=LARGEST)
     teacher_objective: str = option("cibhash", "what the teacher's hash head learns, or is solved by")
     pretraining_epochs: int = option(30, "epochs of pretraining under `teacher_weights` held-out", low=0)
     teacher_epochs: int = option(60, "epochs of the teacher's hash head; of a head that came with the weights further ones, 0 "
@@ -65,6 +69,9 @@ class StudentConfig:
 
     student: str = option("resnet18", "student's backbone")
     student_weights: str = option("imagenet", "student's weights: a file or an encoder's folder, 'imagenet' or 'random'")
+    student_size: int | None = option(None, "pixels of the square that the student sees, in the colours that its backbone, or the "
+                                      "encoder that it comes from, is meant for; none for the teacher's size and colours", low=1,
+                                      high=LARGEST)
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
     epochs: int = option(400, "epochs of distillation at most", low=0)
     lr: float = option(1e-3, "Adam's learning rate for the student", above=0)

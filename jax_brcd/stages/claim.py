@@ -16,7 +16,8 @@ from jax_brcd.runtime.digests import LENGTH, PIECE_BYTES
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, read_json, write_json
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
-from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
+from jax_brcd.stages.context import REMEDIES, StageDiverged
+from jax_brcd.stages.sight import NO_FILES
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
 LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")  # of what a run leaves

@@ -41,18 +41,18 @@ class Built(NamedTuple):
 
 def build(
     name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike,
-    progress: Progress = silent,
+    size: int | None = None, progress: Progress = silent,
 ) -> Built:
     """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
     Args:
         weights: a file, the folder of an encoder, a tag of the backbone's own weights ("imagenet") or "random". A tag never
-            brings a head. option: the setting that `weights` is of.
+            brings a head. option: the setting that `weights` is of. size: pixels that it sees, by default its own.
 
     Raises:
         InputError: for files that are absent, broken or of another model.
     """
-    model = create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
+    model = create_hash_model(name, bits, size=size, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
     if weights == "random":
         return Built(model, (), False)
     tagged = BACKBONES[name].weights.get(str(weights))

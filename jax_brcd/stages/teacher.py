@@ -12,14 +12,16 @@ from jaxtyping import Float
 from jax_brcd.encoder import TEACHER as ROLE
 from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import HashModel
+from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import unusual
-from jax_brcd.stages.context import TEACHER, Context, brought_teacher
+from jax_brcd.stages.context import TEACHER, Context
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built, partition
 from jax_brcd.stages.pretraining import needs_pretraining, pretrain
+from jax_brcd.stages.sight import brought_encoder
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.teachers.objectives import ClosedFormObjective, HashingBatch, LearntObjective, Objective, create_objective
@@ -31,7 +33,7 @@ from jax_brcd.views.source import Source
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
 # Settings that a teacher depends on by what becomes of them
-TOLD = ("teacher", "teacher_weights", "pretraining_epochs", "teacher_epochs")
+TOLD = ("teacher", "teacher_weights", "teacher_size", "pretraining_epochs", "teacher_epochs")
 
 
 def teacher_stage(
@@ -97,8 +99,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     solved = isinstance(config.hashing, ClosedFormObjective)
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
              "weights": weights_digest(model), "preprocessing": beyond_defaults(context.preprocessing)}
-    brought = brought_teacher(config) if built.head_came and epochs == 0 else None
-    space = brought["space"] if brought is not None and brought["dtype"] == config.run.dtype else None
+    space = _space_kept(context) if built.head_came and epochs == 0 else None
     if built.head_came and epochs == 0:
         folder = context.folder("teacher", {**facts, "space": space})
     else:
@@ -122,6 +123,15 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
         history = [*history, *read_history(folder.path / HISTORY)]
     cache = context.cache(config.teacher.teacher, encoder.model)
     return HashTeacher(encoder, context.kept_parts(cache), cache, context.measure, remarks), history
+
+
+def _space_kept(context: Context) -> str | None:
+    """The code space of a teacher that is brought along, where it gives the same codes here."""
+    config = context.config
+    brought = brought_encoder(config.teacher.teacher, config.teacher.teacher_weights)
+    if brought is None or brought["dtype"] != config.run.dtype:
+        return None
+    return brought["space"] if Preprocessing.from_dict(brought["preprocessing"]) == context.preprocessing else None
 
 
 def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:
