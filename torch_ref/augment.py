@@ -1,5 +1,6 @@
 """The published views, an image at a time, by torchvision's transforms."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,23 +13,46 @@ from jax_brcd.views.derivations import Derivation, Mixture, Rotation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def training_view(size: int, flip: bool) -> v2.Transform:
-    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published")."""
+class ScaledBlur(v2.GaussianBlur):
+    """The 3x3 blur of a view that is rendered `unit` times larger than it is drawn for: of as large a variance in the picture."""
+
+    def __init__(self, sigma: tuple[float, float], unit: float):
+        super().__init__(3, sigma)
+        self.unit = unit
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Blurs with the sigma that was drawn."""
+        side = math.exp(-0.5 / params["sigma"][0] ** 2)
+        variance = self.unit**2 * 2 * side / (1 + 2 * side)
+        if self.unit > 1:
+            size, sigma = 2 * math.ceil(3 * self.unit * math.sqrt(2 / 3)) + 1, math.sqrt(variance)
+        else:  # three weights, of which the outer are half the variance each
+            size, sigma = 3, math.sqrt(-0.5 / math.log(variance / 2 / (1 - variance)))
+        return v2.functional.gaussian_blur(inpt, [size, size], [sigma, sigma])
+
+
+def training_view(size: int, flip: bool, *, mean=MEAN, std=STD, blur_unit: float = 1.0) -> v2.Transform:
+    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published").
+
+    What it draws from torch's generator does not depend on `size`. `blur_unit` is the size over that which it is drawn for.
+    """
+    sigma = (0.1, 2.1)
+    blur = v2.GaussianBlur(3, sigma=sigma) if blur_unit == 1 else ScaledBlur(sigma, blur_unit)
     return v2.Compose([
         v2.ToDtype(torch.float32, scale=True),
         v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
         v2.RandomHorizontalFlip(0.5 if flip else 0.0),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
         v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(3, sigma=(0.1, 2.1))], p=0.5),
-        v2.Normalize(MEAN, STD),
+        v2.RandomApply([blur], p=0.5),
+        v2.Normalize(mean, std),
     ])
 
 
-def evaluation_view(size: int, resize: int | None = None) -> v2.Transform:
+def evaluation_view(size: int, resize: int | None = None, *, mean=MEAN, std=STD) -> v2.Transform:
     """uint8 (..., 3, H, W) -> float (..., 3, size, size), normalised: the whole image resized, or with `resize` the middle of it."""
     fit = [v2.Resize((size, size), antialias=True)] if resize is None else [v2.Resize(resize, antialias=True), v2.CenterCrop(size)]
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), *fit, v2.Normalize(MEAN, STD)])
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), *fit, v2.Normalize(mean, std)])
 
 
 def random_views(images: Tensor, view: v2.Transform) -> Tensor:
