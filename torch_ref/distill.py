@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from jax_brcd.clusters.choice import published_range
 from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.encoder import STUDENT, TEACHER
+from jax_brcd.models.variants import Preprocessing
 from jax_brcd.report import SKIPPED
 from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
+from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
@@ -41,12 +44,15 @@ class Experiment:
 
     config: Config
     dataset: ImageDataset
-    size: int
+    seen: dict[str, Preprocessing]  # by teacher and student
     k: int
 
     def __post_init__(self) -> None:
-        self.view = augment.training_view(self.size, self.dataset.flip, self.config.data.view_recipe)
-        self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size))
+        drawn_for, recipe = self.seen[TEACHER].size, self.config.data.view_recipe
+        self.view = {role: augment.training_view(seen.size, self.dataset.flip, recipe, mean=seen.mean, std=seen.std,
+                                                 blur_unit=seen.size / drawn_for) for role, seen in self.seen.items()}
+        self.still = {role: augment.evaluation_view(seen.size, seen.resize, mean=seen.mean, std=seen.std)
+                      for role, seen in self.seen.items()}
         self.train_images = channels_first(self.dataset.train.images)
         self.kept_views = None if self.config.data.fresh_views else self.config.data.views
 
@@ -56,51 +62,57 @@ class Experiment:
         return Schedule(**{"n_images": len(self.train_images), "batch_size": run.batch_size, "epochs": epochs,
                            "seed": run.seed * 3 + stage, "kept_views": self.kept_views, **settings})
 
-    def view_pixels(self, number: int, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
-        """Kept view `number` of every training image, or what is derived of it: the same pixels whenever it is asked for."""
+    def view_pixels(
+        self, role: str, number: int, derivation: Derivation | None = None, partners: Tensor | None = None
+    ) -> Tensor:
+        """Kept view `number` of every training image as `role` sees it, or what is derived of it: always the same pixels."""
         torch.manual_seed(self.config.run.seed * 1_000_003 + number)
-        pixels = augment.random_views(self.train_images, self.view)
+        pixels = augment.random_views(self.train_images, self.view[role])
         if derivation is None:
             return pixels
         return augment.derive(derivation, pixels, torch.arange(len(pixels)), lambda others: pixels[others], partners,
                               (self.config.run.seed, number))
 
-    def fresh_pixels(self, indices: Tensor, numbers: Tensor, derivation: Derivation | None, partners: Tensor | None) -> Tensor:
-        """New views of a batch, or what is derived of them: the same pixels for the same batch and numbers."""
+    def fresh_pixels(
+        self, role: str, indices: Tensor, numbers: Tensor, derivation: Derivation | None, partners: Tensor | None
+    ) -> Tensor:
+        """New views of a batch as `role` sees them, or what is derived of them: the same for the same batch and numbers."""
         seed = (self.config.run.seed, int(numbers[0]), int(indices[0]))
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        pixels = augment.random_views(self.train_images[indices], self.view)
+        pixels = augment.random_views(self.train_images[indices], self.view[role])
         if derivation is None:
             return pixels
         return augment.derive(derivation, pixels, indices,
-                              lambda others: augment.random_views(self.train_images[others], self.view), partners, seed)
+                              lambda others: augment.random_views(self.train_images[others], self.view[role]), partners, seed)
 
-    def kept(self, encode, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
-        """`encode` of every kept view, or of what is derived of it: (views, images, ...)."""
-        return torch.stack([encode(self.view_pixels(number, derivation, partners)) for number in range(self.kept_views)])
+    def kept(self, role: str, encode, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
+        """`encode` of every kept view as `role` sees it, or of what is derived of it: (views, images, ...)."""
+        return torch.stack([encode(self.view_pixels(role, number, derivation, partners)) for number in range(self.kept_views)])
 
-    def logits(self, model: nn.Module, part: str) -> Tensor:
-        """Logits of the un-augmented images of a part of the data set."""
-        return in_batches(lambda batch: model(self.still(batch)), model, channels_first(getattr(self.dataset, part).images))
+    def logits(self, role: str, model: nn.Module, part: str) -> Tensor:
+        """Logits of the un-augmented images of a part of the data set as `role` sees them."""
+        images = channels_first(getattr(self.dataset, part).images)
+        return in_batches(lambda batch: model(self.still[role](batch)), model, images)
 
-    def codes(self, model: nn.Module, part: str) -> np.ndarray:
+    def codes(self, role: str, model: nn.Module, part: str) -> np.ndarray:
         """Codes of the same images."""
-        return losses.hash_codes(self.logits(model, part)).numpy()
+        return losses.hash_codes(self.logits(role, model, part)).numpy()
 
-    def features(self, model: nn.Module, part: str) -> np.ndarray:
+    def features(self, role: str, model: nn.Module, part: str) -> np.ndarray:
         """The backbone's features of the same images."""
         images = channels_first(getattr(self.dataset, part).images)
-        return in_batches(lambda batch: models.features_of(model, self.still(batch)), model, images).numpy()
+        return in_batches(lambda batch: models.features_of(model, self.still[role](batch)), model, images).numpy()
 
     def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str, **settings):
         """A measure of the search of the database by the queries of `part`."""
         return function(queries, database, getattr(self.dataset, part).labels, self.dataset.database.labels, self.k, **settings)
 
-    def scores(self, queries: nn.Module, database: nn.Module) -> dict[str, float | None]:
-        """All measures of the search of one model's database by another's test queries; cosines where both are one."""
-        logits = self.logits(queries, "test")
-        features = (self.features(queries, "test"), self.features(queries, "database")) if queries is database else None
-        return self.measure(search_scores, losses.hash_codes(logits).numpy(), self.codes(database, "database"), "test",
+    def scores(self, queries: tuple[str, nn.Module], database: tuple[str, nn.Module]) -> dict[str, float | None]:
+        """All measures of the search of one model's database by another's test queries, each with its role; cosines where both
+        are one."""
+        logits = self.logits(*queries, "test")
+        features = (self.features(*queries, "test"), self.features(*queries, "database")) if queries == database else None
+        return self.measure(search_scores, losses.hash_codes(logits).numpy(), self.codes(*database, "database"), "test",
                             logits=logits.numpy(), features=features)
 
 
@@ -121,23 +133,25 @@ def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def load_experiment(config: Config) -> Experiment:
-    """Loads the data, and the size that the teacher sees."""
-    data = config.data
+    """Loads the data, and what teacher and student see."""
+    data, seen = config.data, sights(config, student=True)
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers, label_format=data.label_format)
+                           decode_workers=data.decode_workers, label_format=data.label_format,
+                           square_side=decoded_side(config, seen, student=True))
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    size = models.IMAGE_SIZE.get(config.teacher.teacher, 224)
-    return Experiment(config, dataset, size, data.k or dataset.default_k)
+    return Experiment(config, dataset, {role: sight.of(dataset) for role, sight in seen.items()}, data.k or dataset.default_k)
 
 
-def build(name: str, weights: str, config: Config, forms: tuple[str | None, ...] = (None,)) -> tuple[nn.Module, bool]:
-    """A hash model with its weights loaded, and whether its head came with them: one of the first of `forms` that the weights
-    have, else a new one of the last."""
+def build(
+    name: str, weights: str, size: int, config: Config, forms: tuple[str | None, ...] = (None,)
+) -> tuple[nn.Module, bool]:
+    """A hash model for images of `size` pixels with its weights loaded, and whether its head came with them: one of the first
+    of `forms` that the weights have, else a new one of the last."""
     for form in dict.fromkeys(forms):
-        model = models.create_hash_model(name, config.objective.bits, form)
+        model = models.create_hash_model(name, config.objective.bits, form, size=size)
         if came := models.load_weights(model, name, weights, config.data.cache_dir):
             break
     return model, came
@@ -151,7 +165,8 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     form = objectives.HEADS[objective](config.hashing) if objective in objectives.HEADS else None
     # A head that came is trained further as it is, but for an objective with a head of its own
     any_form = form is None or config.teacher_epochs(head_came=True) == 0
-    model, head_came = build(config.teacher.teacher, weights, config, (*([models.form_of(weights)] if any_form else []), form))
+    model, head_came = build(config.teacher.teacher, weights, experiment.seen[TEACHER].size, config,
+                             (*([models.form_of(weights)] if any_form else []), form))
     epochs = config.teacher_epochs(head_came=head_came)
     if held_out:
         pretrain_backbone(experiment, model)
@@ -159,17 +174,19 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     head = models.get_head(model).requires_grad_(True)
     features = None
     if experiment.kept_views is not None:
-        features = experiment.kept(lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
+        features = experiment.kept(
+            TEACHER, lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
 
     def features_of(indices: Tensor, numbers: Tensor) -> Tensor:
         if features is not None:
             return features[numbers, indices]
-        return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view))
+        return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view[TEACHER]))
 
     if head_came and epochs == 0:
         pass  # the teacher was brought along
     elif objective == "itq":
-        still = in_batches(lambda batch: models.features_of(model, experiment.still(batch)), model, experiment.train_images)
+        view = experiment.still[TEACHER]
+        still = in_batches(lambda batch: models.features_of(model, view(batch)), model, experiment.train_images)
         config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
         weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
                                            iterations=config.hashing.itq_iterations)
@@ -190,7 +207,8 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     head = models.get_head(model)
     models.set_head(model, models.new_head(experiment.config.teacher.teacher, width(model), held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
-    view = augment.training_view(experiment.size, experiment.dataset.flip)
+    seen = experiment.seen[TEACHER]
+    view = augment.training_view(seen.size, experiment.dataset.flip, mean=seen.mean, std=seen.std)
     pretrain(model, lambda indices, _: augment.random_views(images[indices], view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
     models.set_head(model, head)
@@ -218,9 +236,11 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
     if experiment.kept_views is None:
         def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
-            pixels = experiment.fresh_pixels(indices, numbers, derivation, partners)
+            pixels = experiment.fresh_pixels(TEACHER, indices, numbers, derivation, partners)
             with torch.no_grad():
                 of_teacher = encode(teacher, pixels)
+            if experiment.seen[STUDENT] != experiment.seen[TEACHER]:
+                pixels = experiment.fresh_pixels(STUDENT, indices, numbers, derivation, partners)
             return encode(model, pixels), of_teacher
 
         return fresh
@@ -230,8 +250,10 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
 
     inputs, targets = {}, {}
     for derivation in (None, *needs.derivations):
-        inputs[derivation] = experiment.kept((lambda pixels: pixels) if whole else features(model), derivation, partners)
-        of_teacher = (teacher_features if derivation is None else experiment.kept(features(teacher), derivation, partners))
+        inputs[derivation] = experiment.kept(STUDENT, (lambda pixels: pixels) if whole else features(model), derivation,
+                                             partners)
+        of_teacher = (teacher_features if derivation is None else experiment.kept(TEACHER, features(teacher), derivation,
+                                                                                   partners))
         targets[derivation] = outputs_of(models.get_head(teacher), of_teacher)
 
     def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
@@ -250,23 +272,23 @@ def width(model: nn.Module) -> int:
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
     """The trained student's model and its state_dict at the best validation of each search."""
     config = experiment.config
-    model, _ = build(config.student.student, config.student.student_weights, config)
+    model, _ = build(config.student.student, config.student.student_weights, experiment.seen[STUDENT].size, config)
     whole = config.student.train_backbone
     model.requires_grad_(whole)
     head = models.get_head(model).requires_grad_(True)
-    teacher_database = experiment.codes(teacher, "database")
+    teacher_database = experiment.codes(TEACHER, teacher, "database")
     if whole or experiment.kept_views is None:
         models.train(model, whole=whole)
     else:
         model.eval()
 
     def validate() -> dict[str, float]:
-        queries = experiment.codes(model, "validation")
-        databases = {Search.SYMMETRIC: experiment.codes(model, "database"), Search.ASYMMETRIC: teacher_database}
+        queries = experiment.codes(STUDENT, model, "validation")
+        databases = {Search.SYMMETRIC: experiment.codes(STUDENT, model, "database"), Search.ASYMMETRIC: teacher_database}
         return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
                 for search, codes in databases.items()}
 
-    codes, method = torch.from_numpy(experiment.codes(teacher, "train")), config.method
+    codes, method = torch.from_numpy(experiment.codes(TEACHER, teacher, "train")), config.method
     distillation = create_method(config.run.method, method, known(experiment, codes, (width(model), width(teacher))))
     own = () if method.replaces_objective else ("i", "j")
     best, _ = train_student(
@@ -285,9 +307,10 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 HONOURED = {
     "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "view_recipe", "label_format",
     "max_bad_images", "decode_workers", "cache_dir", "bits", "temperature", "kl_weight",
-    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
+    "teacher", "teacher_weights", "teacher_size", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
     "teacher_temperature", "teacher_batch_size", "teacher_kl_weight",
-    "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
+    "student", "student_weights", "student_size", "train_backbone", "epochs", "lr", "validation_interval", "patience",
+    "min_epochs",
     "method", "method_weights", "batch_size", "seed", "out",
 }
 
@@ -340,12 +363,14 @@ def run(config: Config) -> dict:
         student.load_state_dict(state)
         save(student, out / f"student_{search}.safetensors")
         if experiment.dataset.labelled:
-            found[search] = experiment.scores(student, student if search == Search.SYMMETRIC else teacher)
+            database = (STUDENT, student) if search == Search.SYMMETRIC else (TEACHER, teacher)
+            found[search] = experiment.scores((STUDENT, student), database)
     save(teacher, out / "teacher.safetensors")
     metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
-                            "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed}}
+                            "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed,
+                            **told_sizes(experiment.dataset, {role: seen.size for role, seen in experiment.seen.items()})}}
     if experiment.dataset.labelled:
-        metrics["teacher"] = experiment.scores(teacher, teacher)
+        metrics["teacher"] = experiment.scores((TEACHER, teacher), (TEACHER, teacher))
         metrics["student"] = found
         found = {"teacher": metrics["teacher"], **found}
     else:
