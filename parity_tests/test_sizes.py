@@ -92,11 +92,11 @@ def test_a_view_at_two_sizes_looks_alike():
     assert found < 0.005 and 1.5 * found < unscaled
 
 
-@pytest.mark.parametrize(("unit", "sigma"), [(0.2, 2.1), (2.5, 2.1), (4.625, 0.3)])
-def test_the_blur_at_another_size_is_torch_refs(unit, sigma):
+@pytest.mark.parametrize(("window", "unit", "sigma"), [(3, 0.2, 2.1), (3, 2.5, 2.1), (3, 4.625, 0.3), (9, 0.2, 2.0), (9, 1.5, 2.0)])
+def test_the_blur_at_another_size_is_torch_refs(window, unit, sigma):
     planes = np.random.default_rng(0).random((3, 40, 33), np.float32)
-    theirs = ScaledBlur((sigma, sigma), unit).transform(torch.tensor(planes), {"sigma": [sigma, sigma]})
-    ours = jax.jit(lambda planes, sigma: scaled_blur(planes, sigma, unit=unit))(planes, jnp.float32(sigma))
+    theirs = ScaledBlur(window, (sigma, sigma), unit).transform(torch.tensor(planes), {"sigma": [sigma, sigma]})
+    ours = jax.jit(lambda planes, sigma: scaled_blur(planes, sigma, unit=unit, size=window))(planes, jnp.float32(sigma))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 

@@ -211,7 +211,7 @@ def fetch_weights(config: Config, *, student: bool, progress: Progress) -> tuple
     """The configuration with what it names on the Hugging Face hub fetched; and why something cannot be had, if so."""
     fetched, named, missed = {}, config.flat(), None
     for _, setting, backbone in _weights(config)[: 2 if student else 1]:
-        told, tagged = named[setting], BACKBONES[backbone].weights.get(named[setting])
+        told, tagged = named[setting], tags_of(backbone).get(named[setting])
         name = tagged.name if isinstance(tagged, HubWeights) else told if is_hub_name(told) else None
         try:
             if name is not None:
