@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from jax_brcd.encoder import TEACHER as ROLE
 from jax_brcd.encoder import load, preprocessing_of
 from jax_brcd.models import HashModel
 from jax_brcd.models.heads import HashCoder
