@@ -28,7 +28,7 @@ def settings(tmp_path_factory):
     torch.manual_seed(0)
     for role in ("teacher", "student"):
         model = create_hash_model(told[role], BITS).eval()  # at its own size, as weights are published
-        sized = create_hash_model(told[role], BITS, told[f"{role}_size"]).eval()
+        sized = create_hash_model(told[role], BITS, size=told[f"{role}_size"]).eval()
         weights = place / f"{role}.safetensors"
         save_file(model.state_dict(), weights)
         distill.models.load_weights(sized, told[role], str(weights), place)
