@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
+    from jax_brcd.stages.sight import told_sizes
 
     parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError("no such encoder's folder or file of codes; check the path")
             searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
-        dataset, k = load_for_evaluation(config, progress=progress)
+        seeing = {role: encoder for role, encoder in (("queries", encoder), ("database", searched))
+                  if not isinstance(encoder, PackedCodes) and not encoder.over_embeddings}
+        dataset, k = load_for_evaluation(config, seeing.values(), progress=progress)
         table = rows_for(encoder, searched, dataset, config.teacher.embeddings)
         if table is None and "embeddings" in given:
             raise InputError("neither encoder is over embeddings; leave it out", field="embeddings", value=given["embeddings"])
@@ -67,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
                 codes.save(kept)
         progress.close()
         protocol = {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
-                    "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed}
+                    "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed,
+                    **told_sizes(dataset, {role: each.preprocessing.size for role, each in seeing.items()})}
         say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
 
 

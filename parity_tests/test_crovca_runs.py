@@ -15,8 +15,8 @@ from toy_runs import OPTIONS, assert_same_tensors, history, name_of, refusal, st
 import jax_brcd
 from jax_brcd import distill
 from jax_brcd.data import load_dataset
-from jax_brcd.encoder import load
-from jax_brcd.models import model_state
+from jax_brcd.encoder import STUDENT, TEACHER, load
+from jax_brcd.models import Preprocessing, model_state
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages.configuration import create_config, create_parser
 from jax_brcd.stages.run import run_teacher
@@ -159,12 +159,13 @@ def test_torch_ref_trains_such_a_head_over_a_frozen_backbone_and_takes_it_along(
     images = np.random.default_rng(0).integers(256, size=(12, 8, 8, 3), dtype=np.uint8)
     data = types.SimpleNamespace(train=types.SimpleNamespace(images=images), flip=True, evaluation_resize=lambda size: None)
     torch.manual_seed(0)
-    model, features = torch_distill.run_teacher(torch_distill.Experiment(config, data, 32, 5))
+    experiment = torch_distill.Experiment(config, data, dict.fromkeys((TEACHER, STUDENT), Preprocessing(32)), 5)
+    model, features = torch_distill.run_teacher(experiment)
     head = torch_models.get_head(model)
     assert not head.training and head[3].num_batches_tracked == 2 * 3 and features.shape == (2, 12, 64)
     assert not model.bn1.num_batches_tracked
     torch_distill.save(model, tmp_path / "teacher.safetensors")
-    again, came = torch_distill.build("resnet8", str(tmp_path / "teacher.safetensors"), config,
+    again, came = torch_distill.build("resnet8", str(tmp_path / "teacher.safetensors"), 32, config,
                                       (torch_models.form_of(str(tmp_path / "teacher.safetensors")), None))
     assert came and all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 

@@ -104,8 +104,8 @@ def test_decoding_that_went_on_later_gives_the_digest_of_one_pass(tree, monkeypa
     monkeypatch.setattr(store, "CHUNK", 2)
     original = store.decode_all
 
-    def cut(paths, *, workers):
-        for number, square in enumerate(original(paths, workers=workers)):
+    def cut(paths, **told):
+        for number, square in enumerate(original(paths, **told)):
             if number == 3:
                 raise KeyboardInterrupt
             yield square

@@ -16,7 +16,7 @@ from image_trees import write_lists
 from toy_runs import toys
 from transformer_pairs import FEATURES, HIDDEN, REAL, SIZE, TINY, theirs
 
-from jax_brcd.encoder import create_encoder, load
+from jax_brcd.encoder import TEACHER, create_encoder, load
 from jax_brcd.models import BACKBONES, Preprocessing, Variant
 from jax_brcd.models.weights import read_weight_file
 from jax_brcd.retrieval import PackedCodes, mean_average_precision
@@ -140,14 +140,14 @@ def test_a_teacher_by_itq_is_the_same_in_both_frameworks(saved, tmp_path):
         ours = run_teacher(create_config(**told, out=tmp_path / "jax"))
     experiment = distill.load_experiment(create_config(**told))
     teacher, _ = distill.run_teacher(experiment)
-    score = experiment.scores(*(experiment.encoded(teacher, part) for part in ("test", "database")), alike=True)
+    score = experiment.scores(*(experiment.encoded(TEACHER, teacher, part) for part in ("test", "database")), alike=True)
     images, meant = experiment.dataset.test.images, load(tmp_path / "jax" / "teacher").preprocessing
     np.testing.assert_allclose(evaluation_views(jnp.asarray(images), **vars(meant)),
-                               experiment.still(distill.channels_first(images)).permute(0, 2, 3, 1), rtol=0, atol=1e-4)
+                               experiment.still[TEACHER](distill.channels_first(images)).permute(0, 2, 3, 1), rtol=0, atol=1e-4)
     with np.load(tmp_path / "jax" / "codes.npz") as packed:
         for part in ("database", "test"):
             codes = PackedCodes(packed[f"teacher_{part}"], 8).unpack()
-            assert (codes != experiment.codes(teacher, part)).mean() < 0.01, part
+            assert (codes != experiment.codes(TEACHER, teacher, part)).mean() < 0.01, part
     assert ours["teacher"]["map"] == pytest.approx(score["map"], abs=0.002)
     assert ours["teacher"]["cosine_map"] == pytest.approx(score["cosine_map"], abs=0.002)
     assert score["map"] > 0.5  # a third of the images are relevant

@@ -26,7 +26,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import silent
 from jax_brcd.stages.claim import fetch_weights
 from jax_brcd.stages.configuration import create_config
-from jax_brcd.stages.context import brought_teacher
+from jax_brcd.stages.sight import brought_encoder
 
 NAME = "hf:user/toy"
 FROM_HUB = {"teacher_weights": NAME, "student_weights": "pretrained"}
@@ -213,7 +213,7 @@ def test_a_published_student_is_evaluated_and_its_teacher_brought_along_by_name(
     def brought(weights):
         config, missed = fetch_weights(create_config(teacher="toy", teacher_weights=weights), student=False, progress=silent)
         assert missed is None
-        return brought_teacher(config)
+        return brought_encoder(config, "teacher_weights")
 
     assert brought("hf:ann/teacher")["space"] == read_config(out / "teacher")["space"]
     assert brought(NAME) is None, "weights alone are no teacher"

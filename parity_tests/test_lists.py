@@ -145,8 +145,8 @@ def test_decoding_that_is_cut_goes_on_and_what_is_decoded_is_not_done_again(tree
     original, seen = store.decode_all, []
 
     def cut_after(count):
-        def decode_some(paths, *, workers):
-            for number, square in enumerate(original(paths, workers=workers)):
+        def decode_some(paths, **told):
+            for number, square in enumerate(original(paths, **told)):
                 if number == count:
                     raise KeyboardInterrupt
                 seen.append(paths[number])

@@ -11,7 +11,7 @@ from jax_brcd.settings.stages import DataConfig, ObjectiveConfig, StudentConfig
 from jax_brcd.stages.claim import read_claim, weights_digests
 from jax_brcd.stages.command import named_places
 from jax_brcd.stages.configuration import create_config
-from jax_brcd.stages.context import brought_teacher
+from jax_brcd.stages.sight import brought_encoder
 
 
 @pytest.mark.parametrize(("error", "line"), [
@@ -70,7 +70,7 @@ def test_a_path_that_can_be_none_is_refused_with_its_setting(setting, path):
 
 def test_a_directory_that_is_no_encoders_is_refused_with_the_setting_that_names_it(tmp_path):
     with pytest.raises(InputError, match=f"^teacher_weights {tmp_path}: no encoder's folder"):
-        brought_teacher(create_config(teacher_weights=str(tmp_path)))
+        brought_encoder(create_config(teacher_weights=str(tmp_path)), "teacher_weights")
 
 
 def test_a_file_in_the_place_of_a_run_and_a_folder_in_that_of_codes_are_refused_at_once(tmp_path):

@@ -1,5 +1,6 @@
 """The published views, an image at a time, by torchvision's transforms."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,31 +13,60 @@ from jax_brcd.views.derivations import Derivation, Mixture, Rotation
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def training_view(size: int, flip: bool, recipe: str = "brcd", *, mean=MEAN, std=STD) -> v2.Transform:
-    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published", "CroVCA")."""
-    return v2.Compose([
-        v2.ToDtype(torch.float32, scale=True), *OPERATIONS[recipe](size, 0.5 if flip else 0.0), v2.Normalize(mean, std)])
+class ScaledBlur(v2.GaussianBlur):
+    """The blur of a view that is rendered `unit` times larger than it is drawn for: of as large a variance in the picture."""
+
+    def __init__(self, window: int, sigma: tuple[float, float], unit: float):
+        super().__init__(window, sigma)
+        self.window, self.unit = window, unit
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Blurs with the sigma that was drawn."""
+        sides = [(place, math.exp(-0.5 * (place / params["sigma"][0]) ** 2)) for place in range(1, self.window // 2 + 1)]
+        variance = self.unit**2 * 2 * sum(place**2 * side for place, side in sides) / (1 + 2 * sum(side for _, side in sides))
+        if self.unit * (self.window // 2) > 1:
+            reach = math.ceil(3 * self.unit * math.sqrt((self.window**2 - 1) / 12))
+            size, sigma = 2 * min(reach, *(side - 1 for side in inpt.shape[-2:])) + 1, math.sqrt(variance)
+        else:  # three weights, of which the outer are half the variance each
+            size, sigma = 3, math.sqrt(-0.5 / math.log(variance / 2 / (1 - variance)))
+        return v2.functional.gaussian_blur(inpt, [size, size], [sigma, sigma])
 
 
-def published_operations(size: int, flip: float) -> list[v2.Transform]:
+def blur_of(window: int, sigma: tuple[float, float], unit: float) -> v2.Transform:
+    """torchvision's blur, or at another size than the one it is drawn for the scaled one."""
+    return v2.GaussianBlur(window, sigma=sigma) if unit == 1 else ScaledBlur(window, sigma, unit)
+
+
+def training_view(
+    size: int, flip: bool, recipe: str = "brcd", *, mean=MEAN, std=STD, blur_unit: float = 1.0
+) -> v2.Transform:
+    """uint8 (3, H, W) -> float (3, size, size), normalised (docs/method.md, "Data as published", "CroVCA").
+
+    What it draws from torch's generator does not depend on `size`. `blur_unit` is the size over that which it is drawn for.
+    """
+    operations = OPERATIONS[recipe](size, 0.5 if flip else 0.0, blur_unit)
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), *operations, v2.Normalize(mean, std)])
+
+
+def published_operations(size: int, flip: float, blur_unit: float) -> list[v2.Transform]:
     """The views of BRCD."""
     return [
         v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
         v2.RandomHorizontalFlip(flip),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.7),
         v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(3, sigma=(0.1, 2.1))], p=0.5),
+        v2.RandomApply([blur_of(3, (0.1, 2.1), blur_unit)], p=0.5),
     ]
 
 
-def crovca_operations(size: int, flip: float) -> list[v2.Transform]:
+def crovca_operations(size: int, flip: float, blur_unit: float) -> list[v2.Transform]:
     """The views of CroVCA."""
     return [
         v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True),
         v2.RandomHorizontalFlip(flip),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.2)], p=0.8),
         v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(9, sigma=(0.1, 2.0))], p=0.1),
+        v2.RandomApply([blur_of(9, (0.1, 2.0), blur_unit)], p=0.1),
         v2.RandomSolarize(0.5, p=0.1),
     ]
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from jax_brcd.clusters.choice import published_range
 from jax_brcd.data import ImageDataset, load_dataset
-from jax_brcd.models.variants import BACKBONES
+from jax_brcd.encoder import STUDENT, TEACHER
+from jax_brcd.models.variants import Preprocessing
 from jax_brcd.report import SKIPPED
 from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
+from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
 from torch_ref import augment, losses, models, objectives
@@ -55,15 +57,14 @@ class Experiment:
 
     config: Config
     dataset: ImageDataset
-    size: int
+    seen: dict[str, Preprocessing]  # by teacher and student
     k: int
 
     def __post_init__(self) -> None:
-        meant = BACKBONES[self.config.teacher.teacher].preprocessing
-        self.colours = {"mean": meant.mean, "std": meant.std}
-        self.view = augment.training_view(self.size, self.dataset.flip, self.config.data.view_recipe, **self.colours)
-        self.still = augment.evaluation_view(self.size, self.dataset.evaluation_resize(self.size), **self.colours,
-                                             interpolation=meant.interpolation)
+        drawn_for, recipe = self.seen[TEACHER].size, self.config.data.view_recipe
+        self.view = {role: augment.training_view(seen.size, self.dataset.flip, recipe, mean=seen.mean, std=seen.std,
+                                                 blur_unit=seen.size / drawn_for) for role, seen in self.seen.items()}
+        self.still = {role: augment.evaluation_view(**vars(seen)) for role, seen in self.seen.items()}
         self.train_images = channels_first(self.dataset.train.images)
         self.kept_views = None if self.config.data.fresh_views else self.config.data.views
 
@@ -73,43 +74,48 @@ class Experiment:
         return Schedule(**{"n_images": len(self.train_images), "batch_size": run.batch_size, "epochs": epochs,
                            "seed": run.seed * 3 + stage, "kept_views": self.kept_views, **settings})
 
-    def view_pixels(self, number: int, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
-        """Kept view `number` of every training image, or what is derived of it: the same pixels whenever it is asked for."""
+    def view_pixels(
+        self, role: str, number: int, derivation: Derivation | None = None, partners: Tensor | None = None
+    ) -> Tensor:
+        """Kept view `number` of every training image as `role` sees it, or what is derived of it: always the same pixels."""
         torch.manual_seed(self.config.run.seed * 1_000_003 + number)
-        pixels = augment.random_views(self.train_images, self.view)
+        pixels = augment.random_views(self.train_images, self.view[role])
         if derivation is None:
             return pixels
         return augment.derive(derivation, pixels, torch.arange(len(pixels)), lambda others: pixels[others], partners,
                               (self.config.run.seed, number))
 
-    def fresh_pixels(self, indices: Tensor, numbers: Tensor, derivation: Derivation | None, partners: Tensor | None) -> Tensor:
-        """New views of a batch, or what is derived of them: the same pixels for the same batch and numbers."""
+    def fresh_pixels(
+        self, role: str, indices: Tensor, numbers: Tensor, derivation: Derivation | None, partners: Tensor | None
+    ) -> Tensor:
+        """New views of a batch as `role` sees them, or what is derived of them: the same for the same batch and numbers."""
         seed = (self.config.run.seed, int(numbers[0]), int(indices[0]))
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        pixels = augment.random_views(self.train_images[indices], self.view)
+        pixels = augment.random_views(self.train_images[indices], self.view[role])
         if derivation is None:
             return pixels
         return augment.derive(derivation, pixels, indices,
-                              lambda others: augment.random_views(self.train_images[others], self.view), partners, seed)
+                              lambda others: augment.random_views(self.train_images[others], self.view[role]), partners, seed)
 
-    def kept(self, encode, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
-        """`encode` of every kept view, or of what is derived of it: (views, images, ...)."""
-        return torch.stack([encode(self.view_pixels(number, derivation, partners)) for number in range(self.kept_views)])
+    def kept(self, role: str, encode, derivation: Derivation | None = None, partners: Tensor | None = None) -> Tensor:
+        """`encode` of every kept view as `role` sees it, or of what is derived of it: (views, images, ...)."""
+        return torch.stack([encode(self.view_pixels(role, number, derivation, partners)) for number in range(self.kept_views)])
 
-    def encoded(self, model: nn.Module, part: str) -> Encoded:
-        """What a model gives of the un-augmented images of a part of the data set."""
-        head = models.get_head(model)
+    def encoded(self, role: str, model: nn.Module, part: str) -> Encoded:
+        """What a model gives of the un-augmented images of a part of the data set as `role` sees them."""
+        head, still = models.get_head(model), self.still[role]
 
         def both(batch: Tensor) -> Tensor:
-            features = models.features_of(model, self.still(batch))
+            features = models.features_of(model, still(batch))
             return torch.cat([features, head(features)], dim=1)
 
         outputs = in_batches(both, model, channels_first(getattr(self.dataset, part).images))
         return Encoded(outputs[:, : -self.config.objective.bits], outputs[:, -self.config.objective.bits :])
 
-    def codes(self, model: nn.Module, part: str) -> np.ndarray:
+
+    def codes(self, role: str, model: nn.Module, part: str) -> np.ndarray:
         """Codes of the same images."""
-        return self.encoded(model, part).codes
+        return self.encoded(role, model, part).codes
 
     def measure(self, function, queries: np.ndarray, database: np.ndarray, part: str, **settings):
         """A measure of the search of the database by the queries of `part`."""
@@ -138,23 +144,25 @@ def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def load_experiment(config: Config) -> Experiment:
-    """Loads the data, and the size that the teacher sees."""
-    data = config.data
+    """Loads the data, and what teacher and student see."""
+    data, seen = config.data, sights(config, student=True)
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers, label_format=data.label_format)
+                           decode_workers=data.decode_workers, label_format=data.label_format,
+                           square_side=decoded_side(config, seen, student=True))
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    size = BACKBONES[config.teacher.teacher].preprocessing.size
-    return Experiment(config, dataset, size, data.k or dataset.default_k)
+    return Experiment(config, dataset, {role: sight.of(dataset) for role, sight in seen.items()}, data.k or dataset.default_k)
 
 
-def build(name: str, weights: str, config: Config, forms: tuple[str | None, ...] = (None,)) -> tuple[nn.Module, bool]:
-    """A hash model with its weights loaded, and whether its head came with them: one of the first of `forms` that the weights
-    have, else a new one of the last."""
+def build(
+    name: str, weights: str, size: int, config: Config, forms: tuple[str | None, ...] = (None,)
+) -> tuple[nn.Module, bool]:
+    """A hash model for images of `size` pixels with its weights loaded, and whether its head came with them: one of the first
+    of `forms` that the weights have, else a new one of the last."""
     for form in dict.fromkeys(forms):
-        model = models.create_hash_model(name, config.objective.bits, form)
+        model = models.create_hash_model(name, config.objective.bits, form, size=size)
         if came := models.load_weights(model, name, weights, config.data.cache_dir):
             break
     return model, came
@@ -168,7 +176,8 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     form = objectives.HEADS[objective](config.hashing) if objective in objectives.HEADS else None
     # A head that came is trained further as it is, but for an objective with a head of its own
     any_form = form is None or config.teacher_epochs(head_came=True) == 0
-    model, head_came = build(config.teacher.teacher, weights, config, (*([models.form_of(weights)] if any_form else []), form))
+    model, head_came = build(config.teacher.teacher, weights, experiment.seen[TEACHER].size, config,
+                             (*([models.form_of(weights)] if any_form else []), form))
     epochs = config.teacher_epochs(head_came=head_came)
     if held_out:
         pretrain_backbone(experiment, model)
@@ -176,17 +185,19 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     head = models.get_head(model).requires_grad_(True)
     features = None
     if experiment.kept_views is not None:
-        features = experiment.kept(lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
+        features = experiment.kept(
+            TEACHER, lambda pixels: in_batches(lambda batch: models.features_of(model, batch), model, pixels))
 
     def features_of(indices: Tensor, numbers: Tensor) -> Tensor:
         if features is not None:
             return features[numbers, indices]
-        return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view))
+        return models.features_of(model, augment.random_views(experiment.train_images[indices], experiment.view[TEACHER]))
 
     if head_came and epochs == 0:
         pass  # the teacher was brought along
     elif objective == "itq":
-        still = in_batches(lambda batch: models.features_of(model, experiment.still(batch)), model, experiment.train_images)
+        view = experiment.still[TEACHER]
+        still = in_batches(lambda batch: models.features_of(model, view(batch)), model, experiment.train_images)
         config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
         weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
                                            iterations=config.hashing.itq_iterations)
@@ -207,7 +218,8 @@ def pretrain_backbone(experiment: Experiment, model: nn.Module) -> None:
     head = models.get_head(model)
     models.set_head(model, models.new_head(experiment.config.teacher.teacher, width(model), held_out.labels.shape[1]))
     epochs = experiment.config.teacher.pretraining_epochs
-    view = augment.training_view(experiment.size, experiment.dataset.flip, **experiment.colours)
+    seen = experiment.seen[TEACHER]
+    view = augment.training_view(seen.size, experiment.dataset.flip, mean=seen.mean, std=seen.std)
     pretrain(model, lambda indices, _: augment.random_views(images[indices], view), labels,
              experiment.schedule(0, epochs, n_images=len(images), kept_views=None))
     models.set_head(model, head)
@@ -235,9 +247,11 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
     if experiment.kept_views is None:
         def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
-            pixels = experiment.fresh_pixels(indices, numbers, derivation, partners)
+            pixels = experiment.fresh_pixels(TEACHER, indices, numbers, derivation, partners)
             with torch.no_grad():
                 of_teacher = encode(teacher, pixels)
+            if experiment.seen[STUDENT] != experiment.seen[TEACHER]:
+                pixels = experiment.fresh_pixels(STUDENT, indices, numbers, derivation, partners)
             return encode(model, pixels), of_teacher
 
         return fresh
@@ -247,8 +261,10 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
 
     inputs, targets = {}, {}
     for derivation in (None, *needs.derivations):
-        inputs[derivation] = experiment.kept((lambda pixels: pixels) if whole else features(model), derivation, partners)
-        of_teacher = (teacher_features if derivation is None else experiment.kept(features(teacher), derivation, partners))
+        inputs[derivation] = experiment.kept(STUDENT, (lambda pixels: pixels) if whole else features(model), derivation,
+                                             partners)
+        of_teacher = (teacher_features if derivation is None else experiment.kept(TEACHER, features(teacher), derivation,
+                                                                                   partners))
         targets[derivation] = outputs_of(models.get_head(teacher), of_teacher)
 
     def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
@@ -267,23 +283,23 @@ def width(model: nn.Module) -> int:
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
     """The trained student's model and its state_dict at the best validation of each search."""
     config = experiment.config
-    model, _ = build(config.student.student, config.student.student_weights, config)
+    model, _ = build(config.student.student, config.student.student_weights, experiment.seen[STUDENT].size, config)
     whole = config.student.train_backbone
     model.requires_grad_(whole)
     head = models.get_head(model).requires_grad_(True)
-    teacher_database = experiment.codes(teacher, "database")
+    teacher_database = experiment.codes(TEACHER, teacher, "database")
     if whole or experiment.kept_views is None:
         models.train(model, whole=whole)
     else:
         model.eval()
 
     def validate() -> dict[str, float]:
-        queries = experiment.codes(model, "validation")
-        databases = {Search.SYMMETRIC: experiment.codes(model, "database"), Search.ASYMMETRIC: teacher_database}
+        queries = experiment.codes(STUDENT, model, "validation")
+        databases = {Search.SYMMETRIC: experiment.codes(STUDENT, model, "database"), Search.ASYMMETRIC: teacher_database}
         return {search: experiment.measure(mean_average_precision, queries, codes, "validation")
                 for search, codes in databases.items()}
 
-    codes, method = torch.from_numpy(experiment.codes(teacher, "train")), config.method
+    codes, method = torch.from_numpy(experiment.codes(TEACHER, teacher, "train")), config.method
     distillation = create_method(config.run.method, method, known(experiment, codes, (width(model), width(teacher))))
     own = () if method.replaces_objective else ("i", "j")
     best, _ = train_student(
@@ -302,9 +318,10 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 HONOURED = {
     "dataset", "data_dir", "split", "train_images", "k", "views", "fresh_views", "view_recipe", "label_format",
     "max_bad_images", "decode_workers", "cache_dir", "bits", "temperature", "kl_weight",
-    "teacher", "teacher_weights", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
+    "teacher", "teacher_weights", "teacher_size", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
     "teacher_temperature", "teacher_batch_size", "teacher_kl_weight",
-    "student", "student_weights", "train_backbone", "epochs", "lr", "validation_interval", "patience", "min_epochs",
+    "student", "student_weights", "student_size", "train_backbone", "epochs", "lr", "validation_interval", "patience",
+    "min_epochs",
     "method", "method_weights", "batch_size", "seed", "out",
 }
 
@@ -353,17 +370,18 @@ def run(config: Config) -> dict:
     teacher, teacher_features = run_teacher(experiment)
     student, best = run_student(experiment, teacher, teacher_features)
     found, labelled = {}, experiment.dataset.labelled
-    of_teacher = {part: experiment.encoded(teacher, part) for part in ("test", "database")} if labelled else {}
+    of_teacher = {part: experiment.encoded(TEACHER, teacher, part) for part in ("test", "database")} if labelled else {}
     for search, state in best.items():
         student.load_state_dict(state)
         save(student, out / f"student_{search}.safetensors")
         if labelled:
             own = search == Search.SYMMETRIC
-            database = experiment.encoded(student, "database") if own else of_teacher["database"]
-            found[search] = experiment.scores(experiment.encoded(student, "test"), database, alike=own)
+            database = experiment.encoded(STUDENT, student, "database") if own else of_teacher["database"]
+            found[search] = experiment.scores(experiment.encoded(STUDENT, student, "test"), database, alike=own)
     save(teacher, out / "teacher.safetensors")
     metrics = {"protocol": {"dataset": experiment.dataset.name, "split": experiment.dataset.split, "k": experiment.k,
-                            "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed}}
+                            "ties": "stable", "bits": config.objective.bits, "seed": config.run.seed,
+                            **told_sizes(experiment.dataset, {role: seen.size for role, seen in experiment.seen.items()})}}
     if labelled:
         metrics["teacher"] = experiment.scores(of_teacher["test"], of_teacher["database"], alike=True)
         metrics["student"] = found

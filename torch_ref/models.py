@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
 from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
@@ -103,10 +104,11 @@ def large_hashcoder(d: int, bits: int) -> nn.Sequential:
 HASHCODERS = {"hashcoder_small": small_hashcoder, "hashcoder_large": large_hashcoder}
 
 
-def create_hash_model(name: str, bits: int, form: str | None = None) -> nn.Module:
-    """A model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the
-    head's `form`, None for its own."""
-    model = BUILDERS[name]() if name in BUILDERS else models.get_model(name, weights=None)
+def create_hash_model(name: str, bits: int, form: str | None = None, *, size: int | None = None) -> nn.Module:
+    """A model with a hash head of `bits` outputs after its classifier, or in place of its last layer; it knows the head's
+    `form`, None for its own. One of torchvision's ViTs is for images of `size` pixels; others take any."""
+    told = {"image_size": size} if size is not None and name.startswith("vit_") else {}
+    model = BUILDERS[name](**told) if name in BUILDERS else models.get_model(name, weights=None, **told)
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if name in ON_LOGITS:
         model.classifier.append(new_head(name, classifier.out_features, bits, form))
@@ -136,6 +138,8 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
         return False
     path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else weights
     tensors = {key: torch.from_numpy(value) for key, value in read_weights(path).items()}
+    if isinstance(model, models.VisionTransformer) and "encoder.pos_embedding" in tensors:
+        tensors = interpolate_embeddings(model.image_size, model.patch_size, tensors)
     prefix = head_name(model) + "."
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     came = weights != "imagenet" and {key: value.shape for key, value in tensors.items() if key.startswith(prefix)} == {

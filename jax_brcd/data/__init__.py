@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jax_brcd.data import cifar10, digits, folders, lists
-from jax_brcd.data.dataset import ImageDataset, Images, Request
+from jax_brcd.data.dataset import RESIZED, ImageDataset, Images, Request
 from jax_brcd.data.embeddings import Embeddings, read_embeddings
 from jax_brcd.data.listfile import LABEL_FORMATS
 from jax_brcd.runtime.errors import UnknownName
@@ -34,7 +34,7 @@ __all__ = ["DATASETS", "LABEL_FORMATS", "Embeddings", "ImageDataset", "Images", 
 def load_dataset(
     name: str, *, data_dir: os.PathLike | str | None = None, cache_dir: os.PathLike | str, split: str = "published",
     train_images: str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
-    label_format: str | None = None, progress: Progress | None = None,
+    label_format: str | None = None, square_side: int = RESIZED, progress: Progress | None = None,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
@@ -44,6 +44,7 @@ def load_dataset(
         decode_workers: processes that decode image files; None for as many as pay, 0 for this one.
         label_format: how list files give labels: "multi-hot" for a 0 or 1 a class, "class-numbers" for the number of the one
             class; None for multi-hot labels of several classes, as published.
+        square_side: pixels of the squares that image files become (see dataset.square_side).
         progress: called with what is being done, how much of it is done and how much there is, while images are decoded and
             files downloaded.
 
@@ -56,4 +57,4 @@ def load_dataset(
     cache_dir = as_path(cache_dir)
     return source.load(Request(
         as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split, train_images, seed, max_bad_images,
-        decode_workers, label_format, silent if progress is None else progress))
+        decode_workers, square_side, label_format, silent if progress is None else progress))

@@ -74,6 +74,7 @@ class ImageDataset:
     pretraining: Images | None = None  # labelled images that take no further part
     central_crop: bool = False  # evaluate the middle of an image (Resize(256), CenterCrop(224)) and not all of it
     notes: tuple[str, ...] = ()  # what a reader of the results must know
+    squares: int | None = None  # pixels of the squares that its files were decoded to; None where images are as they came
     lists: tuple[tuple[str, str], ...] = ()  # name and digest of each list file that the parts were read from
 
     @property
@@ -84,7 +85,7 @@ class ImageDataset:
     def evaluation_resize(self, size: int) -> int | None:
         """Pixels of an evaluated image's shorter side before its central `size` square is cut out; None where the whole image
         is resized to the square. The published 256 for 224, in proportion for other sizes."""
-        return round(size * RESIZED / CROPPED) if self.central_crop else None
+        return resized_for(size) if self.central_crop else None
 
     def digests(self) -> dict[str, str]:
         """A short digest of everything in the files that results depend on, by what it is: "images of train", "labels of
@@ -117,8 +118,19 @@ class Request:
     seed: int = 0  # of every drawing and shuffle
     max_bad_images: int = 0  # image files that may be missing or corrupt
     decode_workers: int | None = None  # processes that decode image files; None for as many as pay
+    square_side: int = RESIZED  # pixels of the squares that image files become
     label_format: str | None = None  # how list files give labels; None where that is plain to see
     progress: Progress = silent  # told how far decoding and downloads are
+
+
+def resized_for(size: int) -> int:
+    """Pixels of the shorter side of an image from which a `size` square is cut out: 256 for 224."""
+    return round(size * RESIZED / CROPPED)
+
+
+def square_side(*sizes: int) -> int:
+    """Pixels of the squares that image files become for models that see `sizes`: the published 256, or what the largest needs."""
+    return max([RESIZED, *map(resized_for, sizes)])
 
 
 def one_hot(labels: np.ndarray, n_classes: int) -> UInt8[np.ndarray, "n classes"]:

@@ -2,9 +2,10 @@
 
 A square is what `Resize(256)` and `CenterCrop(256)` of torchvision make of the decoded RGB image, to the last bit: its
 shorter side resized to 256 pixels, the middle of the longer one kept. `CenterCrop(224)` of the square is therefore the
-published evaluation view exactly. Training views are drawn from the square too, so a crop of 0.5 to 1 is a share of the
-square's area, where the published `RandomResizedCrop` sees the whole image: the outer parts of an elongated image (an
-eighth on either side at 4:3) never train. In exchange an image is decoded once and not once a view.
+published evaluation view exactly. Where a model is to see more, squares are larger in the same proportion. Training views
+are drawn from the square too, so a crop of 0.5 to 1 is a share of the square's area, where the published `RandomResizedCrop`
+sees the whole image: the outer parts of an elongated image (an eighth on either side at 4:3) never train. In exchange an
+image is decoded once and not once a view.
 
 Every format that Pillow reads and that holds photographs is read, whatever the file is called. Of an animation or a file of
 several pages the first picture counts.
@@ -31,8 +32,7 @@ from jax_brcd.runtime import interruption
 if TYPE_CHECKING:  # Pillow and Grain are imported where files are decoded: together they take more than a second
     import PIL.Image
 
-SIDE = 256
-SQUARE_BYTES = SIDE * SIDE * 3
+SIDE = 256  # pixels, unless told
 # Pillow's formats that run outside programs, are films, documents, drawings or other data, or have no known range of values
 NO_PHOTOGRAPHS = frozenset({"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
 DEEPEST = 2**16  # values of a pixel of 16 bits
@@ -42,7 +42,7 @@ ELONGATED = 16
 UNHEARD = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 IMAGES_A_WORKER = 256  # what pays for starting a process
 FOLDER = "a folder, and no image file"
-BUFFERED = 16  # decoded images that wait, for each worker
+BUFFERED = 16  # decoded images of the usual side that wait, for each worker
 
 
 @functools.cache
@@ -63,21 +63,31 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in read)
 
 
-def square(image: "PIL.Image.Image") -> UInt8[np.ndarray, "256 256 3"]:
-    """The middle of an image whose shorter side is resized to 256 pixels (antialiased, bilinear), in RGB by `to_rgb`."""
+def square_bytes(side: int) -> int:
+    """Of a square of `side` pixels."""
+    return side * side * 3
+
+
+def as_many(count: int, side: int) -> int:
+    """How many squares of `side` pixels take the memory of `count` of the usual side; one at least."""
+    return max(1, count * square_bytes(SIDE) // square_bytes(side))
+
+
+def square(image: "PIL.Image.Image", side: int = SIDE) -> UInt8[np.ndarray, "side side 3"]:
+    """The middle of an image whose shorter side is resized to `side` pixels (antialiased, bilinear), in RGB by `to_rgb`."""
     from PIL import Image
 
     image = to_rgb(image)
     width, height = image.size
-    target_width, target_height = ((SIDE, int(SIDE * height / width)) if width <= height
-                                   else (int(SIDE * width / height), SIDE))
-    left, top = round((target_width - SIDE) / 2), round((target_height - SIDE) / 2)
+    target_width, target_height = ((side, int(side * height / width)) if width <= height
+                                   else (int(side * width / height), side))
+    left, top = round((target_width - side) / 2), round((target_height - side) / 2)
     if max(image.size) <= ELONGATED * min(image.size):
         resized = image.resize((target_width, target_height), Image.Resampling.BILINEAR)
-        return np.asarray(resized.crop((left, top, left + SIDE, top + SIDE)))
+        return np.asarray(resized.crop((left, top, left + side, top + side)))
     columns, rows = width / target_width, height / target_height
-    box = (left * columns, top * rows, (left + SIDE) * columns, (top + SIDE) * rows)
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
+    box = (left * columns, top * rows, (left + side) * columns, (top + side) * rows)
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
 def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
@@ -142,19 +152,21 @@ def silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=UNHEARD[3].pattern)
 
 
-def decode(path: str | os.PathLike) -> UInt8[np.ndarray, "256 256 3"] | str:
+def decode(path: str | os.PathLike, side: int = SIDE) -> UInt8[np.ndarray, "side side 3"] | str:
     """The square of an image file, or why there is none."""
     image = read_rgb(path)
-    return image if isinstance(image, str) else square(image)
+    return image if isinstance(image, str) else square(image, side)
 
 
-def _decode_to_bytes(path: str) -> bytes | str:
+def _decode_to_bytes(path: str, side: int) -> bytes | str:
     """As `decode`, but bytes travel through a pipe: Grain would put arrays into shared memory, which a killed run leaks."""
-    decoded = decode(path)
+    decoded = decode(path, side)
     return decoded if isinstance(decoded, str) else decoded.tobytes()
 
 
-def decode_all(paths: Sequence[str], *, workers: int | None) -> Iterator[UInt8[np.ndarray, "256 256 3"] | str]:
+def decode_all(
+    paths: Sequence[str], *, workers: int | None, side: int = SIDE
+) -> Iterator[UInt8[np.ndarray, "side side 3"] | str]:
     """`decode` of every path, in order, a bounded number ahead of what is taken.
 
     Args:
@@ -165,20 +177,21 @@ def decode_all(paths: Sequence[str], *, workers: int | None) -> Iterator[UInt8[n
 
     if workers is None:
         workers = min(os.cpu_count() or 1, len(paths) // IMAGES_A_WORKER)
-    source = grain.MapDataset.source(paths).map(_decode_to_bytes)
+    source = grain.MapDataset.source(paths).map(functools.partial(_decode_to_bytes, side=side))
+    buffered = as_many(BUFFERED, side)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which nothing here defines or parses
         images = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=BUFFERED), worker_init_fn=_end_with_parent)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffered), worker_init_fn=_end_with_parent)
     else:
         threads = os.cpu_count() or 1
-        images = source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BUFFERED * threads))
+        images = source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered * threads))
     iterator = iter(images)
     try:
         for image in iterator:
             interruption.check()
-            yield image if isinstance(image, str) else np.frombuffer(image, np.uint8).reshape(SIDE, SIDE, 3)
+            yield image if isinstance(image, str) else np.frombuffer(image, np.uint8).reshape(side, side, 3)
     finally:
         iterator.close()
 

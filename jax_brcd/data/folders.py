@@ -49,7 +49,7 @@ def load(request: Request) -> ImageDataset:
     parts, notes = decode_parts(plan.lists, request)
     return ImageDataset(
         name="folder", split=plan.split, **parts, class_names=plan.class_names, flip=True,
-        default_k=min(USUAL_K, len(parts["database"])), central_crop=True,
+        default_k=min(USUAL_K, len(parts["database"])), central_crop=True, squares=request.square_side,
         notes=(*walk.notes(), *plan.notes, *label_notes(parts), *notes))
 
 

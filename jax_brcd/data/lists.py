@@ -60,6 +60,7 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
     return ImageDataset(
         name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
         class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
+        squares=request.square_side,
         notes=(*label_notes(parts), *_repeats(lists), *notes),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
 
@@ -102,7 +103,7 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
     bad, parts, named, damaged = BadImages(request.max_bad_images), {}, {}, []
     for name, part in lists.items():
         squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
-                          description=name, progress=request.progress)
+                          description=name, side=request.square_side, progress=request.progress)
         labels = part.labels[squares.kept]
         parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)

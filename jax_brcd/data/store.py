@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_brcd.data.decoding import SIDE, SQUARE_BYTES, decode_all
+from jax_brcd.data.decoding import SIDE, as_many, decode_all, square_bytes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, make_folder, read_json, system_errors, write_json
 from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
-CHUNK = 256  # images between two entries in the index
+CHUNK = 256  # images of the usual side between two entries in the index
 IMAGES, DIGESTS, INDEX, LOCK = "images.u8", "digests.u8", "index.json", "lock"
 DIGEST_BYTES = hashlib.sha256().digest_size
 # Images looked at; those that could not be read, as [position, reason]; a digest of the squares of the others, and the time in
@@ -43,7 +43,7 @@ class Listed(NamedTuple):
 class Squares(NamedTuple):
     """The decoded images of a part, memory-mapped."""
 
-    images: UInt8[np.ndarray, "kept 256 256 3"]
+    images: UInt8[np.ndarray, "kept side side 3"]
     kept: Int[np.ndarray, " kept"]  # positions, among the images asked for, of those that could be read
     content: str  # digest of `images`, which a pass over them would otherwise have to find
     digests: UInt8[np.ndarray, "kept 32"]  # of each
@@ -79,9 +79,9 @@ class BadImages:
         return (f"Images that could not be read and were skipped: {len(self.found):,}. {'; '.join(self.found.values())}.",)
 
 
-def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
-    """A short digest of where images lie, how large they are and when they were last written."""
-    sha = hashlib.sha256(f"{FORMAT} {SIDE} {folder.resolve()}".encode())
+def digest(folder: pathlib.Path, images: Sequence[Listed], side: int = SIDE) -> str:
+    """A short digest of where images lie, how large they are, when they were last written, and the side of their squares."""
+    sha = hashlib.sha256(f"{FORMAT} {side} {folder.resolve()}".encode())
     for image in images:
         try:
             status = os.stat(folder / image.path)
@@ -94,11 +94,12 @@ def digest(folder: pathlib.Path, images: Sequence[Listed]) -> str:
 
 def decoded(
     folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None,
-    description: str, progress: Progress = silent,
+    description: str, side: int = SIDE, progress: Progress = silent,
 ) -> Squares:
     """The squares of those images that can be read.
 
     Args:
+        side: pixels of a square.
         folder: what the paths are relative to. store: where decoded images lie. bad: counts what cannot be read.
         workers: see decoding.decode_all. description: which images these are. progress: told how many are decoded.
 
@@ -106,24 +107,24 @@ def decoded(
         InputError: for too many bad images, or where the disk has no room for the squares.
         OSError: where it fills up on the way.
     """
-    place = store / digest(folder, images)
+    place = store / digest(folder, images, side)
     make_folder(place)
     with open(place / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
-        index, damaged = _index(place, len(images))
-        _complete(place, index, folder, images, bad=bad, workers=workers, description=description, progress=progress)
+        index, damaged = _index(place, len(images), side)
+        _complete(place, index, folder, images, side, bad=bad, workers=workers, description=description, progress=progress)
     skipped = [position for position, _ in index["bad"]]
     kept = np.delete(np.arange(len(images)), skipped)
     if not len(kept):
         raise InputError(f"{folder}: none of the {len(images)} images of {description} could be read")
-    squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), SIDE, SIDE, 3))
+    squares = np.memmap(place / IMAGES, np.uint8, mode="r", shape=(len(kept), side, side, 3))
     digests = np.fromfile(place / DIGESTS, np.uint8, len(kept) * DIGEST_BYTES).reshape(len(kept), DIGEST_BYTES)
     return Squares(squares, kept, index["content"], digests, place if damaged else None)
 
 
 def _complete(
-    place: pathlib.Path, index: dict, folder: pathlib.Path, images: Sequence[Listed], *, bad: BadImages, workers: int | None,
-    description: str, progress: Progress,
+    place: pathlib.Path, index: dict, folder: pathlib.Path, images: Sequence[Listed], side: int, *, bad: BadImages,
+    workers: int | None, description: str, progress: Progress,
 ) -> None:
     """Decodes what the store does not hold yet, and tells `index` of it."""
     for position, reason in index["bad"]:
@@ -131,14 +132,15 @@ def _complete(
     remaining = images[index["done"] :]
     if not remaining:
         return
-    _check_room(place, len(remaining))
+    size = square_bytes(side)
+    _check_room(place, len(remaining), size)
     paths = [str(folder / image.path) for image in remaining]
     doing = f"decode {description}"
     progress(doing, index["done"], len(images))
     with system_errors(place / IMAGES), open(place / IMAGES, "ab") as squares, open(place / DIGESTS, "ab") as digests:
-        squares.truncate(_good(index) * SQUARE_BYTES)  # what was written after the last entry
+        squares.truncate(_good(index) * size)  # what was written after the last entry
         digests.truncate(_good(index) * DIGEST_BYTES)
-        for chunk in _chunks(decode_all(paths, workers=workers)):
+        for chunk in _chunks(decode_all(paths, workers=workers, side=side), as_many(CHUNK, side)):
             for offset, square in enumerate(chunk):
                 if isinstance(square, str):
                     position = index["done"] + offset
@@ -158,13 +160,13 @@ def _complete(
             progress(doing, index["done"], len(images))
 
 
-def _index(place: pathlib.Path, count: int) -> tuple[dict[str, Any], bool]:
-    """What a folder of the store holds of `count` images, and whether it is to be made anew because it was damaged by hand."""
+def _index(place: pathlib.Path, count: int, side: int) -> tuple[dict[str, Any], bool]:
+    """What a folder of the store holds of `count` images, squares of `side` pixels, and whether it is to be made anew because it was damaged by hand."""
     if not (place / INDEX).exists():
         return {**EMPTY, "bad": []}, False
     try:
         index = {**EMPTY, **read_json(place / INDEX)}
-        whole = _is_index(index, count) and _holds(place, index)
+        whole = _is_index(index, count) and _holds(place, index, square_bytes(side))
     except (OSError, ValueError, TypeError):
         whole = False
     if not whole:
@@ -184,17 +186,17 @@ def _is_index(index: dict[str, Any], count: int) -> bool:
             and [position for position, _ in bad] == sorted({position for position, _ in bad if 0 <= position < done}))
 
 
-def _holds(place: pathlib.Path, index: dict[str, Any]) -> bool:
-    """Whether the squares are those that an index tells of. They are read only where they were written at another time than it
+def _holds(place: pathlib.Path, index: dict[str, Any], size: int) -> bool:
+    """Whether the squares, of `size` bytes, are those that an index tells of. They are read only where they were written at another time than it
     says, or by a version that kept less of them; it then says so no more."""
     good, path = _good(index), place / IMAGES
     if good == 0:
         return True
-    if path.stat().st_size < good * SQUARE_BYTES:
+    if path.stat().st_size < good * size:
         return False
     if index["written"] == _written(place) and index["content"] == _chain(_digests(place, good)):
         return True
-    digests = [hashlib.sha256(square.data).digest() for square in np.memmap(path, np.uint8, "r", shape=(good, SQUARE_BYTES))]
+    digests = [hashlib.sha256(square.data).digest() for square in np.memmap(path, np.uint8, "r", shape=(good, size))]
     if index["content"] not in ("", _chain(digests)):
         return False
     index |= {"content": _chain(digests), "written": _written(place)}
@@ -235,19 +237,19 @@ def _good(index: dict) -> int:
     return index["done"] - len(index["bad"])
 
 
-def _chunks(squares: Iterator) -> Iterator[list]:
+def _chunks(squares: Iterator, count: int) -> Iterator[list]:
     chunk = []
     for square in squares:
         chunk.append(square)
-        if len(chunk) == CHUNK:
+        if len(chunk) == count:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
 
 
-def _check_room(place: pathlib.Path, count: int) -> None:
-    free, needed = shutil.disk_usage(place).free, count * SQUARE_BYTES
+def _check_room(place: pathlib.Path, count: int, size: int) -> None:
+    free, needed = shutil.disk_usage(place).free, count * size
     if needed > free:
         raise InputError(f"{place}: {needed / 2**30:.1f} GiB are needed for {count:,} decoded images and {free / 2**30:.1f} "
                          "GiB are free; name another `cache_dir`, or make room")

@@ -53,7 +53,7 @@ class Adapted(Backbone):
         module.eval()
         self.fixed_size = bool(getattr(module, "fixed_size", False))
         _check_variables(module)
-        self.features = self._width()
+        self.features = self._width(image_size)
 
     def __call__(
         self,
@@ -71,18 +71,32 @@ class Adapted(Backbone):
         with _mode(self.module, None if "train" in given else train, drops=key is not None):
             return self.module(images, **given).astype(jnp.float32)
 
-    def _width(self) -> int:
+    @property
+    def sizes(self) -> str:
+        """See Backbone."""
+        return super().sizes if self.fixed_size else f"{self.image_size} pixels and what else its layers fit"
+
+    def fits(self, size: int) -> bool:
+        """See Backbone; the layers are asked where it is not the size that it is meant for."""
+        if size == self.image_size or not super().fits(size):
+            return size == self.image_size
+        try:
+            return self._width(size) == self.features
+        except InputError:
+            return False
+
+    def _width(self, size: int) -> int:
+        """Features of images of `size` pixels."""
         graph, state = nnx.split(self)
-        images = jax.ShapeDtypeStruct((2, self.image_size, self.image_size, 3), jnp.float32)
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
         kind = type(self.module).__name__
         try:
             outputs = jax.eval_shape(lambda state, images: nnx.merge(graph, state).module(images), state, images)
         except (TypeError, ValueError) as error:
-            size = self.image_size
             raise InputError(f"{kind} does not take images (batch, {size}, {size}, 3): {error}") from error
         shape = getattr(outputs, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != 2:
-            raise InputError(f"{kind} maps images (2, {self.image_size}, {self.image_size}, 3) to "
+            raise InputError(f"{kind} maps images (2, {size}, {size}, 3) to "
                              f"{type(outputs).__name__ if shape is None else shape}; a backbone gives features (batch, width)")
         return shape[1]
 

@@ -74,7 +74,7 @@ class Backbone(nnx.Module):
             return
         below = size // self.patch_size * self.patch_size
         others = [str(near) for near in (below, below + self.patch_size) if self.fits(near)]
-        advice = "give that" if self.fixed_size else f"give {' or '.join(others)}"
+        advice = "give that" if self.fixed_size else f"give {' or '.join(others) or 'another'}"
         raise InputError(f"{self.name} takes {self.sizes}; {advice}", field="size", value=size)
 
 

@@ -80,7 +80,14 @@ def protocol_line(metrics: Mapping[str, Any]) -> str:
     """How the figures came about, in one line."""
     p = metrics["protocol"]
     return (f"{p['dataset']}, split: {p['split']}; {p['queries']:,} test queries, database of {p['database']:,}; k = {p['k']}, "
-            f"ties {p['ties']}; {p['bits']} bits, seed {p['seed']}")
+            f"ties {p['ties']}; {p['bits']} bits, seed {p['seed']}{_sizes(p)}")
+
+
+def _sizes(protocol: Mapping[str, Any]) -> str:
+    """At which sizes images were seen, where models differ, and to which files were decoded, where that is not as published."""
+    seen = ", ".join(f"{role} {size}" for role, size in protocol.get("sizes", {}).items())
+    decoded = f"; images decoded to squares of {protocol['squares']} pixels" if "squares" in protocol else ""
+    return (f"; pixels seen: {seen}" if seen else "") + decoded
 
 
 def aligned(lines: Sequence[Sequence[str]], left: int = 2) -> list[str]:

@@ -9,6 +9,8 @@ from jax_brcd.settings.recipes import RECIPES
 
 MOST_EPOCHS = 10**6  # steps are counted in 32 bits
 
+LARGEST = 2048  # pixels of a side that a model may be shown; more are taken for a slip
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -52,13 +54,15 @@ class ObjectiveConfig:
 class TeacherConfig:
     """The hashing teacher: a frozen backbone and a hash head."""
 
-    teacher: str = option("vit_b_16", "teacher's backbone; the size it is meant for is that of all images; or embeddings, a "
-                          "table of them under `embeddings`, whose student sees images of its own size")
+    teacher: str = option("vit_b_16", "teacher's backbone; or embeddings, a table of them under `embeddings`, whose student sees "
+                          "images of its own size")
     teacher_weights: str = option("imagenet", "teacher's weights: a .safetensors or .pth file, a folder of an encoder or of "
                                   "weights in Hugging Face's layout, hf:USER/NAME or hf:USER/NAME@REVISION of its hub, a tag of the "
                                   "backbone ('imagenet' are torchvision's, 'pretrained' a hub's), 'held-out' (pretrained here on the "
                                   "data set's labelled held-out images) or 'random'; a hash head of as many `bits` that comes with "
                                   "them is kept")
+    teacher_size: int | None = option(None, "pixels of the square that the teacher sees; none for what its backbone, or the encoder "
+                                      "that it comes from, is meant for", low=1, high=LARGEST)
     embeddings: pathlib.Path | None = option(None, "folder of the tables of `teacher` embeddings: train, database and test as "
                                              ".npy, .safetensors or .parquet, a row an image")
     embeddings_dropout: float = option(0.1, "part of a row's features that is dropped in its second view, for objectives over "
@@ -81,6 +85,9 @@ class StudentConfig:
     student: str = option("resnet18", "student's backbone")
     student_weights: str = option("imagenet", "student's weights: a file, a folder, hf:USER/NAME, 'imagenet' or 'random', as "
                                   "`teacher_weights`")
+    student_size: int | None = option(None, "pixels of the square that the student sees, in the colours that its backbone, or the "
+                                      "encoder that it comes from, is meant for; none for the teacher's size and colours", low=1,
+                                      high=LARGEST)
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "Adam's learning rate for the student", above=0)

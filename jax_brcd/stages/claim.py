@@ -19,7 +19,8 @@ from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path, check_folder, parse_json, read_json, write_json
 from jax_brcd.runtime.progress import Progress
 from jax_brcd.stages.configuration import EXTENDABLE, UNCOMPARED, Config, differences, spelled, students_settings
-from jax_brcd.stages.context import NO_FILES, REMEDIES, StageDiverged
+from jax_brcd.stages.context import REMEDIES, StageDiverged
+from jax_brcd.stages.sight import NO_FILES
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
 # Of what a run leaves

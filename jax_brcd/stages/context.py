@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 
 from jax_brcd.data import Embeddings, ImageDataset, load_dataset
-from jax_brcd.encoder import HashEncoder, holds_encoder, read_config
-from jax_brcd.models import BACKBONES, HashModel, tags_of
+from jax_brcd.data.dataset import RESIZED
+from jax_brcd.encoder import STUDENT as STUDENT_ROLE
+from jax_brcd.encoder import TEACHER as TEACHER_ROLE
+from jax_brcd.encoder import HashEncoder
+from jax_brcd.models import HashModel
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.digests import beyond_defaults
-from jax_brcd.runtime.errors import InputError, TrainingDiverged, of_setting
-from jax_brcd.runtime.files import as_path, check_folder
+from jax_brcd.runtime.errors import InputError, TrainingDiverged
+from jax_brcd.runtime.files import check_folder
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
+from jax_brcd.stages.sight import brought_encoder, decoded_side, sights, told_sizes
 from jax_brcd.stages.table import check_embeddings, read_table
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, Standing, fit, start
@@ -31,7 +35,6 @@ from jax_brcd.views.plan import ViewPlan
 # Each stage draws its heads and batches from a seed of its own
 PRETRAINING, TEACHER, STUDENT, STAGE_SEEDS = 0, 1, 2, 3
 ENCODED_PARTS = ("train", "database", "validation", "test")
-NO_FILES = ("random", "held-out")  # what stands in place of weights that a file or a tag gives
 # What a diverged training may be gone on with: settings that are lowered or raised
 REMEDIES = {"student": {"lr": -1, "temperature": 1}, "teacher": {"teacher_lr": -1, "teacher_temperature": 1}}
 
@@ -50,6 +53,8 @@ class Context:
 
     Attributes:
         digests: of the data set's parts, and of their embeddings. table: these, where the teacher is a table.
+        preprocessing, plan: what the teacher sees, of evaluated and of training images; what the student sees where the
+            teacher is a table. student_preprocessing: what the student sees.
         continued: by stage, the folder of a diverged training that it goes on from.
         progress: told how far long work is. say: told what a reader should know at once.
     """
@@ -58,11 +63,20 @@ class Context:
     dataset: ImageDataset
     digests: Mapping[str, str]
     preprocessing: Preprocessing
+    student_preprocessing: Preprocessing
     plan: ViewPlan
     progress: Progress = silent
     say: Say = unheard
     continued: Mapping[str, str] = dataclasses.field(default_factory=dict)
     table: Embeddings | None = None
+
+    @property
+    def as_student(self) -> "Context":
+        """The same, with what the student sees in place of what the teacher sees."""
+        seen = self.student_preprocessing
+        if seen == self.preprocessing:
+            return self
+        return dataclasses.replace(self, preprocessing=seen, plan=self.plan.rendered(seen.size, seen.mean, seen.std))
 
     @property
     def root(self) -> pathlib.Path:
@@ -106,10 +120,16 @@ class Context:
 
     def protocol(self) -> dict[str, Any]:
         """How figures of this run come about, as printed with them."""
-        dataset = self.dataset
+        dataset, sizes = self.dataset, {TEACHER_ROLE: self.preprocessing.size, STUDENT_ROLE: self.student_preprocessing.size}
         return {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
                 "database": len(dataset.database), "training": len(dataset.train), "k": self.k, "ties": "stable",
-                "bits": self.config.objective.bits, "seed": self.config.run.seed}
+                "bits": self.config.objective.bits, "seed": self.config.run.seed, **told_sizes(dataset, sizes)}
+
+    def student_facts(self) -> dict[str, Any]:
+        """What the student sees where its teacher does not say it, for the names of stages."""
+        seen = self.student_preprocessing
+        own = self.table is not None and self.config.student.student_size is not None
+        return {"student sees": beyond_defaults(seen)} if own or seen != self.preprocessing else {}
 
     def data_facts(self, *parts: str) -> dict[str, str]:
         """The digests of some parts, for the names of stages; of images with those of their embeddings."""
@@ -172,22 +192,8 @@ def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
     return beyond_defaults(preprocessing)
 
 
-def brought_teacher(config: Config) -> dict[str, Any] | None:
-    """What the encoder's folder that a teacher is brought along in says of it; None where it is a folder of weights, or none.
-
-    Raises:
-        InputError: for a folder of something else.
-    """
-    told = config.teacher.teacher_weights
-    with of_setting("teacher_weights", told):
-        folder = as_path(config.weights("teacher_weights"))
-        if told in NO_FILES or told in tags_of(config.teacher.teacher) or not folder.is_dir():
-            return None
-        return read_config(folder) if holds_encoder(folder) else None
-
-
-def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
-    """The data set of a configuration.
+def load_images(config: Config, *, square_side: int = RESIZED, progress: Progress = silent) -> ImageDataset:
+    """The data set of a configuration, image files as squares of `square_side` pixels.
 
     Raises:
         InputError: for data that is absent or broken, and ranks that its database does not have.
@@ -196,7 +202,8 @@ def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
     check_folder(data.cache_dir, field="cache_dir")
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers, label_format=data.label_format, progress=progress)
+                           decode_workers=data.decode_workers, label_format=data.label_format, square_side=square_side,
+                           progress=progress)
     if data.k is not None and data.k > len(dataset.database):
         raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k",
                          value=data.k)
@@ -206,31 +213,29 @@ def load_images(config: Config, *, progress: Progress = silent) -> ImageDataset:
 def load_context(config: Config, *, student: bool = True, progress: Progress = silent, say: Say = unheard) -> Context:
     """Loads the data and checks it against the configuration before anything long starts.
 
-    A teacher that is brought along in an encoder's folder keeps its preprocessing, which its codes depend on.
+    A teacher that is brought along in an encoder's folder keeps its preprocessing, which its codes depend on, unless it is given
+    another size. Image files are decoded to squares of the published size, or where sizes are given to what the larger one needs.
 
     Args:
         student: whether one is to be taught, and not the teacher made alone.
 
     Raises:
-        InputError: for data that is absent or broken, and for settings that it does not allow.
+        InputError: for data that is absent or broken, for settings that it does not allow, and for sizes that a model does not
+            take.
     """
-    brought = brought_teacher(config)
-    check_embeddings(config, brought, student=student)
-    data, dataset = config.data, load_images(config, progress=progress)
+    check_embeddings(config, brought_encoder(config, "teacher_weights"), student=student)
+    seen = sights(config, student=student)
+    data, dataset = config.data, load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress)
     table = read_table(config, dataset)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
-    usual = BACKBONES[config.viewer].preprocessing
-    preprocessing = dataclasses.replace(usual, resize=dataset.evaluation_resize(usual.size))
-    if brought is not None and table is None:
-        with of_setting("teacher_weights", config.teacher.teacher_weights):
-            preprocessing = Preprocessing.from_dict(brought["preprocessing"])
+    preprocessing, of_student = seen[TEACHER_ROLE].of(dataset), seen[STUDENT_ROLE].of(dataset)
     view = view_config(preprocessing, dataset, data.view_recipe)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
                     data.resident_mib * 2**20)
     digests = dataset.digests() | ({} if table is None else table.digests())
-    context = Context(config, dataset, digests, preprocessing, plan, progress, say, table=table)
+    context = Context(config, dataset, digests, preprocessing, of_student, plan, progress, say, table=table)
     if student:
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)

@@ -30,7 +30,7 @@ from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
 # Settings that a student depends on by what becomes of them
-TOLD = ("student", "student_weights", "epochs", "min_epochs", "bits")
+TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Student:
 
 def student_parts(context: Context, model: HashModel) -> Parts:
     """The data set's parts under a student."""
-    return context.pixel_parts() if live(context) else context.kept_parts(context.cache(context.config.student.student, model))
+    seen = context.as_student
+    return seen.pixel_parts() if live(context) else seen.kept_parts(context.cache(context.config.student.student, model))
 
 
 def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
@@ -71,6 +72,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.method)},
+        **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
     with folder.held(context.say):
         if folder.finished:
@@ -100,9 +102,10 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
 
 def _source(context: Context, model: HashModel, needs: Needs, partners: np.ndarray | None) -> Source:
     """What the student trains on."""
+    plan = context.as_student.plan
     if live(context):
-        return context.plan.pixels(train=True, partners=partners)
-    return context.plan.kept_features(context.cache(context.config.student.student, model), needs.derivations, partners)
+        return plan.pixels(train=True, partners=partners)
+    return plan.kept_features(context.cache(context.config.student.student, model), needs.derivations, partners)
 
 
 def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
             # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
             shares = search.database == encoders.TEACHER and config.method.meets_teacher
             space = teacher.space if shares else None
-            create_encoder(put(model, fitted.best.get(search, fitted.state)), config.student.student, context.preprocessing,
+            create_encoder(put(model, fitted.best.get(search, fitted.state)), config.student.student, context.student_preprocessing,
                            bits=config.objective.bits, role=encoders.STUDENT, space=space,
                            dtype=config.run.dtype).save(folder.path / search)
         shown = config.method.report(fitted.state.carry["memory"])

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jax_brcd.data import Embeddings, ImageDataset, read_embeddings
+from jax_brcd.data.dataset import RESIZED, square_side
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
 from jax_brcd.report.results import MEASURES
@@ -17,6 +18,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.settings.stages import LARGEST
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import Context, load_images
 from jax_brcd.stages.distillation import Student
@@ -56,7 +58,7 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
         "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
-        "measures": list(MEASURES), **context.data_facts(*TESTED)})
+        "measures": list(MEASURES), **context.student_facts(), **context.data_facts(*TESTED)})
     with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -99,14 +101,28 @@ def _score(context: Context, queries: Encoded, database: Encoded, *, alike: bool
         features=(queries.features, database.features) if alike else None)
 
 
-def load_for_evaluation(config: Config, *, progress: Progress = silent) -> tuple[ImageDataset, int]:
+def load_for_evaluation(
+    config: Config, encoders: Iterable[HashEncoder] = (), *, progress: Progress = silent
+) -> tuple[ImageDataset, int]:
     """The data set of a configuration, and the ranks its measures look at.
+
+    Args:
+        encoders: what is to see its images, which decides to how many pixels image files are decoded.
 
     Raises:
         InputError: for data that is absent or broken, and ranks beyond the database.
     """
-    dataset = load_images(config, progress=progress)
+    dataset = load_images(config, square_side=max([RESIZED, *map(_squares_of, encoders)]), progress=progress)
     return dataset, config.data.k or dataset.default_k
+
+
+def _squares_of(encoder: HashEncoder) -> int:
+    """Pixels of the squares that image files are for an encoder: those of its run, or else what its size needs."""
+    protocol = encoder.provenance.get("protocol")
+    if not isinstance(protocol, dict):
+        return square_side(encoder.preprocessing.size)
+    told = protocol.get("squares", RESIZED)
+    return told if isinstance(told, int) and RESIZED <= told <= square_side(LARGEST) else RESIZED
 
 
 def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> None:

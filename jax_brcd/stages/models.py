@@ -46,7 +46,8 @@ class Built(NamedTuple):
 
 def build(
     name: str, bits: int, weights: str | os.PathLike, *, option: str, seed: int, dtype: str, cache_dir: str | os.PathLike,
-    form: str | None = None, any_form: bool = False, fetched: Fetched | None = None, progress: Progress = silent,
+    form: str | None = None, any_form: bool = False, size: int | None = None, fetched: Fetched | None = None,
+    progress: Progress = silent,
 ) -> Built:
     """A hash model with weights loaded; its head is new where they bring none of `bits` bits.
 
@@ -55,13 +56,13 @@ def build(
             backbone's own weights ("imagenet") or "random". A tag never brings a head. option: the setting that it is of.
         form: of a new head, a name in HEADS; None for the backbone's own. any_form: a head that the weights bring is taken
             whatever its form; else one of another form is left out with a remark.
-        fetched: what lies on the hub, where it was fetched before.
+        size: pixels that it sees, by default its own. fetched: what lies on the hub, where it was fetched before.
 
     Raises:
         InputError: for files that are absent, broken or of another model, and for what cannot be had of the hub.
     """
     def create(form: str | None) -> HashModel:
-        return create_hash_model(name, bits, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype), form=form)
+        return create_hash_model(name, bits, size=size, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype), form=form)
 
     if weights == "random":
         return Built(create(form), (), False)

@@ -11,12 +11,13 @@ from typing import Any
 from flax import nnx
 
 from jax_brcd import __version__
+from jax_brcd.data.dataset import square_side
 from jax_brcd.models import BACKBONES
+from jax_brcd.models.variants import Preprocessing
 from jax_brcd.report import SKIPPED, Report, results, results_table, write_report
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, check_folder, lock_beside, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.claim import (
@@ -160,7 +161,7 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     """Teacher and student with their weights, both before either trains, so that a wrong file is known at once.
 
     Raises:
-        InputError: for weights that do not fit, a student of another size than the images, an objective without a solution.
+        InputError: for weights that do not fit, and an objective without a solution.
     """
     config = context.config
     # What is to be pretrained here starts at random
@@ -169,20 +170,18 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     # A head that came is trained further as it is, but for an objective with a head of its own
     of_teacher = {"form": form, "any_form": form is None or config.teacher_epochs(head_came=True) == 0}
 
-    def built(name: str, weights: str, option: str, stage: int, **head: Any) -> Built:
-        return build(name, config.objective.bits, weights, option=option, seed=context.seed(stage), dtype=config.run.dtype,
-                     cache_dir=config.data.cache_dir, fetched=config.fetched.get(option), progress=context.progress, **head)
+    def built(name: str, weights: str, option: str, seen: Preprocessing, stage: int, **head: Any) -> Built:
+        return build(name, config.objective.bits, weights, option=option, size=seen.size, seed=context.seed(stage),
+                     dtype=config.run.dtype, cache_dir=config.data.cache_dir, fetched=config.fetched.get(option),
+                     progress=context.progress, **head)
 
     if context.table is None:
-        teacher = built(config.teacher.teacher, teacher_weights, "teacher_weights", TEACHER, **of_teacher)
+        teacher = built(config.teacher.teacher, teacher_weights, "teacher_weights", context.preprocessing, TEACHER, **of_teacher)
     else:
         teacher = build_over_rows(context.table.width, config.objective.bits, config.weights("teacher_weights"),
                                   option="teacher_weights", seed=context.seed(TEACHER), **of_teacher)
-    learner = built(config.student.student, config.student.student_weights, "student_weights", STUDENT) if student else None
-    size = context.preprocessing.size
-    if learner is not None and not learner.model.backbone.fits(size):
-        raise InputError(f"takes {learner.model.backbone.sizes}, but {config.teacher.teacher} sees {size}; name a student of that "
-                         "size or a convolutional one", field="student", value=config.student.student)
+    learner = built(config.student.student, config.student.student_weights, "student_weights", context.student_preprocessing,
+                    STUDENT) if student else None
     if not (teacher.head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
         check_objective(teacher.model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)
@@ -195,17 +194,28 @@ def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]
     remarks = [*teacher.remarks, *(student.remarks if student else ())]
     pretrained = [NOTE.format(images=len(context.dataset.pretraining))] if needs_pretraining(context.config) else []
     for_student = [*views_notes(context, student), *colour_notes(context)] if student else []
-    return [*context.dataset.notes, *for_student, *remarks, *unlabelled, *pretrained]
+    return [*context.dataset.notes, *square_notes(context), *for_student, *remarks, *unlabelled, *pretrained]
+
+
+def square_notes(context: Context) -> list[str]:
+    """Says where image files are decoded to fewer pixels than a model sees."""
+    side, size = context.dataset.squares, context.preprocessing.size
+    if side is None or square_side(size) <= side:
+        return []
+    setting = "teacher_size" if context.table is None else "student_size"
+    return [f"{context.config.viewer} sees {size} pixels of image files that are decoded to squares of {side}; "
+            f"`{setting}` {size} decodes them to {square_side(size)}."]
 
 
 def colour_notes(context: Context) -> list[str]:
     """Says where the student's weights are meant for other colours than it is given."""
-    config, seen = context.config, context.preprocessing
+    config, seen = context.config, context.student_preprocessing
     meant = BACKBONES[config.student.student].preprocessing
-    if config.student.student_weights == "random" or (meant.mean, meant.std) == (seen.mean, seen.std):
+    own = config.student.student_size is not None or config.student.student_weights == "random"
+    if own or (meant.mean, meant.std) == (seen.mean, seen.std):
         return []
     return [f"The student sees colours normalised as {config.teacher.teacher} does, and not as {config.student.student} is "
-            "meant to."]
+            f"meant to; with `student_size` {seen.size} it would see its own."]
 
 
 def views_notes(context: Context, student: Built) -> list[str]:

@@ -9,17 +9,18 @@ from flax import nnx
 from jaxtyping import Float
 
 from jax_brcd.encoder import TEACHER as ROLE
-from jax_brcd.encoder import load
+from jax_brcd.encoder import load, preprocessing_of
 from jax_brcd.models import HashModel
 from jax_brcd.models.heads import HashCoder
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import unusual
-from jax_brcd.stages.context import TEACHER, Context, brought_teacher
+from jax_brcd.stages.context import TEACHER, Context
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.footing import Footing, footing_of
 from jax_brcd.stages.models import Built, partition
 from jax_brcd.stages.pretraining import needs_pretraining, pretrain
+from jax_brcd.stages.sight import brought_encoder
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.objectives import (
     BringsOptimizer,
@@ -38,8 +39,8 @@ from jax_brcd.views.source import Source
 CIBHASH = create_objective("cibhash")
 ENCODER = "encoder"
 # Settings that a teacher depends on by what becomes of them
-TOLD = ("teacher", "teacher_weights", "embeddings", "embeddings_dropout", "pretraining_epochs", "teacher_epochs",
-        "teacher_batch_size")
+TOLD = ("teacher", "teacher_weights", "teacher_size", "embeddings", "embeddings_dropout", "pretraining_epochs",
+        "teacher_epochs", "teacher_batch_size")
 
 
 def teacher_stage(
@@ -115,8 +116,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     footing = footing_of(context, model)
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
              **footing.facts}
-    brought = brought_teacher(config) if built.head_came and epochs == 0 else None
-    space = brought["space"] if brought is not None and brought["dtype"] == footing.dtype else None
+    space = _space_kept(context, footing) if built.head_came and epochs == 0 else None
     if built.head_came and epochs == 0:
         folder = context.folder("teacher", {**facts, "space": space})
     else:
@@ -138,6 +138,14 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
         encoder, remarks = load(folder.path / ENCODER), tuple(folder.record["remarks"])
         history = [*history, *read_history(folder.path / HISTORY)]
     return footing.teacher(encoder, remarks), history
+
+
+def _space_kept(context: Context, footing: Footing) -> str | None:
+    """The code space of a teacher that is brought along, where it gives the same codes here."""
+    brought = brought_encoder(context.config, "teacher_weights")
+    if brought is None or brought["dtype"] != footing.dtype:
+        return None
+    return brought["space"] if context.table is not None or preprocessing_of(brought) == context.preprocessing else None
 
 
 def _remarks(built: Built, epochs: int, *, solved: bool) -> list[str]:

@@ -21,6 +21,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import later
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import unknown_name
+from jax_brcd.views.blur import scaled_blur
 from jax_brcd.views.images import check_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,11 +67,16 @@ class ViewConfig:
     hue: float = 0.1  # turns of the hue circle, drawn from -+ this
     grayscale: float = 0.2  # probability
     blur: float = 0.5  # probability
-    sigma: tuple[float, float] = (0.1, 2.1)  # pixels
+    sigma: tuple[float, float] = (0.1, 2.1)  # pixels of the output, where `blur_unit` is 1
     blur_size: int = later(3)  # pixels of the blur's window, an odd number
     solarise: float = later(0.0)  # probability
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    blur_unit: float = later(1.0)  # pixels of the output that make up one of sigma's
+
+    def rendered(self, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "ViewConfig":
+        """The same views for another model: what is drawn does not depend on the size, and the blur is as wide in the picture."""
+        return dataclasses.replace(self, size=size, mean=mean, std=std, blur_unit=self.blur_unit * size / self.size)
 
 
 class ViewParameters(NamedTuple):
@@ -313,7 +319,9 @@ def apply_view(
     planes = resize_image(image, rows, columns)
     planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
     planes = _when(parameters.grayscale, grayscale, planes)
-    planes = _when(parameters.blur, functools.partial(gaussian_blur, size=config.blur_size), planes, parameters.sigma)
+    blur = (functools.partial(gaussian_blur, size=config.blur_size) if config.blur_unit == 1
+            else functools.partial(scaled_blur, unit=config.blur_unit, size=config.blur_size))
+    planes = _when(parameters.blur, blur, planes, parameters.sigma)
     if config.solarise:
         planes = _when(parameters.solarise, solarise, planes)
     return normalise(planes, config.mean, config.std)

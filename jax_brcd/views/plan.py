@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 from jax_brcd.runtime.digests import beyond_defaults
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.derivations import Derivation
+from jax_brcd.views.encoding import Colour
 from jax_brcd.views.features import FeatureCache
 from jax_brcd.views.source import Source
 from jax_brcd.views.sources import KeptFeatures, PixelViews
@@ -20,7 +21,7 @@ from jax_brcd.views.streaming import StepImages, Stream
 
 @dataclasses.dataclass(frozen=True)
 class ViewPlan:
-    """What sources of the same views share: teacher and student see the same pixels.
+    """What sources of the same views share: teacher and student see the same views, each at its own size (see `rendered`).
 
     Attributes:
         seed: of the views; view number v of an image is the same for every run of a seed, so kept views serve them all.
@@ -43,6 +44,10 @@ class ViewPlan:
     def stream(self) -> Stream | None:
         """What gives each step its images; None where all of them fit on the device."""
         return Stream(self.images) if self.images.nbytes > self.resident_bytes else None
+
+    def rendered(self, size: int, mean: Colour, std: Colour) -> "ViewPlan":
+        """The same views of the same images as another model sees them."""
+        return dataclasses.replace(self, config=self.config.rendered(size, mean, std))
 
     def pixels(self, *, train: bool, partners: Int[np.ndarray, "images neighbours"] | None = None) -> Source:
         """Views drawn from pixels, which lie on the device or travel with each step. Kept views are drawn again.
