@@ -87,7 +87,7 @@ class SoftScoring:
     def of(cls, query_logits: RealMatrix | Logits, database: Database) -> "SoftScoring":
         """Logits against codes. Raises InputError as `whole_logits`, and for logits of another length than the codes."""
         logits = whole_logits(query_logits)
-        check_lengths(logits.numbers.shape[1], database)
+        check_lengths(logits.numbers.shape[1], database.bits)
         return cls(*logits, database)
 
     @property
