@@ -17,7 +17,8 @@ from jax_brcd.search import STORES, Hit, Store, open_store
 # By name, the URL of a place where nothing is yet, in a folder that is the test's own
 URLS = {
     "memory": lambda folder: "memory:",
-    "folder": lambda folder: str(folder / "photos"),
+    "folder": lambda folder: f"folder:{folder / 'photos'}",
+    "sqlite": lambda folder: str(folder / "photos.brcd"),
 }
 ENDS_WITH_ITS_PROCESS = {"memory"}
 LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
@@ -320,7 +321,7 @@ def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(lasting):
 def test_an_unknown_scheme_is_answered_with_the_known_ones():
     with pytest.raises(KeyError) as error:
         open_store("memry://host/name")
-    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory"
+    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory, sqlite"
     with pytest.raises(InputError, match="a store needs a place"):
         open_store("")
     with pytest.raises(InputError, match="url memory:photos: a store in memory has no name"):

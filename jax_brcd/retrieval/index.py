@@ -4,11 +4,11 @@ import functools
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, PackedCodes, check_spaces, code_bits, whole_number
 from jax_brcd.retrieval.ranking import Database, check_k, check_lengths
-from jax_brcd.retrieval.scan import Found, Scan
+from jax_brcd.retrieval.scan import Found, Mask, Scan
 from jax_brcd.retrieval.scores import Logits, RealMatrix, SoftScoring, soft_rank
 
 
@@ -77,6 +77,21 @@ class HammingIndex:
         """
         queries = self._queries(query_codes)
         return self._scan.within(queries, min(whole_number(radius, "radius", low=0), self.bits))
+
+    def among(self, query_codes: Codes, k: int, mask: Mask) -> list[Found]:
+        """Distances and positions of each query, as `search` gives them of the codes in a mask alone; k may be beyond them."""
+        return self._scan.nearest(self._queries(query_codes), k, mask)
+
+    def soft_among(self, logits: Logits, k: int, mask: Mask) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
+        """Products and positions, as `search` with `soft` gives them of the codes in a mask alone, which holds k at least."""
+        if not k:
+            return np.empty((len(logits.numbers), 0)), np.empty((len(logits.numbers), 0), np.int64)
+        positions, products = soft_rank(SoftScoring.of(logits, self._database), k, mask)
+        return products, positions
+
+    def ball_among(self, query_codes: Codes, radius: int, mask: Mask) -> list[Found]:
+        """`search_radius` of the codes in a mask alone."""
+        return self._scan.within(self._queries(query_codes), min(radius, self.bits), mask)
 
     @functools.cached_property
     def _database(self) -> Database:
