@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 
+import servers
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import STORES, Hit, Store, open_store
@@ -19,6 +20,7 @@ URLS = {
     "memory": lambda folder: "memory:",
     "folder": lambda folder: f"folder:{folder / 'photos'}",
     "sqlite": lambda folder: str(folder / "photos.brcd"),
+    "postgresql": lambda folder: servers.postgres_url(),
 }
 ENDS_WITH_ITS_PROCESS = {"memory"}
 LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
@@ -321,7 +323,7 @@ def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(lasting):
 def test_an_unknown_scheme_is_answered_with_the_known_ones():
     with pytest.raises(KeyError) as error:
         open_store("memry://host/name")
-    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory, sqlite"
+    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory, postgresql, sqlite"
     with pytest.raises(InputError, match="a store needs a place"):
         open_store("")
     with pytest.raises(InputError, match="url memory:photos: a store in memory has no name"):
