@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import urllib.parse
 
 import pytest
 
@@ -29,7 +30,23 @@ def _postgres():
     return started.get_uri()
 
 
-def postgres_url():
-    """An index of its own."""
+def postgres_url(*, vector):
+    """An index of its own, in a database with pgvector or one without."""
+    import psycopg
+
     url = _postgres()
+    if vector:
+        parts = urllib.parse.urlsplit(url)
+        url = parts._replace(path="/with_vector").geturl()
+        with psycopg.connect(_postgres(), autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'with_vector'").fetchone():
+                connection.execute("CREATE DATABASE with_vector")
+                with psycopg.connect(url, autocommit=True) as other:
+                    other.execute("CREATE EXTENSION vector")
     return f"{url}{'&' if '?' in url else '?'}index=photos_{os.getpid()}_{next(NUMBERS)}"
+
+
+def milvus_lite_url(folder):
+    """A file of Milvus Lite, which runs a process of its own for it."""
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    return f"milvus:{folder / 'photos.db'}"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.files import as_path
-from jax_brcd.search.stores import folder, memory, postgres, sqlite
+from jax_brcd.search.stores import folder, memory, milvus, postgres, sqlite
 from jax_brcd.search.stores.base import CodeKind, Hit, Item, Store
 
 Opener = Callable[[str, CodeKind | None], Store]
@@ -20,6 +20,7 @@ STORES.register("memory")(memory.open_memory)
 STORES.register("folder")(folder.open_folder)
 STORES.register("sqlite")(sqlite.open_sqlite)
 STORES.register("postgresql")(postgres.open_postgres)
+STORES.register("milvus")(milvus.open_milvus)
 
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):")  # of two letters or more: C: is a drive
 
