@@ -17,7 +17,7 @@ import servers
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import STORES, Hit, Store, open_store
-from jax_brcd.search.stores import view
+from jax_brcd.search.stores import milvus, view
 
 # By name, the URL of a place where nothing is yet, in a folder that is the test's own
 URLS = {
@@ -230,7 +230,9 @@ def test_a_closed_store_says_so(store):
 @pytest.mark.parametrize("name", sorted(URLS))
 def test_many_operations_are_those_of_a_plain_model(name, tmp_path, monkeypatch):
     """Adds, replacements, deletions and questions of all kinds at random, against a dictionary."""
-    monkeypatch.setattr(view, "FEW", 16)  # so that SQLite packs its codes anew many times
+    monkeypatch.setattr(view, "FEW", 16)  # so that SQLite packs its codes anew many times,
+    monkeypatch.setattr(milvus, "MOST", 30)  # Milvus has answers that are too long,
+    monkeypatch.setattr(milvus, "MANY", 10)  # and pages
     draw, model, logits = random.Random(0), {}, np.random.default_rng(0)
     names = [f"item {number}" for number in range(40)]
     with contextlib.closing(open_store(URLS[name](tmp_path), create_for=ENCODER)) as store:

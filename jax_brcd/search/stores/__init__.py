@@ -13,6 +13,7 @@ from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.search.stores import folder, memory, milvus, postgres, sqlite
 from jax_brcd.search.stores.base import CodeKind, Hit, Item, Store
+from jax_brcd.search.stores.servers import without_password
 
 Opener = Callable[[str, CodeKind | None], Store]
 STORES: Registry[Opener] = Registry("store")
@@ -42,5 +43,11 @@ def open_store(url: os.PathLike | str, create_for: CodeKind | None = None) -> St
     if not os.fspath(url):
         raise InputError("a store needs a place; give memory: or a path")
     if scheme := SCHEME.match(url) if isinstance(url, str) else None:
-        return STORES[scheme[1]](url, create_for)
+        opener = STORES[scheme[1]]
+        try:
+            return opener(url, create_for)
+        except InputError as error:
+            if error.value == url:
+                error.value = without_password(url)
+            raise
     return STORES["folder" if folder.holds_items(as_path(url)) else "sqlite"](os.fspath(url), create_for)

@@ -41,7 +41,7 @@ from jax_brcd.search.stores.base import (
     nothing_there,
 )
 from jax_brcd.search.stores.database import as_blob, as_id, as_text
-from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, token, tokens
+from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, token, tokens, without_password
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -332,8 +332,7 @@ def _errors(url: str) -> Iterator[None]:
 
         if not isinstance(error, MilvusException):
             raise
-        shown = re.sub(r"//[^/@]*@", "//***@", url)
-        raise InputError(f"Milvus: {' '.join(str(error.message).split())}", field="url", value=shown) from None
+        raise InputError(f"Milvus: {' '.join(str(error.message).split())}", field="url", value=without_password(url)) from None
 
 
 def _key(id: str) -> str:

@@ -33,7 +33,7 @@ from jax_brcd.search.stores.base import (
     nothing_there,
 )
 from jax_brcd.search.stores.database import as_blob, as_id, as_text
-from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, tokens
+from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, tokens, without_password
 
 if TYPE_CHECKING:
     import psycopg
@@ -240,9 +240,7 @@ def _errors(url: str) -> Iterator[None]:
 
         if not isinstance(error, psycopg.Error):
             raise
-        parts = urllib.parse.urlsplit(url)
-        shown = url if parts.password is None else url.replace(f":{parts.password}@", ":***@", 1)
-        raise InputError(f"PostgreSQL: {' '.join(str(error).split())}", field="url", value=shown) from None
+        raise InputError(f"PostgreSQL: {' '.join(str(error).split())}", field="url", value=without_password(url)) from None
 
 
 def _spelt(codes: PackedCodes) -> list[str]:

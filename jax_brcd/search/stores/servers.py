@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,11 @@ class Found(NamedTuple):
     def hit(self) -> Hit:
         """As searches give it."""
         return Hit(self.item.id, self.distance, self.item.attributes)
+
+
+def without_password(url: str) -> str:
+    """A URL as errors show it."""
+    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url)
 
 
 def token(name: str, value: Any) -> str:
