@@ -151,4 +151,5 @@ def _read_items(path: pathlib.Path) -> Items:
 def _thumbnails(sizes: np.ndarray, pictures: np.ndarray) -> list[bytes | None]:
     """The pictures, which lie one behind the other; a size of -1 is the lack of one."""
     ends = np.cumsum(np.maximum(sizes, 0))
-    return [None if size < 0 else pictures[end - size : end].tobytes() for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+    return [None if size < 0 else pictures[end - size : end].tobytes()
+            for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]

@@ -62,7 +62,8 @@ class PostgresStore:
             raise InputError("something else than a store of this version; name another index by ?index=", field="url", value=url)
         self.bits, self.space = int(about["bits"]), about["space"]
         vector = self._run("SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'")
-        self._distance = f'(code OPERATOR("{vector[0][0]}".<~>) %s::bit({self.bits}))::int' if vector else f"bit_count(code # %s::bit({self.bits}))::int"
+        code = f"%s::bit({self.bits})"
+        self._distance = f'(code OPERATOR("{vector[0][0]}".<~>) {code})::int' if vector else f"bit_count(code # {code})::int"
 
     def add(
         self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
