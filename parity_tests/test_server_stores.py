@@ -1,0 +1,81 @@
+"""What only stores on servers do: URLs, errors without passwords, limits, and the search that soft queries are made of."""
+
+import types
+
+import numpy as np
+import pytest
+import servers
+
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.retrieval.scores import whole_logits
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.search import open_store
+from jax_brcd.search.stores.base import Item, matches
+from jax_brcd.search.stores.servers import Found, soft_hits, token, without_password
+
+ENCODER = types.SimpleNamespace(bits=16, space="teacher-1")
+
+
+@pytest.mark.parametrize(("url", "message"), [
+    ("postgresql://me:secret@127.0.0.1:1/photos", "PostgreSQL: .*refused"),
+    ("postgresql://me:secret@127.0.0.1/photos?index=a-b", "named by letters, digits and _, 63 at most, not 'a-b'"),
+    ("milvus://me:secret@127.0.0.1:19530/a-b", "a collection is named by letters, digits and _, not 'a-b'"),
+    ("milvus:photos", r"a file that ends in .db; give milvus:PATH.db"),
+    ("milvus://me:secret@/photos", "no host; give milvus://HOST:PORT/NAME"),
+])
+def test_a_url_that_leads_nowhere_is_answered_in_one_line_without_its_password(url, message):
+    with pytest.raises(InputError, match=message) as error:
+        open_store(url, create_for=ENCODER)
+    assert error.value.field == "url" and "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_only_the_password_of_a_url_is_hidden():
+    assert without_password("milvus://me:a:b@host:19530/x") == "milvus://me:***@host:19530/x"
+    for url in ("milvus://host:19530/x", "postgresql://me@host/x", "postgresql:///x?host=/tmp"):
+        assert without_password(url) == url
+
+
+def test_two_attributes_share_a_token_where_they_match():
+    values = [1, 1.0, True, None, "1", "", 0, False, 1.5, 2**53, float(2**53), -1]
+    for one in values:
+        for other in values:
+            assert (token("n", one) == token("n", other)) == matches({"n": one}, {"n": other}), (one, other)
+    assert token("n", 1) != token("m", 1)
+
+
+def test_what_milvus_cannot_keep_is_refused_whole():
+    store = open_store(servers.milvus_lite_url(), create_for=ENCODER)
+    code = np.array([[True] * 16] * 2)
+    for more, message in (({"attributes": [{}, {"x": "y" * 66_000}]}, "the attributes of item 'b' take"),
+                          ({"thumbnails": [None, bytes(60_000)]}, "the thumbnail of item 'b' takes 80,001 bytes"),
+                          ({"attributes": [{}, {str(n): n for n in range(1001)}]}, "1001 attributes; Milvus keeps 1000")):
+        with pytest.raises(InputError, match=message.replace("take", "takes?")):
+            store.add(["a", "b"], code, **more)
+    assert len(store) == 0
+    store.close()
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.5, 1.0])
+def test_soft_search_looks_at_no_more_than_it_needs(sure):
+    """However sure the logits are, the k nearest are found; where they are, by two searches that find few."""
+    draw = np.random.default_rng(0)
+    codes = PackedCodes.of(draw.random((3000, 16)) < 0.5)
+    items = [Item(f"{row:04d}", codes.packed[row], {}) for row in range(len(codes))]
+    logits = whole_logits((draw.choice([-1.0, 1.0], (4, 16)) * (sure + (1 - sure) * draw.random((4, 16)))).astype(np.float32))
+    seen = []
+
+    def found(code, limit):
+        distances = np.bitwise_count(codes.packed ^ code.packed).sum(axis=1)
+        return [Found(items[row], int(distances[row])) for row in np.argsort(distances, kind="stable") if limit(distances[row])]
+
+    def nearest(code, k):
+        return found(code, lambda distance: True)[:k]
+
+    def within(code, radius):
+        seen.append(len(near := found(code, lambda distance: distance <= radius)))
+        return near
+
+    hits = soft_hits(logits, 5, 16, nearest, within)
+    for row, own in enumerate(logits.distances_to(codes)):
+        assert [hit.id for hit in hits[row]] == [items[place].id for place in np.argsort(own, kind="stable")[:5]]
+    assert max(seen) < len(codes) and (sure < 1 or max(seen) < 500)
