@@ -107,7 +107,7 @@ def _searches(encoder: HashEncoder, sessions: dict[str, Any], dataset: ImageData
     test = _codes(encoder, sessions, dataset.test.images, material)
     database = _codes(encoder, sessions, dataset.database.images, material)
     maps = {name: evaluate_search(*(PackedCodes.of(part[name], encoder.space) for part in (test, database)), dataset.test.labels,
-                                  dataset.database.labels, k).mean_average_precision for name in sessions}
+                                  dataset.database.labels, k).map for name in sessions}
     return {"compared_images": len(dataset.test), "changed_share": _changed(test), "map": maps,
             "protocol": {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
                          "database": len(dataset.database), "k": k, "ties": "stable"}}
