@@ -15,6 +15,7 @@ from benchmarks import (
     encode,
     end_to_end,
     evaluate,
+    latency,
     loss,
     memory,
     plots,
@@ -35,7 +36,7 @@ from torch_ref import retrieval
 pytestmark = pytest.mark.long
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
-           "end_to_end": end_to_end}
+           "latency": latency, "end_to_end": end_to_end}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",
            "python": "3", "versions": {"jax": "0"}, "xla_flags": "", "date": "2024-01-01"}
 
@@ -198,6 +199,7 @@ TINY = {
     "augment": lambda settings: augment.measure_augment(settings, (augment.Size(32, 32, 8, worker_batch=4),)),
     "encode": lambda settings: encode.measure_encode(settings, (encode.Case("resnet8", 32, 2),)),
     "evaluate": lambda settings: evaluate.measure_evaluate(settings, (evaluate.Size(20, 2_000, 5),)),
+    "latency": lambda settings: latency.measure_latency(settings, [latency.random_case("student", "resnet8")], codes=1_000),
     "train_step": lambda settings: train_step.measure_train_step(
         settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
     "end_to_end": lambda settings: end_to_end.measure_end_to_end(settings, steps=1, torch_steps=1, images=4, queries=2),
@@ -251,6 +253,8 @@ def test_the_targets_are_rows_that_the_suites_measure():
         "train_step": {(case.name, name) for case in train_step.QUICK for name in (train_step.OURS, train_step.BEST)},
         "evaluate": {(f"{size.queries:,} queries, {size.database:,} codes", name) for size in evaluate.QUICK
                      for name in (evaluate.OURS, evaluate.PUBLISHED)},
+        "latency": {(f"{case}, encode", name) for case in ("teacher vit_b_16", "student resnet18", "student efficientnet_b0")
+                    for name in (latency.ONNX, latency.INT8, latency.EAGER, latency.COMPILED)},
         "end_to_end": {(end_to_end.CASE, name) for name in (end_to_end.OURS, end_to_end.THEIRS)},
     }
     for target in targets.TARGETS:

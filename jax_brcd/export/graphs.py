@@ -76,7 +76,7 @@ SQUEEZED = """
   begins = Identity(upper_left)"""
 
 
-def listed(values: Sequence[float]) -> str:
+def listed(values: Sequence[float | int]) -> str:
     """Numbers as ONNX's text has them."""
     return "{" + ", ".join(repr(value) for value in values) + "}"
 

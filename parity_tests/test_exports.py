@@ -1,0 +1,325 @@
+"""Exports as programs: each gives the encoder's bits, is tried before it is there, and leaves what was there where it fails."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from encoders import Dropping, noise, random_encoder
+from flax import nnx
+from onnx import helper
+from PIL import Image
+from transformer_pairs import TINY
+
+from jax_brcd.encoder import create_encoder, load
+from jax_brcd.export import EXPORTERS, Material, TriedExporter, export, graphs, quantization
+from jax_brcd.export.__main__ import main
+from jax_brcd.export.onnx import ANY_SIZE, SQUARES, core_model
+from jax_brcd.export.reference import reference_model
+from jax_brcd.export.sessions import open_session, runner
+from jax_brcd.export.trial import NEAR, compare, of_its_size
+from jax_brcd.models import BACKBONES, Preprocessing, Variant, create_hash_model
+from jax_brcd.models.rows import RowFormat, create_row_model
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings.command_line import run_command
+from jax_brcd.views.fitting import fitted_view
+from torch_ref import foundation, models
+from torch_ref.models import create_hash_model as create_torch_model
+
+pytestmark = pytest.mark.long
+
+SIZE, OTHER = 20, 24  # pixels: which the positions of the tiny transformers are for, and others
+TOWERS = {"dinov2": (foundation.DINOV2, {"mlp_ratio": 2}), "dinov3": (foundation.DINOV3, {"num_register_tokens": 3,
+                                                                                     "intermediate_size": 64}),
+          "clip": (foundation.CLIP, {"intermediate_size": 64, "projection_dim": 16}),
+          "siglip": (foundation.SIGLIP, {"intermediate_size": 64})}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return random_encoder()
+
+
+@pytest.fixture(scope="module")
+def folder(encoder, tmp_path_factory):
+    """The encoder in all formats that are tried."""
+    place = tmp_path_factory.mktemp("exports") / "new"
+    for to in ("onnx", "stablehlo", "torch"):
+        export(encoder, to, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def saved(encoder, tmp_path_factory):
+    return encoder.save(tmp_path_factory.mktemp("encoder") / "student")
+
+
+def agree(encoder, expected, found):
+    """Whether logits and codes of a program are an encoder's logits and their signs."""
+    logits, codes = (np.asarray(part) for part in found)
+    assert logits.dtype == np.float32 and codes.dtype == np.uint8
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=NEAR)
+    np.testing.assert_array_equal(codes, np.packbits(logits > 0, axis=1))
+    different = (logits > 0) != (expected > 0)
+    assert (np.abs(expected[different]) < NEAR).all() and codes.shape == (len(expected), -(-encoder.bits // 8))
+
+
+def ends(values):
+    return {value.name: (value.type.tensor_type.elem_type, [each.dim_param or each.dim_value
+                                                            for each in value.type.tensor_type.shape.dim]) for value in values}
+
+
+def random_model(name, preprocessing, *, bits=12, form=None):
+    model = create_hash_model(name, bits, size=preprocessing.size, rngs=nnx.Rngs(1), form=form)
+    return create_encoder(model, name, preprocessing, bits=bits, role="student")
+
+
+# ONNX
+
+
+def test_the_onnx_graphs_have_the_names_and_shapes_that_others_rely_on(encoder, folder):
+    floats, bytes_ = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
+    squares, any_size = (onnx.load(folder / name) for name in ("encoder.onnx", "encoder_any_size.onnx"))
+    assert ends(squares.graph.input) == {"images": (bytes_, ["batch", 32, 32, 3])}
+    assert ends(squares.graph.output) == {"logits": (floats, ["batch", 20]), "codes": (bytes_, ["batch", 3])}
+    assert ends(any_size.graph.input) == {"image": (bytes_, ["height", "width", 3])}
+    assert ends(any_size.graph.output) == {"logits": (floats, [1, 20]), "codes": (bytes_, [1, 3])}
+    assert {each.domain: each.version for each in squares.opset_import}[""] >= 18
+    assert len(squares.graph.node) < 30, "a resnet8 has 9 convolutions"
+    assert {each.key: each.value for each in squares.metadata_props}["space"] == encoder.space
+
+
+def test_squares_in_any_number_give_the_bits_of_the_encoder(encoder, folder):
+    run, images = runner(folder / SQUARES), noise(70, 32, 32, seed=1)
+    expected = of_its_size(encoder).logits(images)
+    agree(encoder, expected, run(images))
+    agree(encoder, expected[:1], run(images[:1]))
+
+
+def test_images_of_any_size_are_made_ready_inside(encoder, folder):
+    run = runner(folder / ANY_SIZE)
+    for shape in ((32, 32), (61, 40), (33, 90), (20, 20), (7, 64)):
+        image = noise(*shape, seed=2)
+        agree(encoder, encoder.logits(image), run(image))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", [None, 27])
+def test_the_graph_before_the_model_gives_the_encoders_view_of_an_image(resize, interpolation):
+    seen = Preprocessing(24, resize, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), interpolation=interpolation)
+    model = helper.make_model(graphs.before_any_size(seen), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for shape in ((24, 24), (27, 27), (61, 47), (29, 64), (9, 13), (64, 5)):
+        image = noise(*shape, seed=sum(shape))
+        (found,) = session.run(None, {"image": image})
+        np.testing.assert_allclose(found.transpose(0, 2, 3, 1), fitted_view(image, **vars(seen)), atol=5e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 13])
+def test_codes_are_packed_as_numpy_packs_them(bits):
+    model = helper.make_model(graphs.behind(bits), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    logits = np.random.default_rng(0).normal(size=(9, bits)).astype(np.float32)
+    logits[0] = 0.0
+    (codes,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"logits": logits})
+    np.testing.assert_array_equal(codes, np.packbits(logits > 0, axis=1))
+
+
+def test_a_vision_transformer_with_another_head_is_exported_at_another_size(tmp_path):
+    vit = random_model("vit_lite_4_8", Preprocessing(40, interpolation="bicubic"), form="hashcoder_small")
+    export(vit, "onnx", tmp_path, images=list(noise(6, 40, 40)))
+    image = noise(52, 47, seed=3)
+    agree(vit, vit.logits(image), runner(tmp_path / ANY_SIZE)(image))
+
+
+# PyTorch's models
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_foundation_models_are_the_same_in_pytorch_at_another_size(name, monkeypatch):
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
+    BACKBONES.register(name)(Variant(TINY[name].ours, Preprocessing(SIZE)))
+    family, settings = TOWERS[name]
+    monkeypatch.setitem(models.BUILDERS, name, foundation.vit(family, SIZE, 4, 2, 2, 32, **settings))
+    tower = random_model(name, Preprocessing(OTHER))
+    images = np.random.default_rng(0).normal(size=(2, OTHER, OTHER, 3)).astype(np.float32)
+    with torch.no_grad():
+        found = reference_model(tower)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found, nnx.jit(tower.model)(jnp.asarray(images)), atol=NEAR)
+    if name == "dinov2":  # the same in ONNX: nothing is resampled in the graph
+        core = core_model(tower)
+        assert "Resize" not in {node.op_type for node in core.graph.node} and len(core.graph.node) < 90
+        (logits,) = open_session(core.SerializeToString()).run(None, {"pixels": images.transpose(0, 3, 1, 2)})
+        np.testing.assert_allclose(logits, found, atol=NEAR)
+
+
+def test_the_torch_archive_lies_beside_weights_that_the_reference_reads(encoder, folder):
+    images = noise(5, 32, 32, seed=4)
+    expected = of_its_size(encoder).logits(images)
+    program = torch.export.load(folder / "encoder.pt2").module()
+    agree(encoder, expected, [part.numpy() for part in program(torch.from_numpy(images))])
+    reference = create_torch_model("resnet8", encoder.bits).eval()
+    reference.load_state_dict(safetensors.torch.load_file(folder / "encoder.safetensors"))
+    view = np.concatenate([fitted_view(image, **vars(of_its_size(encoder).preprocessing)) for image in images])
+    with torch.no_grad():
+        np.testing.assert_allclose(reference(torch.from_numpy(view.transpose(0, 3, 1, 2).copy())), expected, atol=NEAR)
+
+
+# StableHLO
+
+
+def test_stablehlo_is_for_all_platforms_and_any_number_of_images(encoder, folder):
+    program = jax.export.deserialize(bytearray((folder / "encoder.stablehlo").read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"} and str(program.in_avals[0]) == "uint8[batch,32,32,3]"
+    images = noise(3, 32, 32, seed=5)
+    agree(encoder, of_its_size(encoder).logits(images), program.call(images))
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", "torch"])
+def test_an_encoder_over_embeddings_takes_rows(to, tmp_path):
+    model = create_row_model(6, 12, form="hashcoder_small", rngs=nnx.Rngs(0))
+    rows = create_encoder(model, "embeddings", RowFormat(6), bits=12, role="teacher")
+    written = export(rows, to, tmp_path)
+    batch = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    if to == "onnx":
+        assert [path.name for path in written] == ["encoder.onnx", "config.json"]
+        assert ends(onnx.load(tmp_path / SQUARES).graph.input) == {"rows": (onnx.TensorProto.FLOAT, ["batch", 6])}
+        agree(rows, rows.logits(batch), runner(tmp_path / SQUARES)(batch))
+    with pytest.raises(InputError, match="stays in float32" if to == "onnx" else "is not quantised"):
+        export(rows, to, tmp_path, quantize="int8", calibration=list(batch))
+
+
+# int8
+
+
+def test_int8_has_the_same_names_and_says_what_it_costs(encoder, tmp_path):
+    images = [noise(8, 8, seed=seed).repeat(6, axis=0).repeat(5, axis=1) for seed in range(40)]
+    export(encoder, "onnx", tmp_path, images=images, quantize="int8", calibration=images)
+    small = onnx.load(tmp_path / SQUARES)
+    kinds = [node.op_type for node in small.graph.node]
+    assert "QuantizeLinear" in kinds and ends(small.graph.input) == {"images": (onnx.TensorProto.UINT8, ["batch", 32, 32, 3])}
+    (head,) = [node for node in small.graph.node if node.op_type == "Gemm"]
+    assert {value.name: value.data_type for value in small.graph.initializer}[head.input[1]] == onnx.TensorProto.FLOAT
+    facts = json.loads((tmp_path / "config.json").read_text())["exports"]["onnx"]
+    assert facts["quantize"] == "int8" and facts["verified"]["encoder.onnx"]["different_bits"] == 0
+    costs = facts["quantized"]
+    assert costs["calibration_images"] == 40 and 0 <= costs["changed_share"] < 0.1 and costs["seconds_an_image"]["int8"] > 0
+    for image in images[:3]:
+        _, codes = runner(tmp_path / ANY_SIZE)(image)
+        assert np.bitwise_count(codes ^ encoder.encode(image).packed).sum() <= 4  # of 20
+
+
+def test_the_map_of_int8_is_measured_where_there_are_labels(encoder):
+    class Parts:
+        name, split, labelled, default_k = "toy", "one", True, 4
+        test = database = type("Part", (), {"images": noise(8, 32, 32), "labels": np.eye(2, dtype=np.uint8)[[0, 1] * 4],
+                                            "__len__": lambda self: 8})()
+
+    sessions = {name: type("Session", (), {"run": lambda self, *_, sign=sign: [sign * np.ones((8, 20), np.float32)]})()
+                for name, sign in (("float32", 1), ("int8", -1))}
+    found = quantization._searches(encoder, sessions, Parts, Material())
+    assert found["changed_share"] == 1 and set(found["map"]) == {"float32", "int8"} and found["map"]["int8"] > 0
+    assert found["protocol"] == {"dataset": "toy", "split": "one", "queries": 8, "database": 8, "k": 4, "ties": "stable"}
+
+
+# Trial and folder
+
+
+def test_bits_may_differ_near_zero_and_nowhere_else():
+    expected = np.array([[1.0, 5e-5, -2.0]], np.float32)
+    other = np.array([[1.0, -5e-5, -2.0]], np.float32)
+    assert compare(expected, [(other, np.packbits(other > 0, axis=1))])["different_bits"] == 1
+    for wrong, codes in (([[-1.0, 5e-5, -2.0]], None), ([[np.nan, 5e-5, -2.0]], None), ([[1.0, 5e-5, -2.0]], [[0]])):
+        wrong = np.array(wrong, np.float32)
+        with pytest.raises(InputError, match="nothing is written"):
+            compare(expected, [(wrong, np.packbits(wrong > 0, axis=1) if codes is None else np.array(codes, np.uint8))])
+
+
+def test_the_figures_of_all_formats_of_an_encoder_stand_in_one_config(encoder, folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["encoder"]["space"] == encoder.space and config["encoder"]["preprocessing"] == encoder.preprocessing.to_dict()
+    assert set(config["exports"]) == {"onnx", "stablehlo", "torch"}
+    for facts in config["exports"].values():
+        assert all((folder / name).is_file() for name in facts["files"]) and facts["versions"]["jax_brcd"]
+        for figures in facts["verified"].values():
+            assert figures["different_bits"] <= figures["bits_near_zero"] and figures["largest_difference"] < NEAR
+    named = {name for facts in config["exports"].values() for name in facts["files"]}
+    assert {path.name for path in folder.iterdir()} == {*named, "config.json"}, "nothing temporary is left"
+
+
+def test_an_export_that_fails_leaves_the_folder_as_it_was(encoder, tmp_path):
+    def fails(encoder, folder, material):
+        (folder / "encoder.onnx").write_text("half")
+        raise InputError("other bits")
+
+    (tmp_path / "encoder.onnx").write_text("before")
+    with pytest.raises(InputError, match="other bits"):
+        TriedExporter("onnx", fails)(encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.onnx"] and (tmp_path / "encoder.onnx").read_text() == "before"
+
+
+def test_folders_of_something_else_are_refused_and_kept(encoder, saved, tmp_path):
+    before = (saved / "config.json").read_bytes()
+    with pytest.raises(InputError, match="is no export's and would be lost"):
+        export(encoder, "stablehlo", saved)
+    assert (saved / "config.json").read_bytes() == before and load(saved).bits == encoder.bits
+    (tmp_path / "config.json").write_text(json.dumps({"exports": {"torch": {}}, "encoder": {"space": "another"}}))
+    with pytest.raises(InputError, match="holds another encoder's export to torch"):
+        export(encoder, "stablehlo", tmp_path)
+
+
+def test_what_a_format_cannot_hold_is_refused_in_one_line(encoder, tmp_path, monkeypatch):
+    half = dataclasses.replace(encoder, dtype="bfloat16")
+    monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES))
+    BACKBONES.register("dropping")(Variant(Dropping, Preprocessing(16)))
+    own = create_encoder(create_hash_model("dropping", 8), "dropping", Preprocessing(16), bits=8, role="student")
+    for refused, to, words in ((half, "onnx", "computes in bfloat16"), (own, "torch", "PyTorch's libraries have no dropping"),
+                               (own, "onnx", "export it to stablehlo")):
+        with pytest.raises(InputError, match=words):
+            export(refused, to, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(EXPORTERS._entries, "onnx", dataclasses.replace(EXPORTERS["onnx"], needs=("not_there",)))
+    with pytest.raises(InputError, match=r"needs not_there; pip install 'jax_brcd\[export\]'"):
+        export(encoder, "onnx", tmp_path)
+
+
+# The command
+
+
+def test_the_command_prints_what_it_found_and_where_it_lies(saved, tmp_path, capsys):
+    photos = tmp_path / "photos" / "2024"
+    photos.mkdir(parents=True)
+    for number in range(6):
+        Image.fromarray(noise(40, 50, seed=number)).save(photos / f"{number}.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    main([str(saved), "--to", "onnx", "--quantize", "int8", "--out", str(tmp_path / "out"), "--calibrate", str(photos.parent),
+          "--calibration-images", "6"])
+    said = capsys.readouterr().out.splitlines()
+    assert "broken.png" in said[0] and said[1].startswith("encoder.onnx: 120 bits of 6 inputs, none differs")
+    assert "calibrated by 6 images" in said[3] and said[-3:] == [str(tmp_path / "out" / name) for name in (SQUARES, ANY_SIZE,
+                                                                                                       "config.json")]
+
+
+@pytest.mark.parametrize(("words", "answer"), [
+    (["--to", "onx"], "unknown export format 'onx': did you mean 'onnx'?"),
+    (["--to", "torch", "--quantize", "int8"], "--quantize int8: torch is not quantised; export to onnx"),
+    (["--to", "onnx", "--quantize", "int4"], "--quantize int4: unknown numbers; give int8"),
+    (["--to", "onnx", "--quantize", "int8"], "--quantize int8: needs training images; name a folder of some with --calibrate"),
+    (["--to", "onnx", "--calibrate", "nowhere"], "--calibrate nowhere: No such file or directory"),
+    (["--to", "onnx", "--calibration-images", "0"], "--calibration-images 0: not a number of images"),
+    (["--to", "stablehlo", "--dataset", "digit"], "unknown data set 'digit'"),
+])
+def test_bad_input_is_answered_in_one_line_and_nothing_is_written(words, answer, saved, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(main, [str(saved), "--out", str(tmp_path / "out"), *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and answer in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "config.json").exists()
