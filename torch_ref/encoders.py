@@ -1,4 +1,4 @@
-"""Whole encoders in PyTorch: the models of this package with the weights of jax_brcd's, and what makes pixels ready for them."""
+"""Whole encoders in PyTorch: the models of this package with weights of jax_brcd's, and what makes pixels ready for them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ def model_at(name: str, bits: int, form: str | None, size: int) -> nn.Module:
 
 
 def filled(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A model with these weights, in evaluation mode."""
+    """A model with these weights, in evaluation mode and not to be trained."""
     model.load_state_dict(tensors)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def powers(bits: int) -> Tensor:
