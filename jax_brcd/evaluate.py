@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.provenance import PLACES, PROTOCOL, known_settings
     from jax_brcd.stages.sight import told_sizes
 
-    parser = create_parser("python -m jax_brcd.evaluate", __doc__, {*PROTOCOL, *PLACES, *FURTHER_SETTINGS}.__contains__, presets=False)
+    parser = create_parser("python -m jax_brcd.evaluate", __doc__, {*PROTOCOL, *PLACES, *FURTHER_SETTINGS}.__contains__,
+                           presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
                         "hf:USER/NAME of the Hugging Face hub")
     parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, "

@@ -36,8 +36,8 @@ def export(encoder: Exportable, to: str, out: os.PathLike | str, **material: Any
         The files that were written.
 
     Raises:
-        InputError: for an unknown format, one that cannot hold the encoder or be quantised, where `out` is a file or a folder of
-            something else, and where the bits are others. OSError: where it cannot be written.
+        InputError: for an unknown format, one that cannot hold the encoder or be quantised, where `out` is a file or a folder
+            of something else, and where the bits are others. OSError: where it cannot be written.
     """
     exporter, folder, given = EXPORTERS[to], as_path(out), Material(**material)
     if folder.exists() and not folder.is_dir():

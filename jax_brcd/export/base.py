@@ -1,4 +1,4 @@
-"""What an exporter is, and how one that can be tried is carried out: written aside, compared, described, moved into its place."""
+"""What an exporter is, and how one that can be tried is carried out: written aside, compared, moved into its place."""
 
 import dataclasses
 import importlib.metadata
@@ -7,6 +7,8 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from jax_brcd.data import ImageDataset
 from jax_brcd.encoder import HashEncoder, space_of
@@ -49,9 +51,9 @@ class Material:
         progress: told how far the work is.
     """
 
-    images: Sequence[Any] | None = None
+    images: Sequence[Any] | np.ndarray | None = None
     quantize: str | None = None
-    calibration: Sequence[Any] = ()
+    calibration: Sequence[Any] | np.ndarray = ()
     dataset: ImageDataset | None = None
     progress: Progress = silent
 
@@ -61,8 +63,8 @@ class TriedExporter:
     """An exporter whose files are run before they take their places.
 
     Attributes:
-        name: of the format. write: writes an encoder's files into an empty folder, compares what they give with what the encoder
-            gives, and returns what is to be known of them. needs: packages. quantizes: whether it can write int8.
+        name: of the format. write: writes an encoder's files into an empty folder, compares what they give with what the
+            encoder gives, and returns what is to be known of them. needs: packages. quantizes: whether it can write int8.
     """
 
     name: str
@@ -130,7 +132,8 @@ def other_exports(encoder: HashEncoder, folder: pathlib.Path, name: str) -> dict
         raise InputError(f"its {CONFIG} is no export's and would be lost; name another folder", field="out", value=folder)
     others = {each: facts for each, facts in config[EXPORTS].items() if each != name}
     if others and config.get("encoder") != about(encoder):
-        raise InputError(f"holds another encoder's export to {', '.join(others)}; name another folder", field="out", value=folder)
+        raise InputError(f"holds another encoder's export to {', '.join(others)}; name another folder", field="out",
+                         value=folder)
     return others
 
 

@@ -1,6 +1,6 @@
 """The parts of an ONNX graph around the hash model: pixels made ready before it, bits packed behind it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jax_brcd.encoder import HashEncoder
@@ -93,7 +93,7 @@ def before_images(seen: Preprocessing) -> "GraphProto":
 
 
 def before_any_size(seen: Preprocessing) -> "GraphProto":
-    """One `image` uint8 (height, width, 3) to normalised planes, resized as `views.fitting.fitted_view` does it: by two matrices."""
+    """One `image` uint8 (height, width, 3) to normalised planes, resized by two matrices as `views.fitting.fitted_view` does it."""
     kernel, size = KERNELS[seen.interpolation], seen.size
     # the matrix of rows is (size, height), that of columns (width, size)
     axes = "".join(AXIS.format(a=a, kernel=kernel.format(a=a)) for a in ("rows_", "columns_"))
@@ -158,7 +158,8 @@ def joined(core: "ModelProto", before: "GraphProto | None", encoder: HashEncoder
     from onnx import compose, helper
 
     after = behind(encoder.bits)
-    parts = [compose.add_prefix_graph(part, prefix) for prefix, part in (("before.", before), ("behind.", after)) if part is not None]
+    parts = [compose.add_prefix_graph(part, prefix) for prefix, part in (("before.", before), ("behind.", after))
+             if part is not None]
     whole = onnx.ModelProto()
     whole.CopyFrom(core)
     graph = whole.graph
@@ -182,8 +183,8 @@ def joined(core: "ModelProto", before: "GraphProto | None", encoder: HashEncoder
 
 def _put_ends(graph: "GraphProto", before: "GraphProto | None", after: "GraphProto") -> None:
     """The inputs and outputs of a whole encoder, of one image or of a batch."""
-    ends: Mapping[str, Sequence] = {"input": graph.input if before is None else before.input, "output": (*graph.output, *after.output)}
-    inputs, outputs = ([type(value).FromString(value.SerializeToString()) for value in ends[name]] for name in ("input", "output"))
+    found = (graph.input if before is None else before.input), (*graph.output, *after.output)
+    inputs, outputs = ([type(value).FromString(value.SerializeToString()) for value in values] for values in found)
     if inputs[0].name == IMAGE:
         for value in outputs:
             value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -197,6 +198,7 @@ def checked(model: "ModelProto") -> "ModelProto":
     import onnx
 
     if model.ByteSize() > LARGEST:
-        raise InputError(f"{model.ByteSize() / 2**30:.1f} GiB, and a file of ONNX holds less than 2; export to torch or stablehlo")
+        raise InputError(f"{model.ByteSize() / 2**30:.1f} GiB, and a file of ONNX holds less than 2; export to torch or "
+                         "stablehlo")
     onnx.checker.check_model(model)
     return model

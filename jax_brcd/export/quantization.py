@@ -1,4 +1,4 @@
-"""Hash models of ONNX in 8-bit integers, by static quantisation (ONNX Runtime's, with QuantizeLinear and DequantizeLinear nodes).
+"""Hash models of ONNX in 8-bit integers, by ONNX Runtime's static quantisation (QuantizeLinear and DequantizeLinear nodes).
 
 Ranges of activations are those of training images. The hash head stays in float32: it is a small part of the work, and its sums
 decide the bits.
@@ -76,10 +76,11 @@ def head_nodes(encoder: HashEncoder, core: "ModelProto") -> list[str]:
     return [node.name for node in core.graph.node if node.op_type in LAYERS][-count:]
 
 
-def planes_of(encoder: HashEncoder, images: Sequence[np.ndarray], material: Material, what: str) -> Iterator[np.ndarray]:
+def planes_of(encoder: HashEncoder, images: Sequence[np.ndarray] | np.ndarray, material: Material, what: str) -> Iterator[np.ndarray]:
     """Images as the hash model sees them, (batch, 3, size, size)."""
     for begin in range(0, len(images), BATCH):
-        views = [np.asarray(fitted_view(np.asarray(image), **vars(encoder.preprocessing))) for image in images[begin : begin + BATCH]]
+        views = [np.asarray(fitted_view(np.asarray(image), **vars(encoder.preprocessing)))
+                 for image in images[begin : begin + BATCH]]
         yield np.ascontiguousarray(np.concatenate(views).transpose(0, 3, 1, 2))
         material.progress(what, min(begin + BATCH, len(images)), len(images))
 
@@ -106,15 +107,16 @@ def _searches(encoder: HashEncoder, sessions: dict[str, Any], dataset: ImageData
     k = dataset.default_k
     test = _codes(encoder, sessions, dataset.test.images, material)
     database = _codes(encoder, sessions, dataset.database.images, material)
-    maps = {name: evaluate_search(*(PackedCodes.of(part[name], encoder.space) for part in (test, database)), dataset.test.labels,
-                                  dataset.database.labels, k).map for name in sessions}
+    labels = dataset.test.labels, dataset.database.labels
+    maps = {name: evaluate_search(*(PackedCodes.of(part[name], encoder.space) for part in (test, database)), *labels, k).map
+            for name in sessions}
     return {"compared_images": len(dataset.test), "changed_share": _changed(test), "map": maps,
             "protocol": {"dataset": dataset.name, "split": dataset.split, "queries": len(dataset.test),
                          "database": len(dataset.database), "k": k, "ties": "stable"}}
 
 
 def _codes(
-    encoder: HashEncoder, sessions: dict[str, Any], images: Sequence[np.ndarray], material: Material
+    encoder: HashEncoder, sessions: dict[str, Any], images: Sequence[np.ndarray] | np.ndarray, material: Material
 ) -> dict[str, np.ndarray]:
     """Bits of images by each model, (images, bits)."""
     found: dict[str, list[np.ndarray]] = {name: [np.zeros((0, encoder.bits), bool)] for name in sessions}

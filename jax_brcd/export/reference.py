@@ -26,14 +26,16 @@ def reference_model(encoder: HashEncoder) -> "nn.Module":
     from torch_ref import encoders, models
 
     if encoder.dtype != FLOAT:
-        raise InputError(f"the encoder computes in {encoder.dtype}, and such an export in {FLOAT}, which gives other bits; give one "
-                         f"of {FLOAT}, or export to stablehlo")
+        raise InputError(f"the encoder computes in {encoder.dtype}, and such an export in {FLOAT}, which gives other bits; give "
+                         f"one of {FLOAT}, or export to stablehlo")
     backbone = encoder.model.backbone
     if encoder.over_embeddings:
         model = torch.nn.Sequential()
-        model.add_module(backbone.head_key, models.new_head(encoder.backbone, backbone.features, encoder.bits, encoder.model.form))
+        head = models.new_head(encoder.backbone, backbone.features, encoder.bits, encoder.model.form)
+        model.add_module(backbone.head_key, head)
     elif backbone.layout not in NAMES or not encoders.has_model(encoder.backbone):
-        raise InputError(f"PyTorch's libraries have no {encoder.backbone}, by which such an export is made; export it to stablehlo")
+        raise InputError(f"PyTorch's libraries have no {encoder.backbone}, by which such an export is made; export it to "
+                         "stablehlo")
     else:
         model = encoders.model_at(encoder.backbone, encoder.bits, encoder.model.form, encoder.preprocessing.size)
     return encoders.filled(model, {name: torch.from_numpy(np.array(array)) for name, array in weights(encoder).items()})

@@ -40,6 +40,7 @@ def write(encoder: HashEncoder, folder: pathlib.Path, material: Material) -> dic
 
     figures = try_batches(encoder, run, tried)
     layout = encoder.model.backbone.layout
-    head = {} if encoder.model.form is None else {"head": encoder.model.form}
-    write_weights(folder / WEIGHTS, LAYOUTS[layout].state(encoder.model), model=encoder.backbone, bits=str(encoder.bits), **head)
+    told = {"model": encoder.backbone, "bits": str(encoder.bits),
+            **({} if encoder.model.form is None else {"head": encoder.model.form})}
+    write_weights(folder / WEIGHTS, LAYOUTS[layout].state(encoder.model), **told)
     return {"layout": layout, "verified": {PROGRAM: figures}}
