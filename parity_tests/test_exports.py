@@ -54,7 +54,7 @@ def folder(encoder, tmp_path_factory):
     """The encoder in all formats that are tried."""
     place = tmp_path_factory.mktemp("exports") / "new"
     for to in ("onnx", "stablehlo", "torch"):
-        export(encoder, to, place)
+        export(encoder, to, place, images=list(noise(4, 40, 50)))
     return place
 
 

@@ -93,7 +93,7 @@ def before_images(seen: Preprocessing) -> "GraphProto":
 
 
 def before_any_size(seen: Preprocessing) -> "GraphProto":
-    """One `image` uint8 (height, width, 3) to normalised planes, resized by two matrices as `views.fitting.fitted_view` does it."""
+    """One `image` uint8 (height, width, 3) to normalised planes: `views.fitting.fitted_view` by two matrices."""
     kernel, size = KERNELS[seen.interpolation], seen.size
     # the matrix of rows is (size, height), that of columns (width, size)
     axes = "".join(AXIS.format(a=a, kernel=kernel.format(a=a)) for a in ("rows_", "columns_"))

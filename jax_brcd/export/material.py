@@ -20,7 +20,7 @@ Say = Callable[[str], Any]
 def material_of(
     photos: list[np.ndarray] | None, dataset: ImageDataset | None, count: int, quantize: str | None, progress: Progress
 ) -> Material:
-    """Photos are preferred for trial and calibration, of each as many as `count`; a data set's labels measure what int8 costs."""
+    """Photos are preferred for trial and calibration, up to `count` of each; a data set's labels tell what int8 costs."""
     if photos is None and dataset is not None:
         images, training = spread(dataset.test.images, count), spread(dataset.train.images, count)
     else:

@@ -10,7 +10,7 @@ import logging
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from jax_brcd.encoder import HashEncoder
 from jax_brcd.export.base import Material
 from jax_brcd.export.graphs import LOGITS, PIXELS
 from jax_brcd.export.sessions import open_session
-from jax_brcd.export.trial import inputs_for
+from jax_brcd.export.trial import Inputs, inputs_for
 from jax_brcd.retrieval import PackedCodes, evaluate_search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.views.fitting import fitted_view
@@ -76,7 +76,7 @@ def head_nodes(encoder: HashEncoder, core: "ModelProto") -> list[str]:
     return [node.name for node in core.graph.node if node.op_type in LAYERS][-count:]
 
 
-def planes_of(encoder: HashEncoder, images: Sequence[np.ndarray] | np.ndarray, material: Material, what: str) -> Iterator[np.ndarray]:
+def planes_of(encoder: HashEncoder, images: Inputs, material: Material, what: str) -> Iterator[np.ndarray]:
     """Images as the hash model sees them, (batch, 3, size, size)."""
     for begin in range(0, len(images), BATCH):
         views = [np.asarray(fitted_view(np.asarray(image), **vars(encoder.preprocessing)))
@@ -116,7 +116,7 @@ def _searches(encoder: HashEncoder, sessions: dict[str, Any], dataset: ImageData
 
 
 def _codes(
-    encoder: HashEncoder, sessions: dict[str, Any], images: Sequence[np.ndarray] | np.ndarray, material: Material
+    encoder: HashEncoder, sessions: dict[str, Any], images: Inputs, material: Material
 ) -> dict[str, np.ndarray]:
     """Bits of images by each model, (images, bits)."""
     found: dict[str, list[np.ndarray]] = {name: [np.zeros((0, encoder.bits), bool)] for name in sessions}

@@ -26,8 +26,8 @@ def reference_model(encoder: HashEncoder) -> "nn.Module":
     from torch_ref import encoders, models
 
     if encoder.dtype != FLOAT:
-        raise InputError(f"the encoder computes in {encoder.dtype}, and such an export in {FLOAT}, which gives other bits; give "
-                         f"one of {FLOAT}, or export to stablehlo")
+        raise InputError(f"the encoder computes in {encoder.dtype}, and such an export in {FLOAT}, which gives other bits; "
+                         f"give one of {FLOAT}, or export to stablehlo")
     backbone = encoder.model.backbone
     if encoder.over_embeddings:
         model = torch.nn.Sequential()

@@ -14,9 +14,10 @@ MADE_UP = 64  # images
 SHAPES = ((48, 64), (61, 45), (200, 301))  # height and width of further images for a graph that takes any
 ANY_SIZE = 16  # images that are tried as they come
 Outputs = tuple[np.ndarray, np.ndarray]  # logits (n, bits) and packed codes (n, bytes)
+Inputs = Sequence[Any] | np.ndarray  # uint8 images (height, width, 3) of any sizes, or rows (width,)
 
 
-def inputs_for(encoder: HashEncoder, images: Sequence[Any] | np.ndarray | None) -> list[np.ndarray]:
+def inputs_for(encoder: HashEncoder, images: Inputs | None) -> list[np.ndarray]:
     """The images, or rows, that an export is tried with; pictures of blots, or normal numbers, where none are given."""
     if images is not None and len(images):
         return list(images[:MADE_UP])
@@ -37,7 +38,7 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def squares(encoder: HashEncoder, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def squares(encoder: HashEncoder, images: Inputs) -> np.ndarray:
     """Images as squares of the size that the model sees, (n, size, size, 3)."""
     return np.stack([resized(image, encoder.preprocessing.size, encoder.preprocessing.size) for image in images])
 
@@ -47,7 +48,7 @@ def of_its_size(encoder: HashEncoder) -> HashEncoder:
     return dataclasses.replace(encoder, preprocessing=dataclasses.replace(encoder.preprocessing, resize=None))
 
 
-def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Sequence[Any] | np.ndarray) -> dict[str, Any]:
+def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
     """The trial of a program of many squares, or rows, in batches of several sizes."""
     if encoder.over_embeddings:
         batch, expected = np.stack(images), encoder.logits(np.stack(images))
@@ -58,7 +59,7 @@ def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], imag
     return compare(expected, [run(part) for part in parts if len(part)])
 
 
-def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Sequence[np.ndarray] | np.ndarray) -> dict[str, Any]:
+def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
     """The trial of a program of one image of any size: with some as they come, and with some made narrow, high, and large."""
     shaped = [*images[:ANY_SIZE], *(resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False))]
     return compare(encoder.logits(shaped), [run(image) for image in shaped])
