@@ -109,14 +109,14 @@ class Program:
 
     Attributes:
         name: of the contender. codes: packed codes (1, bytes) of the pixels of any image. encode: does it with an image that is
-            ready already. compiled: whether the first call compiles. map: of its codes, where it is known.
+            ready already. compiled: whether the first call compiles. numbers: "float32" or "int8".
     """
 
     name: str
     codes: Callable[[np.ndarray], np.ndarray]
     encode: Callable[[], Any]
     compiled: bool = False
-    map: float | None = None
+    numbers: str = "float32"
 
 
 def torch_program(case: Case, image: np.ndarray, *, compile: bool) -> Program:
@@ -139,9 +139,9 @@ def torch_program(case: Case, image: np.ndarray, *, compile: bool) -> Program:
 
 
 def onnx_program(name: str, folder: pathlib.Path, square: np.ndarray, threads: int) -> Program:
-    """The exported files of an encoder in ONNX Runtime."""
+    """The exported files of an encoder in ONNX Runtime; the folder's name says of which numbers."""
     any_size, squared = (runner(folder / file, threads=threads) for file in (ANY_SIZE, SQUARES))
-    return Program(name, lambda pixels: any_size(pixels)[1], lambda: squared(square))
+    return Program(name, lambda pixels: any_size(pixels)[1], lambda: squared(square), numbers=folder.name)
 
 
 def openvino_program(name: str, folder: pathlib.Path, square: np.ndarray, threads: int) -> Program:
@@ -150,11 +150,11 @@ def openvino_program(name: str, folder: pathlib.Path, square: np.ndarray, thread
 
     told = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     any_size, squared = (openvino.Core().compile_model(folder / file, "CPU", told) for file in (ANY_SIZE, SQUARES))
-    return Program(name, lambda pixels: np.asarray(any_size(pixels)[1]), lambda: squared(square))
+    return Program(name, lambda pixels: np.asarray(any_size(pixels)[1]), lambda: squared(square), numbers=folder.name)
 
 
 def programs_of(case: Case, image: np.ndarray, place: pathlib.Path, threads: int) -> Iterator[Program | Skipped]:
-    """The encoder in every program that is installed."""
+    """The encoder, which is exported to `place`, in every program that is installed."""
     encoder, square = case.encoder, squares(case.encoder, [image])
     view = np.asarray(fitted_view(square[0], **vars(of_its_size(encoder).preprocessing)))
     yield Program(FLOAT, lambda pixels: encoder.encode(pixels).packed, jax_call(encoder.model, view), compiled=True)
@@ -163,24 +163,23 @@ def programs_of(case: Case, image: np.ndarray, place: pathlib.Path, threads: int
         yield torch_program(case, image, compile=True)
     else:
         yield Skipped(f"{case.name}, compiled PyTorch", reason)
-    maps = export_both(case, place)
-    yield onnx_program(ONNX, place / ONNX, square, threads)
-    yield dataclasses.replace(onnx_program(INT8, place / INT8, square, threads), map=maps.get("int8"))
+    yield onnx_program(ONNX, place / "float32", square, threads)
+    yield onnx_program(INT8, place / "int8", square, threads)
     if machine.installed("openvino"):
-        yield openvino_program(OPENVINO, place / ONNX, square, threads)
-        yield openvino_program(OPENVINO_INT8, place / INT8, square, threads)
+        yield openvino_program(OPENVINO, place / "float32", square, threads)
+        yield openvino_program(OPENVINO_INT8, place / "int8", square, threads)
     else:
         yield Skipped(f"{case.name}, OpenVINO", "openvino is not installed")
 
 
 def export_both(case: Case, place: pathlib.Path) -> dict[str, float]:
-    """Writes the encoder in float32 and in int8; returns the mAP of either, where there are labels."""
+    """Writes the encoder in float32 and in int8; returns the mAP of either kind of numbers, where there are labels."""
     height, width = PHOTO
     images = (list(case.dataset.train.images[:CALIBRATION]) if case.dataset else
               [decode(photo(height, width, seed)) for seed in range(CALIBRATION)])
-    export(case.encoder, "onnx", place / ONNX, images=images[:4])
-    export(case.encoder, "onnx", place / INT8, images=images[:4], quantize="int8", calibration=images, dataset=case.dataset)
-    return read_json(place / INT8 / CONFIG)[EXPORTS]["onnx"]["quantized"].get("map", {})
+    export(case.encoder, "onnx", place / "float32", images=images[:4])
+    export(case.encoder, "onnx", place / "int8", images=images[:4], quantize="int8", calibration=images, dataset=case.dataset)
+    return read_json(place / "int8" / CONFIG)[EXPORTS]["onnx"]["quantized"].get("map", {})
 
 
 def measure_latency(
@@ -192,6 +191,7 @@ def measure_latency(
     file = photo(*PHOTO)
     for case in cases or cases_of(settings):
         with tempfile.TemporaryDirectory(prefix="latency-") as temporary:
+            maps = export_both(case, pathlib.Path(temporary))
             found = list(programs_of(case, decode(file), pathlib.Path(temporary), threads))
             yield from (each for each in found if isinstance(each, Skipped))
             programs = [each for each in found if isinstance(each, Program)]
@@ -206,21 +206,21 @@ def measure_latency(
                                 ("encode", {each.name: each.encode for each in programs})):
                 contenders = [Contender(each.name, calls[each.name], compiled=each.compiled) for each in programs]
                 rows = measure(f"{case.name}, {what}", contenders, items=1, unit="queries", **timing)
-                yield from (with_tail(row, program) for row, program in zip(rows, programs, strict=True))
+                yield from (with_tail(row, maps.get(program.numbers)) for row, program in zip(rows, programs, strict=True))
         yield Skipped(f"{case.name}, in the browser", "measured by the page of the service itself")
 
 
-def with_tail(row: Row, program: Program) -> Row:
-    """The row with its slow end, and the mAP beside it."""
+def with_tail(row: Row, mean_average_precision: float | None) -> Row:
+    """The row with its slow end, and the mAP beside it where it is known."""
     told = [f"p95 {tables.duration(float(np.quantile(row.seconds.samples, 0.95)))}"]
-    if program.map is not None:
-        told.append(f"mAP {program.map:.4f}")
+    if mean_average_precision is not None:
+        told.append(f"mAP {mean_average_precision:.4f}")
     return dataclasses.replace(row, note=f"{row.contender}: {', '.join(told)}")
 
 
 def check_agreement(case: Case, programs: Sequence[Program], image: np.ndarray) -> None:
     """Raises ArithmeticError where float32 programs give other codes: their times would not compare."""
-    codes = {program.name: program.codes(image) for program in programs if "int8" not in program.name}
+    codes = {program.name: program.codes(image) for program in programs if program.numbers == "float32"}
     apart = {name: int(np.bitwise_count(code ^ codes[FLOAT]).sum()) for name, code in codes.items()}
     far = {name: bits for name, bits in apart.items() if bits > FEW_BITS}
     if far:
