@@ -7,45 +7,40 @@ import pytest
 
 from jax_brcd.export import EXPORTERS, export
 from jax_brcd.models import create_hash_model
-from jax_brcd.retrieval import HammingIndex, PackedCodes
+from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import STORES, Hit, Store, open_store
-from jax_brcd.search.stores.base import checked_batch, checked_ids, checked_query, matches, nothing_there
+from jax_brcd.search.stores.base import check_kind, nothing_there
+from jax_brcd.search.stores.items import Items, WholeStore
 
 
-class DictionaryStore:
-    """A store that is a dictionary of ids: every search lays the codes out anew."""
+class DictionaryStore(WholeStore):
+    """A store whose items stand in a dictionary under its URL, for as long as the program runs."""
 
-    def __init__(self, bits, space):
-        self.bits, self.space, self.items = bits, space, {}
+    def __init__(self, items, url):
+        self.items_by_url, self.url = items, url
+        self.bits, self.space = items[url].codes.bits, items[url].codes.space
 
-    def add(self, ids, codes, attributes=None):
-        batch = checked_batch(self, ids, codes, attributes)
-        self.items |= {id: (batch.codes[row], about) for row, (id, about) in enumerate(zip(batch.ids, batch.attributes))}
+    def _current(self):
+        return self.items_by_url[self.url]
 
-    def delete(self, ids):
-        for id in checked_ids(ids):
-            self.items.pop(id, None)
-
-    def search(self, query_codes, k, where=None):
-        queries, k, where = checked_query(self, query_codes, k, where)
-        ids = sorted(id for id, (_, about) in self.items.items() if matches(about, where))  # so ties by position are by id
-        if not ids:
-            return [[] for _ in queries]
-        index = HammingIndex(PackedCodes.concatenate([self.items[id][0] for id in ids]))
-        return [[Hit(ids[row], int(distance), dict(self.items[ids[row]][1])) for distance, row in zip(*found)]
-                for found in zip(*index.search(queries, min(k, len(ids))))]
-
-    def __len__(self):
-        return len(self.items)
+    def _change(self, change):
+        self.items_by_url[self.url] = change(self._current())
 
     def close(self):
-        self.items = {}
+        pass
+
+
+SHELF = {}
 
 
 def open_dictionary(url, create_for):
-    if create_for is None:
-        raise nothing_there(url)
-    return DictionaryStore(create_for.bits, create_for.space)
+    if url not in SHELF:
+        if create_for is None:
+            raise nothing_there(url)
+        SHELF[url] = Items.none(create_for.bits, create_for.space)
+    store = DictionaryStore(SHELF, url)
+    check_kind(url, store, create_for)
+    return store
 
 
 def export_arrays(encoder, folder):

@@ -108,6 +108,66 @@ def test_a_caller_cannot_change_what_is_stored(store):
     assert store.search(codes_of(0), 1)[0][0].attributes == {"folder": "2024"}
 
 
+def test_a_soft_query_ranks_by_the_logits_of_the_bits_that_differ(store):
+    store.add(["d", "b", "c", "a"], codes_of(0b11, 0b1, 0b10, 0b111), [{"x": 1}, {}, {"x": 1}, {}])
+    logits = np.full((2, BITS), -1.0, np.float32)
+    logits[:, -3:] = [[-4.0, -0.25, 0.5], [0.0, -0.5, 0.0]]
+    one, other = store.search(logits, 3, soft=True)
+    assert one == [Hit("b", 0.0, {}), Hit("d", 0.25, {"x": 1}), Hit("c", 0.75, {"x": 1})]
+    assert other == [Hit("b", 0.0, {}), Hit("a", 0.5, {}), Hit("c", 0.5, {"x": 1})]
+    assert ids_of(store.search(logits[:1], 9, {"x": 1}, soft=True)[0]) == ["d", "c"]
+    assert all(isinstance(hit.distance, float) for hit in one)
+    for bad, message in ((logits[:, :8], "logits of 8 bits for a store of 20"), (codes_of(0), "not packed codes"),
+                         (logits * np.nan, "must be finite")):
+        with pytest.raises(InputError, match=message):
+            store.search(bad, 1, soft=True)
+
+
+def test_all_within_a_radius_are_found(store):
+    assert store.search_radius(codes_of(0), 3) == [[]]
+    store.add(["d", "b", "c", "a"], codes_of(0b11, 0b1, 0b10, 0b111), [{}, {"x": 1}, {}, {"x": 1}])
+    near, none = store.search_radius(codes_of(0, 0b1111110000), 2)
+    assert near == [Hit("b", 1, {"x": 1}), Hit("c", 1, {}), Hit("d", 2, {})] and none == []
+    assert ids_of(store.search_radius(codes_of(0), BITS + 9)[0]) == ["b", "c", "d", "a"]
+    assert ids_of(store.search_radius(codes_of(0), 3, {"x": 1})[0]) == ["b", "a"]
+    assert ids_of(store.search_radius(codes_of(0b10), 0)[0]) == ["c"] and store.search_radius(codes_of(), 2) == []
+    with pytest.raises(InputError, match="radius -1: too small"):
+        store.search_radius(codes_of(0), -1)
+
+
+def test_items_are_given_by_id_and_one_after_the_other(store):
+    assert list(store.items()) == []
+    store.add(["b", "ä", "a"], codes_of(1, 2, 3), [{"x": 1}, {}, {"x": 1}])
+    (found, absent, other) = store.get(["ä", "no", "a"])
+    assert (found.id, absent, other.id, other.attributes) == ("ä", None, "a", {"x": 1})
+    assert np.array_equal(found.packed, codes_of(2).packed[0]) and found.packed.dtype == np.uint8
+    items = list(store.items())
+    assert [item.id for item in items] == ["a", "b", "ä"] and [item.id for item in store.items({"x": 1})] == ["a", "b"]
+    assert np.array_equal([item.packed for item in items], codes_of(3, 1, 2).packed)
+    assert [item.attributes for item in items] == [{"x": 1}, {"x": 1}, {}]
+    assert store.get([]) == []
+
+
+def test_thumbnails_are_kept_with_their_items(store):
+    store.add(["a", "b", "c"], codes_of(1, 2, 3), thumbnails=[b"\xff\xd8 picture\0", None, b"c"])
+    store.add(["d"], codes_of(4))
+    assert [store.thumbnail(id) for id in "abcdx"] == [b"\xff\xd8 picture\0", None, b"c", None, None]
+    store.add(["a"], codes_of(1))
+    store.delete(["c"])
+    store.add(["c"], codes_of(3))
+    assert store.thumbnail("a") is None and store.thumbnail("c") is None
+    with pytest.raises(InputError, match="1 ids, but 2 thumbnails"):
+        store.add(["a"], codes_of(1), thumbnails=[b"", b""])
+
+
+def test_notes_are_facts_of_the_index(store):
+    assert store.noted("encoder") is None
+    store.note("encoder", "runs/ä/student")
+    store.note("encoder", "hf:user/name")
+    store.note("", "'\n")
+    assert (store.noted("encoder"), store.noted(""), store.noted("other"), len(store)) == ("hf:user/name", "'\n", None, 0)
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ((["a", "a"], codes_of(0, 1)), "the id 'a' stands twice"),
     ((["a"], codes_of(0, 1)), "1 ids, but 2 codes"),
@@ -189,7 +249,8 @@ def lasting(request, tmp_path):
     """The URL of a store of three items that was closed again."""
     url = URLS[request.param](tmp_path)
     with contextlib.closing(open_store(url, create_for=ENCODER)) as store:
-        store.add(["a", "b", "c"], codes_of(0, 1, 3), [{"folder": "2024"}, {}, {"n": 1}])
+        store.add(["a", "b", "c"], codes_of(0, 1, 3), [{"folder": "2024"}, {}, {"n": 1}], [b"a", None, b""])
+        store.note("encoder", "student")
     return url
 
 
@@ -198,6 +259,7 @@ def test_a_store_that_is_opened_again_holds_what_it_held(lasting):
         with contextlib.closing(open_store(lasting, create_for=create_for)) as store:
             assert (len(store), store.bits, store.space) == (3, BITS, "teacher-1")
             assert store.search(codes_of(0), 9)[0] == [Hit("a", 0, {"folder": "2024"}), Hit("b", 1, {}), Hit("c", 2, {"n": 1})]
+            assert [store.thumbnail(id) for id in "abc"] == [b"a", None, b""] and store.noted("encoder") == "student"
 
 
 def test_a_space_that_is_not_known_stays_so(tmp_path):

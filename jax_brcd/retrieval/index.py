@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, PackedCodes, check_spaces, code_bits, whole_number
 from jax_brcd.retrieval.ranking import Database, Distances, check_k, check_lengths, map_queries, rank
-from jax_brcd.retrieval.scores import RealMatrix, SoftScoring, soft_rank
+from jax_brcd.retrieval.scores import Logits, RealMatrix, SoftScoring, soft_rank
 
 Ball = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]
 
@@ -38,7 +38,7 @@ class HammingIndex:
         return len(self._database)
 
     def search(
-        self, query_codes: Codes | RealMatrix, k: SupportsIndex, *, soft: bool = False
+        self, query_codes: Codes | RealMatrix | Logits, k: SupportsIndex, *, soft: bool = False
     ) -> tuple[Num[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """The k nearest codes of each query, ties by position.
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +41,36 @@ class Scoring(Protocol):
         """Writes the scores of some queries with all items."""
 
 
+class Logits(NamedTuple):
+    """Query logits as whole numbers (queries, bits), and of each query the exponent of two to multiply them by."""
+
+    numbers: Float[np.ndarray, "queries bits"]
+    exponents: Int[np.ndarray, "queries"]
+
+    def distances(self, products: Float[np.ndarray, "queries k"]) -> Float[np.ndarray, "queries k"]:
+        """The sums of |logit| over the bits that differ, of dot products with codes in {-1, +1}; exact, as the products are."""
+        return (np.ldexp(np.abs(self.numbers).sum(axis=1), self.exponents)[:, None] - products) / 2
+
+    def distances_to(self, codes: PackedCodes) -> Float[np.ndarray, "queries n"]:
+        """The same numbers, straight from codes."""
+        wrong = np.where(self.numbers > 0, self.numbers, 0.0).sum(axis=1)[:, None] - self.numbers @ (codes.unpack().T > 0)
+        return np.ldexp(wrong, self.exponents[:, None])
+
+
+def whole_logits(query_logits: RealMatrix | Logits) -> Logits:
+    """Logits in units of a 2**-46th of their query's largest (at 64 bits), which changes no float32 beyond its 2**-22nd.
+
+    Raises InputError for what is not a matrix of finite floats.
+    """
+    if isinstance(query_logits, Logits):
+        return query_logits
+    logits = _real(query_logits, "soft queries are logits, a matrix (n, bits) of floats as an encoder's `logits` gives")
+    logits = _finite(logits.astype(np.float64), "query logits")
+    _, exponents = np.frexp(np.abs(logits).max(axis=1, initial=0.0))
+    exponents = exponents - (WHOLE - (logits.shape[1] - 1).bit_length())
+    return Logits(np.rint(np.ldexp(logits, -exponents[:, None])), exponents)
+
+
 @dataclasses.dataclass(frozen=True)
 class SoftScoring:
     """Dot products of query logits and database codes, straight from the packed bits.
@@ -54,18 +84,11 @@ class SoftScoring:
     database: Database
 
     @classmethod
-    def of(cls, query_logits: RealMatrix, database: Database) -> "SoftScoring":
-        """Logits in units of a 2**-46th of their query's largest (at 64 bits), which changes no float32 beyond its 2**-22nd.
-
-        Raises:
-            InputError: for what is not a matrix of finite floats, and for logits of another length than the database's codes.
-        """
-        logits = _real(query_logits, "soft queries are logits, a matrix (n, bits) of floats as an encoder's `logits` gives")
-        check_lengths(logits.shape[1], database)
-        logits = _finite(logits.astype(np.float64), "query logits")
-        _, exponents = np.frexp(np.abs(logits).max(axis=1, initial=0.0))
-        exponents = exponents - (WHOLE - (logits.shape[1] - 1).bit_length())
-        return cls(np.rint(np.ldexp(logits, -exponents[:, None])), exponents, database)
+    def of(cls, query_logits: RealMatrix | Logits, database: Database) -> "SoftScoring":
+        """Logits against codes. Raises InputError as `whole_logits`, and for logits of another length than the codes."""
+        logits = whole_logits(query_logits)
+        check_lengths(logits.numbers.shape[1], database)
+        return cls(*logits, database)
 
     @property
     def queries(self) -> int:

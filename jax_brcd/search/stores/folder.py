@@ -9,26 +9,15 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import SupportsIndex
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from jax_brcd.retrieval import PackedCodes
-from jax_brcd.retrieval.packing import Codes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path, make_folder, parse_json
-from jax_brcd.search.stores.base import (
-    Attributes,
-    CodeKind,
-    Hit,
-    check_kind,
-    checked_batch,
-    checked_ids,
-    checked_query,
-    nothing_there,
-)
-from jax_brcd.search.stores.items import Items
+from jax_brcd.search.stores.base import CodeKind, check_kind, checked_ids, closed, nothing_there
+from jax_brcd.search.stores.items import Items, WholeStore
 
 SCHEME = "folder:"
 ITEMS, LOCK = "items.safetensors", ".lock"
@@ -37,7 +26,7 @@ FORMAT = "jax_brcd store 1"
 Stamp = tuple[int, int, int]
 
 
-class FolderStore:
+class FolderStore(WholeStore):
     """See Store. Raises InputError where the folder does not hold a store any more."""
 
     def __init__(self, folder: pathlib.Path):
@@ -46,23 +35,6 @@ class FolderStore:
         self._items = self._read()
         self.bits, self.space = self._items.codes.bits, self._items.codes.space
         self._closed = False
-
-    def add(self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None) -> None:
-        """See Store."""
-        batch = checked_batch(self, ids, codes, attributes)
-        self._change(lambda items: items.adding(batch))
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        gone = checked_ids(ids)
-        self._change(lambda items: items.without(gone))
-
-    def search(self, query_codes: Codes, k: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        return self._current().search(*checked_query(self, query_codes, k, where))
-
-    def __len__(self) -> int:
-        return len(self._current())
 
     def close(self) -> None:
         """See Store."""
@@ -81,7 +53,7 @@ class FolderStore:
     def _current(self) -> Items:
         """The items as they are on disk."""
         if self._closed:
-            raise InputError("the store is closed; open it again")
+            raise closed()
         if self._stamp != _stamp(self._folder / ITEMS):
             items = self._read()
             if (items.codes.bits, items.codes.space) != (self.bits, self.space):
@@ -138,12 +110,15 @@ def _write(folder: pathlib.Path, items: Items) -> None:
     import safetensors.numpy
 
     described = json.dumps([items.ids, items.attributes], allow_nan=False).encode()
-    about = {"format": FORMAT, "bits": str(items.codes.bits)}
+    about = {"format": FORMAT, "bits": str(items.codes.bits), "notes": json.dumps(items.notes)}
     if items.codes.space is not None:
         about["space"] = items.codes.space
+    sizes = np.array([-1 if each is None else len(each) for each in items.thumbnails], np.int64)
+    pictures = np.frombuffer(b"".join(each or b"" for each in items.thumbnails), np.uint8)
     with atomic_path(folder / ITEMS) as temporary:
         safetensors.numpy.save_file({"codes": np.ascontiguousarray(items.codes.packed),
-                                     "items": np.frombuffer(described, np.uint8)}, temporary, metadata=about)
+                                     "items": np.frombuffer(described, np.uint8), "thumbnail_sizes": sizes,
+                                     "thumbnails": pictures}, temporary, metadata=about)
 
 
 def _read_items(path: pathlib.Path) -> Items:
@@ -152,6 +127,8 @@ def _read_items(path: pathlib.Path) -> Items:
     try:
         with safetensors.safe_open(path, "np") as file:
             about, codes, described = file.metadata() or {}, file.get_tensor("codes"), file.get_tensor("items")
+            sizes, pictures = (file.get_tensor(name) if name in file.keys() else None  # a store without any has none
+                               for name in ("thumbnail_sizes", "thumbnails"))
         if about.get("format") != FORMAT:
             raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
         ids, attributes = parse_json(described.tobytes())
@@ -160,6 +137,13 @@ def _read_items(path: pathlib.Path) -> Items:
             raise ValueError("attributes that are no mapping of names to values")
         if not len(ids) == len(attributes) == len(codes):
             raise ValueError(f"{len(ids)} ids, {len(attributes)} attributes and {len(codes)} codes")
-        return Items(ids, PackedCodes(codes, int(about["bits"]), about.get("space")), attributes)
+        return Items(ids, PackedCodes(codes, int(about["bits"]), about.get("space")), attributes,
+                     [None] * len(ids) if sizes is None else _thumbnails(sizes, pictures), parse_json(about.get("notes", "{}")))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a store of this version ({' '.join(str(error).split())}); give another place") from error
+
+
+def _thumbnails(sizes: np.ndarray, pictures: np.ndarray) -> list[bytes | None]:
+    """The pictures, which lie one behind the other; a size of -1 is the lack of one."""
+    ends = np.cumsum(np.maximum(sizes, 0))
+    return [None if size < 0 else pictures[end - size : end].tobytes() for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]

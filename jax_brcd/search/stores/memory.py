@@ -1,52 +1,30 @@
 """`memory:` - a store that lives as long as it is open."""
 
-from collections.abc import Sequence
-from typing import SupportsIndex
+from collections.abc import Callable
 
-from jax_brcd.retrieval.packing import Codes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.search.stores.base import (
-    Attributes,
-    CodeKind,
-    Hit,
-    checked_batch,
-    checked_ids,
-    checked_query,
-    nothing_there,
-)
-from jax_brcd.search.stores.items import Items
+from jax_brcd.search.stores.base import CodeKind, closed, nothing_there
+from jax_brcd.search.stores.items import Items, WholeStore
 
 
-class MemoryStore:
+class MemoryStore(WholeStore):
     """See Store. Each addition copies what is there: add many items at once."""
 
     def __init__(self, bits: int, space: str | None):
         self.bits, self.space = bits, space
         self._items: Items | None = Items.none(bits, space)
 
-    def add(self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None) -> None:
-        """See Store."""
-        self._items = self._open_items().adding(checked_batch(self, ids, codes, attributes))
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        self._items = self._open_items().without(checked_ids(ids))
-
-    def search(self, query_codes: Codes, k: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        return self._open_items().search(*checked_query(self, query_codes, k, where))
-
-    def __len__(self) -> int:
-        return len(self._open_items())
-
     def close(self) -> None:
         """See Store."""
         self._items = None
 
-    def _open_items(self) -> Items:
+    def _current(self) -> Items:
         if self._items is None:
-            raise InputError("the store is closed; open it again")
+            raise closed()
         return self._items
+
+    def _change(self, change: Callable[[Items], Items]) -> None:
+        self._items = change(self._current())
 
 
 def open_memory(url: str, create_for: CodeKind | None) -> MemoryStore:
