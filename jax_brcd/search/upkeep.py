@@ -18,7 +18,8 @@ from jax_brcd.search.encoders import Filler, fillers, identity_of, load_encoder
 from jax_brcd.search.indexing import bad_note, forget_roots, noted_roots
 from jax_brcd.search.places import Change, Content, contents, write
 from jax_brcd.search.scanning import Shard, root_of
-from jax_brcd.search.stores import Item, Store
+from jax_brcd.search.stores import Store
+from jax_brcd.search.stores.base import Item
 
 TOGETHER = 64  # images that are verified at once
 AHEAD = 16  # that are read before
@@ -160,10 +161,9 @@ def _sample(store: Store, size: int, draw: random.Random) -> list[tuple[Item, Co
         if content is None or content.missing:
             continue
         seen += 1
-        place = len(kept) if len(kept) < size else draw.randrange(seen)
-        if place == len(kept):
+        if len(kept) < size:
             kept.append((item, content))
-        elif place < size:
+        elif (place := draw.randrange(seen)) < size:
             kept[place] = item, content
     return kept
 
