@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jax_brcd.runtime import interruption
 
@@ -22,6 +22,7 @@ class Lost(Exception):
     """A piece of work that took too long, or whose process ended, as a system library that is led astray ends it."""
 
 
+@runtime_checkable
 class Pool(Protocol):
     """What takes pieces of work: Workers, or threads."""
 

@@ -1,6 +1,7 @@
 """Small pictures in a terminal: by its own graphics (kitty, sixel) where it has them, by coloured half blocks elsewhere."""
 
 import io
+import logging
 import sys
 from collections.abc import Callable
 
@@ -27,9 +28,15 @@ def drawer(wanted: bool | None) -> Callable[[bytes], None] | None:
         if wanted is None:
             return None
         raise InputError("needs textual-image, which pip install 'jax_brcd[search]' brings", field="pictures") from None
-    console = Console()
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)
+    console, works = Console(), True
 
     def draw(picture: bytes) -> None:
-        console.print(Image(io.BytesIO(picture), width="auto", height=ROWS))
+        nonlocal works
+        if works:
+            try:
+                console.print(Image(io.BytesIO(picture), width="auto", height=ROWS))
+            except Exception:  # a terminal that does not say how large it is; the lines are what was asked for
+                works = False
 
     return draw

@@ -23,6 +23,7 @@ from jax_brcd.search.stores.base import Item
 
 TOGETHER = 64  # images that are verified at once
 AHEAD = 16  # that are read before
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Root(NamedTuple):
@@ -205,10 +206,9 @@ def _read_again(path: str, digest: str) -> Photo | str:
     return read_photo(path) if known.digest == digest else "changed since it was added"
 
 
-def _size(count: float) -> str:
+def _size(count: int) -> str:
     """Bytes in a unit of few digits."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
+    if count < 1000:
+        return f"{count} bytes"
+    power = min((len(str(count)) - 1) // 3, len(UNITS) - 1)
+    return f"{count / 1000**power:,.1f} {UNITS[power]}"
