@@ -65,7 +65,8 @@ def names(store):
 
 
 def missing(store):
-    return sorted(pathlib.Path(place.path).name for _, content in contents(store) if content.missing for place in content.places)
+    gone = [place.path for _, content in contents(store) if content.missing for place in content.places]
+    return sorted(pathlib.Path(path).name for path in gone)
 
 
 @pytest.fixture

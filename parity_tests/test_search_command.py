@@ -20,7 +20,8 @@ from jax_brcd import index
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import __main__ as search
 from jax_brcd.search import open_store, pictures
-from jax_brcd.search.searching import duplicates, nearest, shown
+from jax_brcd.search.places import shown
+from jax_brcd.search.searching import duplicates, nearest
 
 ENCODER = random_encoder()
 
@@ -94,7 +95,8 @@ def test_the_nearest_images_are_printed_with_rank_distance_and_path(here, capsys
 
 
 def test_json_has_what_is_printed_and_soft_distances(here, capsys):
-    (hard,), (soft,) = (json.loads(answer(search.main, ["photos/noise.png", "--json", *more], capsys)) for more in ((), ("--soft",)))
+    ask = ["photos/noise.png", "--json"]
+    (hard,), (soft,) = (json.loads(answer(search.main, [*ask, *more], capsys)) for more in ((), ("--soft",)))
     assert hard["query"] == "photos/noise.png" and len(hard["pictures"]) == 9
     logits = ENCODER.logits("photos/noise.png")[0].astype(float)
     for found in soft["pictures"]:

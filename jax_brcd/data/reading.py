@@ -15,8 +15,8 @@ REMEDIES = {FOLDER: "give the paths of the files in it", "no such file": "check 
 
 
 def read_image(image: os.PathLike | str | Any, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of an image file, or of a Pillow image, in RGB as `decoding.to_rgb` gives it. `upright` turns a file's image as
-    its orientation tag says, as indexes see it.
+    """The pixels of an image file, or of a Pillow image, in RGB as `decoding.to_rgb` gives it. `upright` turns a file's image
+    as its orientation tag says, as indexes see it.
 
     Raises:
         InputError: for a file that is absent, damaged or no image.

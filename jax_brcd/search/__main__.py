@@ -43,14 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", default=DEFAULT_INDEX, metavar="URL", help="the index that python -m jax_brcd.index filled "
                         "(default: %(default)s)")
     parser.add_argument("-k", "--k", default="10", metavar="N", help="how many images for each IMAGE (default: %(default)s)")
-    parser.add_argument("--encoder", default=None, metavar="DIR", help="folder of the encoder of the queries, or hf:USER/NAME: one "
-                        "of the index's code space, such as a student of the teacher that filled it (default: the one that "
+    parser.add_argument("--encoder", default=None, metavar="DIR", help="folder of the encoder of the queries, or hf:USER/NAME: "
+                        "one of the index's code space, such as a student of the teacher that filled it (default: the one that "
                         "filled it)")
-    parser.add_argument("--soft", action="store_true", help="rank by the logits of the queries, which tells apart images at one "
-                        "distance; distances are then sums of |logit| over the bits that differ")
+    parser.add_argument("--soft", action="store_true", help="rank by the logits of the queries, which tells apart images at "
+                        "one distance; distances are then sums of |logit| over the bits that differ")
     parser.add_argument("--missing", action="store_true", help="find images too whose files have vanished")
-    parser.add_argument("--duplicates", default=None, metavar="RADIUS", help="in place of IMAGE: groups of images of the index, "
-                        "each within so many bits of another of its group")
+    parser.add_argument("--duplicates", default=None, metavar="RADIUS", help="in place of IMAGE: groups of images of the "
+                        "index, each within so many bits of another of its group")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON")
     shape.add_argument("--html", default=None, metavar="FILE", help="write a page with small pictures instead")

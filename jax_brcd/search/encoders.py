@@ -70,8 +70,8 @@ def note_filler(store: Store, encoder: HashEncoder, place: str) -> str:
         InputError: where its codes are of another length or space than the index's.
     """
     if encoder.bits != store.bits:
-        raise InputError(f"gives codes of {encoder.bits} bits, and the index holds codes of {store.bits}; give one of its length",
-                         field="encoder", value=place)
+        raise InputError(f"gives codes of {encoder.bits} bits, and the index holds codes of {store.bits}; give one of its "
+                         "length", field="encoder", value=place)
     check_spaces(encoder, store)
     identity, known = identity_of(encoder), fillers(store)
     now = known | {identity: Filler(place, encoder.role, encoder.backbone)}

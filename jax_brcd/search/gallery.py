@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import jax_brcd
 from jax_brcd.runtime.files import as_path, atomic_path
-from jax_brcd.search.searching import Answer, shown, told
+from jax_brcd.search.places import shown
+from jax_brcd.search.searching import Answer, told
 
 
 def write_gallery(

@@ -7,16 +7,20 @@ whatever ends the work, the next addition goes on from there. The files themselv
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
 
 from jax_brcd.data.photos import Known, Photo, know, read_photo
 from jax_brcd.encoder import HashEncoder
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.runtime.workers import Pool, ahead, workers
 from jax_brcd.search.encoders import note_filler
-from jax_brcd.search.places import Catalogue, Change, Content, Encoded, Place, contents, id_of, write
+from jax_brcd.search.places import Catalogue, Change, Content, Encoded, Place, contents, id_of, shown, write
 from jax_brcd.search.scanning import Found, Shard, changes_below, look_below, roots_of
 from jax_brcd.search.stores import Store
 from jax_brcd.views.fitting import check_fits
@@ -28,6 +32,18 @@ TOGETHER = 64  # images that are encoded at once, and
 PIXEL_BYTES = 2**28  # how many bytes of pixels at most, but for one image
 FILES_A_WORKER = 64  # what pays for starting a process
 ROOTS = "roots"  # the note of the folders, with the number of their shards
+
+
+class Outcome(NamedTuple):
+    """What became of a file elsewhere: the id of its content, or why there is none; and whether it was new to the index."""
+
+    place: Place
+    id: str | None
+    reason: str
+    encoded: bool
+
+
+Elsewhere = Callable[[list[Place], str], Iterator[Outcome]]  # of files, and of the identity of the encoder
 
 
 class Added(NamedTuple):
@@ -51,7 +67,8 @@ class Added(NamedTuple):
 
 def add_folders(
     store: Store, folders: Iterable[os.PathLike | str], encoder: HashEncoder, *, place: str, shard: Shard = Shard(),
-    processes: int | None = None, seconds: float = SECONDS, progress: Progress = silent, say: Say = unheard,
+    processes: int | None = None, seconds: float = SECONDS, elsewhere: Elsewhere | None = None, progress: Progress = silent,
+    say: Say = unheard,
 ) -> Added:
     """Brings an index to what lies below folders now.
 
@@ -60,17 +77,21 @@ def add_folders(
         shard: the part of the files that this process takes care of.
         processes: that read files; 0 for threads of this one; None for the cores, or fewer where there are few files.
         seconds: for one file, but for threads, which nothing can end.
+        elsewhere: reads, encodes and writes in place of this process.
         say: told of folders that are not there and of what was passed over.
 
     Raises:
-        InputError: for a folder that is not there and was never indexed, for files, and for an encoder of another space or length.
+        InputError: for a folder that is not there and was never indexed, for files, and for an encoder of another space or
+            length.
     """
     identity = note_filler(store, encoder, place)
     catalogue = Catalogue(contents(store))
     found = _look(roots_of(folders), store, catalogue, shard, say)
     work = _Work(store, encoder, identity, catalogue, {root: dict(below.refused) for root, below in found.items()}, progress)
     work.compare(file for below in found.values() for file in below.files)
-    if work.waiting:
+    if work.waiting and elsewhere is not None:
+        work.hear(elsewhere(work.waiting, identity))
+    elif work.waiting:
         cores = os.cpu_count() or 1
         count = min(cores, 1 + len(work.waiting) // FILES_A_WORKER) if processes is None else processes
         with workers(count, seconds) as pool:
@@ -122,13 +143,22 @@ def _look(roots: list[str], store: Store, catalogue: Catalogue, shard: Shard, sa
         if not isinstance(below, str) and below.empty and before:
             below = "holds no image"
         if isinstance(below, str):
-            say(f"{root} {below}, as where a disk is not connected: its {before:,} images stay as they are. Where they are gone "
-                "for good, remove the folder from the index.")
+            say(f"{shown(root)} {below}, as where a disk is not connected: its {before:,} images stay as they are. Where they are "
+                "gone for good, remove the folder from the index.")
             continue
         found[root] = below
         for note in below.notes:
-            say(f"{root}: {note}")
+            say(shown(f"{root}: {note}"))
     return found
+
+
+def fits(encoder: HashEncoder, pixels: UInt8[np.ndarray, "height width 3"]) -> str:
+    """Why an encoder refuses an image of this size; nothing where it does not."""
+    try:
+        check_fits(*pixels.shape[:2], size=encoder.preprocessing.size, resize=encoder.preprocessing.resize)
+    except InputError as error:
+        return error.problem
+    return ""
 
 
 class _Coming(NamedTuple):
@@ -178,6 +208,18 @@ class _Work:
                 self._write()
         self._write()
 
+    def hear(self, outcomes: Iterable[Outcome]) -> None:
+        """Takes note of what was done elsewhere."""
+        for outcome in outcomes:
+            interruption.check()
+            if outcome.id is None:
+                self._refuse([outcome.place], outcome.reason)
+                continue
+            self._settle(outcome.id, [outcome.place])
+            self.encoded += outcome.encoded
+            self.recognised += not outcome.encoded
+            self._tell()
+
     def _new(self, pool: Pool, depth: int) -> Iterator[_Coming | None]:
         """The contents that must be encoded; None where the next is not known yet."""
         for answer in ahead(pool, know, self.waiting, lambda file: (file.path,), 2 * depth):
@@ -200,11 +242,7 @@ class _Work:
 
     def _take(self, coming: _Coming, photo: Photo | str | Exception) -> None:
         if isinstance(photo, Photo):
-            size = self.encoder.preprocessing
-            try:
-                check_fits(*photo.pixels.shape[:2], size=size.size, resize=size.resize)
-            except InputError as error:
-                photo = error.problem
+            photo = fits(self.encoder, photo.pixels) or photo
         if not isinstance(photo, Photo):
             del self._coming[coming.id]
             self._refuse(coming.places, photo)

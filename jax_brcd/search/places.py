@@ -58,6 +58,11 @@ def id_of(digest: str) -> str:
     return digest[:ID_DIGITS]
 
 
+def shown(path: str) -> str:
+    """A path as it may be printed: what is no character of text, or moves the cursor, as an escape."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in path)
+
+
 def contents(store: Store) -> Iterator[tuple[str, Content]]:
     """The items that folders gave, by their ids."""
     for item in store.items():

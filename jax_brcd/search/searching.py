@@ -14,7 +14,7 @@ from jax_brcd.encoder import HashEncoder
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
-from jax_brcd.search.places import MISSING, Content
+from jax_brcd.search.places import MISSING, Content, shown
 from jax_brcd.search.stores import Hit, Store
 
 TOGETHER = 1024  # codes that are searched for at once
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
         return (self.path, *self.others)
 
     @classmethod
-    def of(cls, rank: int, distance: int | float, id: str, attributes: dict[str, Any]) -> "Picture":
+    def of(cls, rank: int, id: str, distance: int | float, attributes: dict[str, Any]) -> "Picture":
         """An item of a store."""
         content = Content.of(attributes)
         if content is None:
@@ -73,8 +73,8 @@ def search_images(
     images = [read_image(as_path(path), upright=True) for path in paths]
     queries = encoder.logits(images) if soft else encoder.encode(images)
     found = nearest(store, queries, k, soft=soft, missing=missing)
-    return [Answer(str(path), [Picture.of(rank, hit.distance, hit.id, hit.attributes) for rank, hit in enumerate(hits, start=1)],
-                   _thumbnail(image)) for path, image, hits in zip(paths, images, found, strict=True)]
+    return [Answer(str(path), [Picture.of(rank, *hit) for rank, hit in enumerate(hits, start=1)], _thumbnail(image))
+            for path, image, hits in zip(paths, images, found, strict=True)]
 
 
 def nearest(store: Store, queries: Any, k: int, *, soft: bool = False, missing: bool = False) -> list[list[Hit]]:
@@ -89,8 +89,8 @@ def nearest(store: Store, queries: Any, k: int, *, soft: bool = False, missing: 
 
 
 def duplicates(store: Store, radius: int, *, progress: Progress = silent) -> list[Answer]:
-    """Groups of images of which each is within `radius` bits of another of its group, the largest first; equal files are a group
-    at radius 0. Distances are those from the group's first image.
+    """Groups of images of which each is within `radius` bits of another of its group, the largest first; equal files are a
+    group at radius 0. Distances are those from the group's first image.
 
     Raises:
         InputError: for radius < 0.
@@ -145,18 +145,13 @@ def _group(store: Store, ids: list[str]) -> list[Picture]:
     items = [item for item in store.get(ids) if item is not None]
     far = [int(np.bitwise_count(item.packed ^ items[ORIGIN].packed).sum()) for item in items]
     order = sorted(range(len(items)), key=lambda row: (far[row], items[row].id))
-    return [Picture.of(rank, far[row], items[row].id, items[row].attributes) for rank, row in enumerate(order, start=1)]
+    return [Picture.of(rank, items[row].id, far[row], items[row].attributes) for rank, row in enumerate(order, start=1)]
 
 
 def _thumbnail(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     from PIL import Image
 
     return thumbnail_of(Image.fromarray(image))
-
-
-def shown(path: str) -> str:
-    """A path as it may be printed: what is no character of text, or moves the cursor, as an escape."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in path)
 
 
 def lines(answer: Answer, draw: Callable[[bytes], None] | None, thumbnail: Callable[[str], bytes | None]) -> Iterator[str]:

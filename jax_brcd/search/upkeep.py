@@ -16,7 +16,7 @@ from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.workers import ahead, workers
 from jax_brcd.search.encoders import Filler, fillers, identity_of, load_encoder
 from jax_brcd.search.indexing import bad_note, forget_roots, noted_roots
-from jax_brcd.search.places import Change, Content, contents, write
+from jax_brcd.search.places import Change, Content, contents, shown, write
 from jax_brcd.search.scanning import Shard, root_of
 from jax_brcd.search.stores import Store
 from jax_brcd.search.stores.base import Item
@@ -53,11 +53,11 @@ class Status(NamedTuple):
         for number, encoder in enumerate(self.encoders):
             yield f"{'Filled by' if number == 0 else 'Filled also by'}: {encoder.role} {encoder.backbone}, {encoder.place}"
         for path, root in self.roots.items():
-            yield f"Folder: {path}, {root.files:,} files{'' if root.there else '; not there now'}"
+            yield f"Folder: {shown(path)}, {root.files:,} files{'' if root.there else '; not there now'}"
         if self.bad:
             yield f"Cannot be read: {len(self.bad):,} files"
         for path, reason in self.bad.items():
-            yield f"  {path}: {reason}"
+            yield f"  {shown(path)}: {reason}"
 
 
 def status(store: Store) -> Status:
