@@ -94,10 +94,13 @@ def parsed(module, words):
         assert not unknown, f"{module} has no {unknown[0]}"
         raise Parsed(parser, known)
 
+    program = importlib.import_module(module)
+    if hasattr(program, "__path__"):  # a package, which Python runs by this file
+        program = importlib.import_module(f"{module}.__main__")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
         with pytest.raises(Parsed) as stop:
-            importlib.import_module(module).main(words)
+            program.main(words)
     return stop.value.args
 
 
