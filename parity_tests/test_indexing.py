@@ -21,10 +21,10 @@ from PIL import Image
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.workers import Lost, Workers
-from jax_brcd.search import indexing, open_store
+from jax_brcd.search import cluster, indexing, open_store
 from jax_brcd.search.encoders import fillers, noted_encoder
 from jax_brcd.search.indexing import add_folders
-from jax_brcd.search.places import Content, contents
+from jax_brcd.search.places import Content, Place, contents
 from jax_brcd.search.scanning import Shard
 from jax_brcd.search.upkeep import bad_files, remove_folders, remove_missing, status, verify
 
@@ -386,6 +386,31 @@ def test_a_killed_addition_loses_nothing_that_was_written_and_goes_on(tmp_path):
     assert done <= there < 200 and verify(store, 8, encoder=ENCODER).equal == 8
     added = add(store, folder)
     assert (added.unchanged, added.encoded) == (there, 200 - there) and len(store) == 200
+
+
+def test_the_parts_of_a_pipeline_on_a_cluster_fill_an_index_as_one_machine_does(tmp_path, photos):
+    """Ray hands them batches of columns; here they get one after the other."""
+    place, url = str(ENCODER.save(tmp_path / "encoder")), str(tmp_path / "photos.brcd")
+    store = open_store(url, create_for=ENCODER)
+    (photos / "bad.png").touch()
+    add(store, photos / "0")
+    (photos / "0/0.png").rename(photos / "1/moved.png")
+
+    def elsewhere(waiting, identity):
+        reader, encoder = cluster.Reader(url), cluster.Encoder(url, place, identity)
+        for batch in (waiting[:5], waiting[5:]):
+            columns = encoder(reader({name: np.array(values) for name, values in zip(Place._fields, zip(*batch))}))
+            for values in zip(*columns.values()):
+                yield cluster.outcome_of(dict(zip(columns, values)))
+
+    added = add(store, photos, elsewhere=elsewhere)
+    assert (added.unchanged, added.encoded, added.recognised, added.vanished) == (2, 6, 1, 0)
+    assert [pathlib.Path(path).name for path in bad_files(store)] == ["bad.png"]
+    assert "moved.png" in names(store) and "0.png" not in names(store) and len(store) == 9
+    assert verify(store, 9).equal == 9 and all(store.thumbnail(id) for id in paths(store))
+    with pytest.raises(InputError, match="lies on this machine alone"):
+        cluster.check_server(url)
+    cluster.check_server("postgresql://server/photos")
 
 
 def test_an_interrupted_addition_keeps_what_was_encoded(store, photos, monkeypatch):

@@ -4,6 +4,7 @@ Every node sees the files at the same paths, has this package installed, and rea
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +61,7 @@ def _filled(waiting: list[Place], index: str, encoder: str, identity: str) -> It
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     there = ray.cluster_resources()
     devices = int(there.get("GPU", 0))
     encoders = devices or len(ray.nodes())
@@ -70,9 +72,12 @@ def _filled(waiting: list[Place], index: str, encoder: str, identity: str) -> It
     read = files.map_batches(Reader, fn_constructor_args=(index,), batch_size=READ, num_cpus=1, compute=pool(size=readers))
     written = read.map_batches(Encoder, fn_constructor_args=(index, encoder, identity), batch_size=ENCODED,
                                compute=pool(size=encoders), **({"num_gpus": 1} if devices else {"num_cpus": 1}))
-    for row in written.iter_rows():
-        place = Place(row["path"], row["size"], row["mtime"], row["root"])
-        yield Outcome(place, row["id"] or None, row["reason"], row["encoded"])
+    yield from map(outcome_of, written.iter_rows())
+
+
+def outcome_of(row: ROW) -> Outcome:
+    """What an Encoder tells of a file."""
+    return Outcome(_place(row), str(row["id"]) or None, str(row["reason"]), bool(row["encoded"]))
 
 
 class Reader:

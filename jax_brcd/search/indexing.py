@@ -84,9 +84,9 @@ def add_folders(
         InputError: for a folder that is not there and was never indexed, for files, and for an encoder of another space or
             length.
     """
-    identity = note_filler(store, encoder, place)
     catalogue = Catalogue(contents(store))
     found = _look(roots_of(folders), store, catalogue, shard, say)
+    identity = note_filler(store, encoder, place)
     work = _Work(store, encoder, identity, catalogue, {root: dict(below.refused) for root, below in found.items()}, progress)
     work.compare(file for below in found.values() for file in below.files)
     if work.waiting and elsewhere is not None:
