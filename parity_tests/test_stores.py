@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 
+import servers
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import STORES, Hit, Store, open_store
@@ -17,7 +18,11 @@ from jax_brcd.search import STORES, Hit, Store, open_store
 # By name, the URL of a place where nothing is yet, in a folder that is the test's own
 URLS = {
     "memory": lambda folder: "memory:",
-    "folder": lambda folder: str(folder / "photos"),
+    "folder": lambda folder: f"folder:{folder / 'photos'}",
+    "sqlite": lambda folder: str(folder / "photos.brcd"),
+    "postgresql": lambda folder: servers.postgres_url(vector=False),
+    "postgresql with pgvector": lambda folder: servers.postgres_url(vector=True),
+    "milvus": lambda folder: servers.milvus_lite_url(folder),
 }
 ENDS_WITH_ITS_PROCESS = {"memory"}
 LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
@@ -47,7 +52,7 @@ def ids_of(hits):
 
 
 def test_every_registered_store_is_tested():
-    assert set(URLS) == set(STORES)
+    assert {name.split()[0] for name in URLS} == set(STORES)
 
 
 def test_a_new_store_is_empty_and_knows_its_codes(store):
@@ -320,7 +325,7 @@ def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(lasting):
 def test_an_unknown_scheme_is_answered_with_the_known_ones():
     with pytest.raises(KeyError) as error:
         open_store("memry://host/name")
-    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory"
+    assert str(error.value) == "unknown store 'memry': did you mean 'memory'? known: folder, memory, milvus, postgresql, sqlite"
     with pytest.raises(InputError, match="a store needs a place"):
         open_store("")
     with pytest.raises(InputError, match="url memory:photos: a store in memory has no name"):

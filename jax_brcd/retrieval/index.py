@@ -1,26 +1,27 @@
 """An index of codes that is laid out once and searched often."""
 
+import functools
 from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, PackedCodes, check_spaces, code_bits, whole_number
-from jax_brcd.retrieval.ranking import Database, Distances, check_k, check_lengths, map_queries, rank
+from jax_brcd.retrieval.ranking import Database, check_k, check_lengths
+from jax_brcd.retrieval.scan import Found, Mask, Scan
 from jax_brcd.retrieval.scores import Logits, RealMatrix, SoftScoring, soft_rank
-
-Ball = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]
 
 
 class HammingIndex:
-    """Exact Hamming search. The codes are laid out for the device when the index is made; a search then only compares.
+    """Exact Hamming search. The codes are laid out once, when the index is made; a search then only compares.
 
     An index holds bits, so its distances are whole numbers: a 0 in a matrix is bit 0, as `pack_codes` packs it
     (`hamming_top_k` ranks such codes half a bit apart).
 
     Args:
         codes: packed codes, in memory or mapped from a file, or a matrix (n, bits) of -1, 0 and +1 or of bool. There may be
-            none. They are not needed any more once the index is made.
+            none. They are not needed any more once the index is made, but for a file: mapped codes of 8, 16, 32 or 64 bits are
+            searched where they lie.
 
     Attributes:
         bits: the length of a code. space: the id of the code space, or None where it is not known.
@@ -32,10 +33,10 @@ class HammingIndex:
     def __init__(self, codes: Codes):
         codes = PackedCodes.of(codes)
         self.bits, self.space = codes.bits, codes.space
-        self._database = Database.of(codes)
+        self._scan = Scan.of(code_bits(codes))
 
     def __len__(self) -> int:
-        return len(self._database)
+        return len(self._scan)
 
     def search(
         self, query_codes: Codes | RealMatrix | Logits, k: SupportsIndex, *, soft: bool = False
@@ -58,11 +59,14 @@ class HammingIndex:
         if soft:
             positions, products = soft_rank(SoftScoring.of(query_codes, self._database), check_k(k, len(self)))
             return products, positions
-        queries = self._queries(query_codes)
-        positions, doubled = rank(queries, self._database, check_k(k, len(self)))
-        return doubled // 2, positions
+        queries, k = self._queries(query_codes), check_k(k, len(self))
+        found = self._scan.nearest(queries, k)
+        distances, positions = (np.empty((len(found), k), dtype) for dtype in (np.int32, np.int64))
+        for row, own in enumerate(found):
+            distances[row], positions[row] = own
+        return distances, positions
 
-    def search_radius(self, query_codes: Codes, radius: SupportsIndex) -> list[Ball]:
+    def search_radius(self, query_codes: Codes, radius: SupportsIndex) -> list[Found]:
         """Of each query all codes at a distance of at most `radius` bits, nearest first, ties by position.
 
         Returns:
@@ -72,19 +76,30 @@ class HammingIndex:
             InputError: for radius < 0, for what is not codes, and for queries of another length or space.
         """
         queries = self._queries(query_codes)
-        reach = 2 * min(whole_number(radius, "radius", low=0), self.bits)
+        return self._scan.within(queries, min(whole_number(radius, "radius", low=0), self.bits))
 
-        def ball(distances: Distances) -> Ball:
-            positions = np.flatnonzero(distances.doubled <= reach)  # padding is further away than any code
-            doubled = distances.doubled[positions]
-            order = np.argsort(doubled, kind="stable")
-            return (doubled[order] // 2).astype(np.int32), positions[order].astype(np.int64)
+    def among(self, query_codes: Codes, k: int, mask: Mask) -> list[Found]:
+        """Distances and positions of each query, as `search` gives them of the codes in a mask alone; k may be beyond them."""
+        return self._scan.nearest(self._queries(query_codes), k, mask)
 
-        parts = map_queries(lambda rows, lent: [ball(distances) for distances in lent], queries, self._database)
-        return [found for part in parts for found in part]
+    def soft_among(self, logits: Logits, k: int, mask: Mask) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
+        """Products and positions, as `search` with `soft` gives them of the codes in a mask alone, which holds k at least."""
+        if not k:
+            return np.empty((len(logits.numbers), 0)), np.empty((len(logits.numbers), 0), np.int64)
+        positions, products = soft_rank(SoftScoring.of(logits, self._database), k, mask)
+        return products, positions
+
+    def ball_among(self, query_codes: Codes, radius: int, mask: Mask) -> list[Found]:
+        """`search_radius` of the codes in a mask alone."""
+        return self._scan.within(self._queries(query_codes), min(radius, self.bits), mask)
+
+    @functools.cached_property
+    def _database(self) -> Database:
+        """The codes laid out for soft queries, made for the first one."""
+        return Database.of(PackedCodes(self._scan.packed(), self.bits))
 
     def _queries(self, query_codes: Codes) -> CodeBits:
         check_spaces(query_codes, self)
         queries = code_bits(PackedCodes.of(query_codes))
-        check_lengths(queries.bits, self._database)
+        check_lengths(queries.bits, self.bits)
         return queries

@@ -189,7 +189,7 @@ def precision_recall_curve(
 def _hamming(query_codes: Codes, database_codes: Codes) -> _Ranking:
     check_spaces(query_codes, database_codes)
     queries, database = code_bits(query_codes), Database.of(database_codes)
-    check_lengths(queries.bits, database)
+    check_lengths(queries.bits, database.bits)
     return _Ranking(len(queries.positive), len(database), lambda function: map_queries(function, queries, database), nearest,
                     distances=2 * queries.bits + 1)
 

@@ -75,14 +75,14 @@ def as_words(packed_bits: UInt8[np.ndarray, "n bytes"]) -> UInt32[np.ndarray, "w
 
 def check_search(queries: CodeBits, database: Database, k: SupportsIndex) -> int:
     """k as an int. Raises InputError for a k that the database cannot serve, for codes of other lengths and for no query."""
-    check_lengths(queries.bits, database)
+    check_lengths(queries.bits, database.bits)
     return check_counts(len(queries.positive), len(database), k)
 
 
-def check_lengths(bits: int, database: Database) -> None:
-    """Raises InputError where queries of so many bits and the database have different lengths."""
-    if bits != database.bits:
-        raise InputError(f"queries of {bits} bits against a database of {database.bits} bits; encode both alike")
+def check_lengths(bits: int, database_bits: int) -> None:
+    """Raises InputError where queries and a database of so many bits have different lengths."""
+    if bits != database_bits:
+        raise InputError(f"queries of {bits} bits against a database of {database_bits} bits; encode both alike")
 
 
 def check_counts(queries: int, items: int, k: SupportsIndex) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths, on_all_cores
@@ -87,7 +87,7 @@ class SoftScoring:
     def of(cls, query_logits: RealMatrix | Logits, database: Database) -> "SoftScoring":
         """Logits against codes. Raises InputError as `whole_logits`, and for logits of another length than the codes."""
         logits = whole_logits(query_logits)
-        check_lengths(logits.numbers.shape[1], database)
+        check_lengths(logits.numbers.shape[1], database.bits)
         return cls(*logits, database)
 
     @property
@@ -194,12 +194,19 @@ def map_scores(
     return on_all_cores(task, scoring.queries, block, lambda: np.empty((block, scoring.items)))
 
 
-def soft_rank(scoring: SoftScoring, k: int) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
-    """Positions (int64) and dot products (float64) of the k database codes that score highest with each query's logits."""
+def soft_rank(
+    scoring: SoftScoring, k: int, mask: Bool[np.ndarray, "items"] | None = None
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """Positions (int64) and dot products (float64) of the k database codes that score highest with each query's logits.
+
+    Only codes in `mask` are looked at, where one is given; it holds k at least.
+    """
     positions, numbers = (np.empty((scoring.queries, k), dtype) for dtype in (np.int64, np.float64))
 
     def search(rows: range, lent: list[Float[np.ndarray, "items"]]) -> None:
         for query, scores in zip(rows, lent, strict=True):
+            if mask is not None:
+                scores[~mask] = -np.inf
             positions[query] = highest(scores, k)
             numbers[query] = scores[positions[query]]
 

@@ -1,4 +1,4 @@
-"""A path - a store that is a folder with one file, read into memory and written anew by every change.
+"""`folder:PATH` - a store that is a folder with one file, read into memory and written anew by every change.
 
 The file is replaced whole, so a reader sees the items before a change or after it, and one that is killed while it writes
 leaves them as they were. Writers take turns by a lock. Made for some hundred thousand codes, added many at once.
@@ -87,6 +87,11 @@ def open_folder(url: str, create_for: CodeKind | None) -> FolderStore:
     store = FolderStore(folder)
     check_kind(url, store, create_for)
     return store
+
+
+def holds_items(path: pathlib.Path) -> bool:
+    """Whether a store of this kind lies there."""
+    return (path / ITEMS).is_file()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,337 @@
+"""`milvus://HOST:PORT/NAME` - a store in Milvus, the engine for many machines, and `milvus:PATH.db` on this one; the extra `[milvus]`.
+
+Codes are binary vectors, searched by BIN_FLAT, which looks at every code. Milvus breaks ties as it likes, so a search fetches
+the k nearest, then all within the distance of the last, and sorts. It keeps each change once it is acknowledged, but has no
+transactions: of an addition in several messages (MESSAGE) a reader may see a part.
+"""
+
+import base64
+import contextlib
+import json
+import logging
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.retrieval.packing import Codes
+from jax_brcd.retrieval.scores import RealMatrix
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import as_path, make_folder, parse_json
+from jax_brcd.search.stores.base import (
+    Attributes,
+    Batch,
+    CodeKind,
+    Hit,
+    Item,
+    check_kind,
+    checked_ball,
+    checked_batch,
+    checked_ids,
+    checked_note,
+    checked_query,
+    checked_where,
+    closed,
+    nothing_there,
+)
+from jax_brcd.search.stores.database import as_blob, as_id, as_text
+from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, token, tokens
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+FORMAT = "jax_brcd store 1"
+NAME = "jax_brcd"  # the collection where the URL names none
+LONGEST = 65_535  # bytes of a text
+MANY = 1000  # attributes of an item
+MOST = 16_384  # items of an answer
+MESSAGE = 8 << 20  # bytes that are sent together
+SECONDS = 60  # for an answer: without a limit the client tries again for minutes
+# Milvus Lite does not give codes with what a search found, so they stand in hexadecimal beside
+ITEM = ["id", "hex", "attributes"]
+STRONG = {"consistency_level": "Strong", "timeout": SECONDS}  # else what was deleted stays visible for a while
+
+
+class MilvusStore:
+    """See Store. `items` is no snapshot: it may give some of what is added meanwhile. Threads may share one."""
+
+    def __init__(self, client: "MilvusClient", url: str, name: str):
+        self._client, self._url, self._name = client, url, name
+        self._lock = threading.RLock()
+        about = _about(client, name)
+        if about is None:
+            raise InputError("another collection than a store of this version; give another name", field="url", value=url)
+        self.bits, self.space = about["bits"], about["space"]
+        _make_ready(client, name)
+
+    def add(
+        self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
+        thumbnails: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """See Store. Raises InputError for what is longer than Milvus keeps."""
+        batch = checked_batch(self, ids, codes, attributes, thumbnails)
+        rows = _rows(batch)
+        with self._told() as client:
+            begin, size = 0, 0
+            for place, row in enumerate(rows):
+                size += sum(len(part) for part in row.values()) + 24 * len(row["tokens"])
+                if size >= MESSAGE or place == len(rows) - 1:
+                    client.upsert(self._name, rows[begin : place + 1], timeout=SECONDS)
+                    begin, size = place + 1, 0
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See Store."""
+        keys = [_key(id) for id in checked_ids(ids)]
+        with self._told() as client:
+            for begin in range(0, len(keys), MANY):
+                client.delete(self._name, ids=keys[begin : begin + MANY], timeout=SECONDS)
+
+    def search(
+        self, query_codes: Codes | RealMatrix, k: SupportsIndex, where: Attributes | None = None, *, soft: bool = False
+    ) -> list[list[Hit]]:
+        """See Store."""
+        query = checked_query(self, query_codes, k, where, soft)
+        if query.logits is None:
+            return [nearest_first(self._nearest(code, query.k, query.where))[: query.k] for code in query.codes]
+        return soft_hits(query.logits, query.k, self.bits, lambda code, k: self._nearest(code, k, query.where)[:k],
+                         lambda code, radius: self._within(code, radius, query.where))
+
+    def search_radius(self, query_codes: Codes, radius: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
+        """See Store."""
+        codes, radius, where = checked_ball(self, query_codes, radius, where)
+        return [nearest_first(self._within(code, radius, where)) for code in codes]
+
+    def get(self, ids: Sequence[str]) -> list[Item | None]:
+        """See Store."""
+        found = {row["id"]: _item(row) for row in self._rows_of(checked_ids(ids), ITEM)}
+        return [found.get(_key(id)) for id in ids]
+
+    def items(self, where: Attributes | None = None) -> Iterator[Item]:
+        """See Store."""
+        return map(_item, self._all(checked_where(where)))
+
+    def thumbnail(self, id: str) -> bytes | None:
+        """See Store."""
+        rows = self._rows_of(checked_ids([id]), ["thumbnail"])
+        return base64.b64decode(rows[0]["thumbnail"][1:]) if rows and rows[0]["thumbnail"] else None
+
+    def note(self, name: str, value: str) -> None:
+        """See Store."""
+        name, value = checked_note(name, value)
+        notes = f"{self._name}_notes"
+        with self._told() as client:
+            if not client.has_collection(notes, timeout=SECONDS):
+                _create(client, notes, "notes of a store", 8, {"value": LONGEST})
+            _make_ready(client, notes)
+            row = {"id": _key(name), "code": b"\0", "value": _fitting(as_text(value), f"the note '{name}'")}
+            client.upsert(notes, [row], timeout=SECONDS)
+
+    def noted(self, name: str) -> str | None:
+        """See Store."""
+        notes = f"{self._name}_notes"
+        with self._told() as client:
+            if not client.has_collection(notes, timeout=SECONDS):
+                return None
+            _make_ready(client, notes)
+            rows = client.query(notes, ids=[_key(name)], output_fields=["value"], **STRONG)
+        return parse_json(rows[0]["value"]) if rows else None
+
+    def __len__(self) -> int:
+        with self._told() as client:
+            return client.query(self._name, filter="", output_fields=["count(*)"], **STRONG)[0]["count(*)"]
+
+    def close(self) -> None:
+        """See Store."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = None
+
+    def _nearest(self, code: PackedCodes, k: int, where: dict[str, Any]) -> list[Found]:
+        """The k nearest items and all others that are no further, nearest first."""
+        found = self._search(code, min(k, MOST), where, {})
+        if len(found) == k:
+            found = self._within(code, found[-1].distance, where)
+        elif len(found) == MOST:
+            found = self._look(code, self.bits, where)
+        return sorted(found, key=lambda each: (each.distance, each.item.id))
+
+    def _within(self, code: PackedCodes, radius: int, where: dict[str, Any]) -> list[Found]:
+        # From range_filter on and below radius
+        found = self._search(code, MOST, where, {"radius": min(radius, self.bits) + 0.5, "range_filter": -1.0})
+        return found if len(found) < MOST else self._look(code, radius, where)
+
+    def _look(self, code: PackedCodes, radius: int, where: dict[str, Any]) -> list[Found]:
+        """All within a radius by looking at every item here, where they are more than Milvus gives at once."""
+        distances = ((item, int(np.bitwise_count(item.packed ^ code.packed[0]).sum())) for item in self.items(where))
+        return [Found(item, distance) for item, distance in distances if distance <= radius]
+
+    def _search(self, code: PackedCodes, limit: int, where: dict[str, Any], params: dict[str, float]) -> list[Found]:
+        with self._told() as client:
+            (hits,) = client.search(self._name, [code.packed.tobytes()], anns_field="code", limit=limit, filter=_filter(where),
+                                    output_fields=ITEM[1:], search_params={"metric_type": "HAMMING", "params": params}, **STRONG)
+        return [Found(_item({"id": hit["id"], **hit["entity"]}), round(hit["distance"])) for hit in hits]
+
+    def _rows_of(self, ids: list[str], fields: list[str]) -> list[dict[str, Any]]:
+        keys = [_key(id) for id in ids]
+        with self._told() as client:
+            return [row for begin in range(0, len(keys), MANY) for row in
+                    client.query(self._name, ids=keys[begin : begin + MANY], output_fields=fields, **STRONG)]
+
+    def _all(self, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """All rows that match by id, a page at a time; each begins behind the last of the one before."""
+        last = ""
+        while True:
+            asked = [f'id > "{last}"', *([_filter(where)] if where else [])]
+            with self._told() as client:
+                pages = client.query_iterator(self._name, batch_size=MANY, limit=MANY, filter=" and ".join(asked),
+                                              output_fields=ITEM, **STRONG)
+                rows = sorted(pages.next(), key=lambda row: row["id"])
+                pages.close()
+            yield from rows
+            if len(rows) < MANY:
+                return
+            last = rows[-1]["id"]
+
+    @contextlib.contextmanager
+    def _told(self) -> "Iterator[MilvusClient]":
+        if self._client is None:
+            raise closed()
+        with self._lock, _errors(self._url):
+            yield self._client
+
+
+def open_milvus(url: str, create_for: CodeKind | None) -> MilvusStore:
+    """The store in a collection, made where there is none; see open_store."""
+    address, name, token_ = _parted(url)
+    with _errors(url):
+        client = _connect(url, address, token_)
+        try:
+            if not client.has_collection(name, timeout=SECONDS):
+                if create_for is None:
+                    raise nothing_there(url)
+                about = json.dumps({"format": FORMAT, "bits": create_for.bits, "space": create_for.space})
+                lengths = {"hex": LONGEST, "attributes": LONGEST, "thumbnail": LONGEST}
+                _create(client, name, about, -(-create_for.bits // 8) * 8, lengths, tokens=True)
+            store = MilvusStore(client, url, name)
+            check_kind(url, store, create_for)
+        except BaseException:
+            client.close()
+            raise
+    return store
+
+
+def _parted(url: str) -> tuple[str, str, str]:
+    """Where the server or the file is, the collection's name, and what the server is told of who asks."""
+    if not url.startswith("milvus://"):
+        path = as_path(url.removeprefix("milvus:"))
+        if path.suffix != ".db":
+            raise InputError("a Milvus of this machine is a file that ends in .db; give milvus:PATH.db, or milvus://HOST:PORT/NAME",
+                             field="url", value=url)
+        return str(path.absolute()), NAME, ""
+    parts = urllib.parse.urlsplit(url)
+    name = parts.path.strip("/") or NAME
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,200}", name):
+        raise InputError(f"a collection is named by letters, digits and _, not '{name}'", field="url", value=url)
+    who, _, where = parts.netloc.rpartition("@")
+    if not where:
+        raise InputError("no host; give milvus://HOST:PORT/NAME", field="url", value=url)
+    return f"http://{where if parts.port else f'{where}:19530'}", name, urllib.parse.unquote(who)
+
+
+def _connect(url: str, address: str, who: str) -> "MilvusClient":
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise InputError("a store in Milvus needs pymilvus; pip install 'jax_brcd[milvus]'", field="url", value=url) from None
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # its errors are raised as well
+    if not address.startswith("http://"):
+        make_folder(as_path(address).parent)
+    return MilvusClient(uri=address, token=who, timeout=SECONDS)
+
+
+def _create(client: "MilvusClient", name: str, about: str, bits: int, texts: dict[str, int], *, tokens: bool = False) -> None:
+    """A collection of codes and texts; `about` is its description."""
+    from pymilvus import DataType, MilvusException
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=about)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=LONGEST)
+    schema.add_field("code", DataType.BINARY_VECTOR, dim=bits)
+    for text, length in texts.items():
+        schema.add_field(text, DataType.VARCHAR, max_length=length)
+    if tokens:
+        schema.add_field("tokens", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=MANY, max_length=24)
+    try:
+        client.create_collection(name, schema=schema, consistency_level="Strong", timeout=SECONDS)
+    except MilvusException:
+        if not client.has_collection(name, timeout=SECONDS):  # else somebody was faster
+            raise
+
+
+def _make_ready(client: "MilvusClient", name: str) -> None:
+    """Indexes and loads a collection; nothing where that is done."""
+    if not client.list_indexes(name, field_name="code"):
+        params = client.prepare_index_params()
+        params.add_index(field_name="code", index_type="BIN_FLAT", metric_type="HAMMING")
+        client.create_index(name, params, timeout=SECONDS)
+    client.load_collection(name, timeout=SECONDS)
+
+
+def _about(client: "MilvusClient", name: str) -> dict[str, Any] | None:
+    """What `open_milvus` wrote of a collection; None for one of others."""
+    try:
+        about = parse_json(client.describe_collection(name, timeout=SECONDS)["description"])
+        return about if about["format"] == FORMAT else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Raises what Milvus or the way to it says as an InputError in one line, without the password of the URL."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        from pymilvus.exceptions import MilvusException
+
+        if not isinstance(error, MilvusException):
+            raise
+        shown = re.sub(r"//[^/@]*@", "//***@", url)
+        raise InputError(f"Milvus: {' '.join(str(error.message).split())}", field="url", value=shown) from None
+
+
+def _key(id: str) -> str:
+    """An id as Milvus has it: plain letters in the same order."""
+    return as_blob(id).hex()
+
+
+def _filter(where: dict[str, Any]) -> str:
+    return " and ".join(f'array_contains(tokens, "{token(*each)}")' for each in where.items())
+
+
+def _rows(batch: Batch) -> list[dict[str, Any]]:
+    rows = []
+    for id, code, about, picture in zip(batch.ids, batch.codes.packed, batch.attributes, batch.thumbnails, strict=True):
+        if len(about) > MANY:
+            raise InputError(f"item '{id}' has {len(about)} attributes; Milvus keeps {MANY}")
+        rows.append({"id": _fitting(_key(id), f"the id '{id[:50]}'"), "code": code.tobytes(), "hex": code.tobytes().hex(),
+                     "attributes": _fitting(as_text(about), f"the attributes of item '{id}'"), "tokens": tokens(about),
+                     "thumbnail": "" if picture is None else
+                     _fitting("=" + base64.b64encode(picture).decode(), f"the thumbnail of item '{id}'")})
+    return rows
+
+
+def _fitting(text: str, what: str) -> str:
+    if len(text) > LONGEST:
+        raise InputError(f"{what} takes {len(text):,} bytes; Milvus keeps {LONGEST:,}: give less, or use another store")
+    return text
+
+
+def _item(row: dict[str, Any]) -> Item:
+    return Item(as_id(bytes.fromhex(row["id"])), np.frombuffer(bytes.fromhex(row["hex"]), np.uint8), parse_json(row["attributes"]))
