@@ -397,9 +397,11 @@ def test_the_parts_of_a_pipeline_on_a_cluster_fill_an_index_as_one_machine_does(
     (photos / "0/0.png").rename(photos / "1/moved.png")
 
     def elsewhere(waiting, identity):
-        reader, encoder = cluster.Reader(url), cluster.Encoder(url, place, identity)
+        encoder = cluster.Encoder(url, place, identity)
         for batch in (waiting[:5], waiting[5:]):
+            reader = cluster.Reader(url)
             columns = encoder(reader({name: np.array(values) for name, values in zip(Place._fields, zip(*batch))}))
+            reader._workers.close()
             for values in zip(*columns.values()):
                 yield cluster.outcome_of(dict(zip(columns, values)))
 
@@ -407,7 +409,7 @@ def test_the_parts_of_a_pipeline_on_a_cluster_fill_an_index_as_one_machine_does(
     assert (added.unchanged, added.encoded, added.recognised, added.vanished) == (2, 6, 1, 0)
     assert [pathlib.Path(path).name for path in bad_files(store)] == ["bad.png"]
     assert "moved.png" in names(store) and "0.png" not in names(store) and len(store) == 9
-    assert verify(store, 9).equal == 9 and all(store.thumbnail(id) for id in paths(store))
+    assert verify(store, 9, encoder=ENCODER).equal == 9 and all(store.thumbnail(id) for id in paths(store))
     with pytest.raises(InputError, match="lies on this machine alone"):
         cluster.check_server(url)
     cluster.check_server("postgresql://server/photos")
