@@ -267,6 +267,19 @@ def test_bad_files_are_listed_with_their_reasons_and_stop_nothing(store, photos,
     assert len(bad_files(store)) == 3 and len(store) == 10
 
 
+def test_names_of_any_bytes_are_kept(tmp_path):
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    write_images(tmp_path, "0.png")
+    folder.mkdir()
+    (tmp_path / "0.png").rename(folder / os.fsdecode(b"\xfe\x1b.png"))
+    (folder / os.fsdecode(b"bad\xfe.png")).touch()
+    store = open_store(str(tmp_path / "photos.brcd"), create_for=ENCODER)
+    assert add(store, folder).encoded == 1 and names(store) == ["\udcfe\x1b.png"]
+    assert add(store, folder).unchanged == 1 and [os.path.basename(path) for path in bad_files(store)] == ["bad\udcfe.png"]
+    for line in status(store).lines():
+        line.encode()
+
+
 def test_workers_end_what_takes_too_long_or_ends_them_and_do_the_rest():
     workers = Workers(1, 0.5)
     hung, crashed, failed, good = (workers.submit(time.sleep, 60), workers.submit(os._exit, 3), workers.submit(int, "no"),

@@ -108,7 +108,7 @@ def add_folders(
 
 def bad_note(root: str, shard: Shard) -> str:
     """The name of the note of the files below a folder that cannot be read: JSON of paths to reasons."""
-    return f"bad {shard.number}/{shard.of} {root}"
+    return f"bad {shard.number}/{shard.of} {json.dumps(root)}"  # so that a name of any bytes is text
 
 
 def noted_roots(store: Store) -> dict[str, int]:
