@@ -70,6 +70,9 @@ TARGETS = (
            ("vit_b_16", "jax_brcd fp32"), ("vit_b_16", COMPILED_FP32), 0.9),
     Target("encode resnet18 at 224 pixels, float32", "compiled PyTorch float32", "encode",
            ("resnet18", "jax_brcd fp32"), ("resnet18", COMPILED_FP32), 0.7),
+    *(Target(f"exact search, {case}, 1,000,000 codes of 64 bits", "faiss IndexBinaryFlat, one thread", "search",
+             (f"{case}, 1,000,000 codes", JAX), (f"{case}, 1,000,000 codes", ("faiss, one thread",)), least)
+      for case, least in (("1 query", 2 / 3), ("1,000 queries", 1))),
     Target("mAP@1000, 5,000 queries, 50,000 codes of 64 bits", "published NumPy loop", "evaluate",
            ("5,000 queries, 50,000 codes", JAX), ("5,000 queries, 50,000 codes", ("NumPy, published style",)), 6),
 )

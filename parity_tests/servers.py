@@ -7,9 +7,12 @@ import os
 import pathlib
 import shutil
 import tempfile
+import types
 import urllib.parse
 
 import pytest
+
+from jax_brcd.search import open_store
 
 NUMBERS = itertools.count()
 
@@ -46,7 +49,24 @@ def postgres_url(*, vector):
     return f"{url}{'&' if '?' in url else '?'}index=photos_{os.getpid()}_{next(NUMBERS)}"
 
 
-def milvus_lite_url(folder):
-    """A file of Milvus Lite, which runs a process of its own for it."""
+@functools.cache
+def _milvus_lite():
+    """A file of Milvus Lite whose process stays until the tests end."""
     pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-    return f"milvus:{folder / 'photos.db'}"
+    folder = tempfile.mkdtemp(prefix="milvus")
+    store = open_store(f"milvus:{folder}/all.db/kept", create_for=types.SimpleNamespace(bits=8, space=None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(store.close)
+    return f"milvus:{folder}/all.db"
+
+
+def milvus_lite_url():
+    """A collection of its own."""
+    return f"{_milvus_lite()}/photos_{next(NUMBERS)}"
+
+
+def milvus_url():
+    """A collection of its own, on a server that was started by hand: it takes a minute and listens to the network."""
+    if "MILVUS_URL" not in os.environ:
+        pytest.skip("MILVUS_URL names no Milvus server, such as milvus://127.0.0.1:19530")
+    return f"{os.environ['MILVUS_URL'].rstrip('/')}/photos_{os.getpid()}_{next(NUMBERS)}"

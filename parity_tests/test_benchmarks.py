@@ -20,6 +20,7 @@ from benchmarks import (
     plots,
     published,
     run,
+    search,
     tables,
     targets,
     train_step,
@@ -35,7 +36,7 @@ from torch_ref import retrieval
 pytestmark = pytest.mark.long
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
-           "end_to_end": end_to_end}
+           "end_to_end": end_to_end, "search": search}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",
            "python": "3", "versions": {"jax": "0"}, "xla_flags": "", "date": "2024-01-01"}
 
@@ -198,6 +199,7 @@ TINY = {
     "augment": lambda settings: augment.measure_augment(settings, (augment.Size(32, 32, 8, worker_batch=4),)),
     "encode": lambda settings: encode.measure_encode(settings, (encode.Case("resnet8", 32, 2),)),
     "evaluate": lambda settings: evaluate.measure_evaluate(settings, (evaluate.Size(20, 2_000, 5),)),
+    "search": lambda settings: search.measure_search(settings, search.Size(2_000, 40, 0)),
     "train_step": lambda settings: train_step.measure_train_step(
         settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
     "end_to_end": lambda settings: end_to_end.measure_end_to_end(settings, steps=1, torch_steps=1, images=4, queries=2),
@@ -216,7 +218,7 @@ def test_a_suite_records_its_rows_and_draws_them(name, settings, without_compili
     assert rows and recorded["machine"]["cores"] >= 1 and recorded["duration"] > 0
     assert all(row.seconds.median > 0 and row.rate > 0 for row in rows)
     assert any(row.contender.startswith("jax_brcd") for row in rows)
-    assert any("torch" in row.contender.lower() for row in rows)
+    assert any(other in row.contender.lower() for row in rows for other in ("torch", "xla"))
     plot = settings.results / "tiny" / f"{name}.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert rows[0].case in capsys.readouterr().out
@@ -251,6 +253,8 @@ def test_the_targets_are_rows_that_the_suites_measure():
         "train_step": {(case.name, name) for case in train_step.QUICK for name in (train_step.OURS, train_step.BEST)},
         "evaluate": {(f"{size.queries:,} queries, {size.database:,} codes", name) for size in evaluate.QUICK
                      for name in (evaluate.OURS, evaluate.PUBLISHED)},
+        "search": {(f"{case}, {search.QUICK.codes:,} codes", name) for case in ("1 query", f"{search.QUICK.queries:,} queries")
+                   for name in (search.OURS, search.FAISS)},
         "end_to_end": {(end_to_end.CASE, name) for name in (end_to_end.OURS, end_to_end.THEIRS)},
     }
     for target in targets.TARGETS:

@@ -1,4 +1,7 @@
-"""What every store must do: one test of all that are registered. A new store adds its line to URLS."""
+"""What every store must do: one test of all that are registered. A new store adds its line to URLS.
+
+Servers are started by servers.py. A Milvus of many machines is tested where MILVUS_URL names one (docs/stores.md, "Milvus").
+"""
 
 import contextlib
 import multiprocessing
@@ -9,11 +12,12 @@ import types
 
 import numpy as np
 import pytest
-
 import servers
+
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import STORES, Hit, Store, open_store
+from jax_brcd.search.stores import view
 
 # By name, the URL of a place where nothing is yet, in a folder that is the test's own
 URLS = {
@@ -22,10 +26,12 @@ URLS = {
     "sqlite": lambda folder: str(folder / "photos.brcd"),
     "postgresql": lambda folder: servers.postgres_url(vector=False),
     "postgresql with pgvector": lambda folder: servers.postgres_url(vector=True),
-    "milvus": lambda folder: servers.milvus_lite_url(folder),
+    "milvus": lambda folder: servers.milvus_lite_url(),
+    "milvus server": lambda folder: servers.milvus_url(),
 }
 ENDS_WITH_ITS_PROCESS = {"memory"}
 LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
+OPERATIONS = {"milvus": 150, "milvus server": 100}  # at random, where 1000 would take a minute
 BITS = 20
 ENCODER = types.SimpleNamespace(bits=BITS, space="teacher-1")
 
@@ -221,26 +227,42 @@ def test_a_closed_store_says_so(store):
             use()
 
 
-def test_many_operations_are_those_of_a_plain_model(store):
-    """Adds, replacements, deletions and searches at random, against a dictionary."""
-    draw, model = random.Random(0), {}
+@pytest.mark.parametrize("name", sorted(URLS))
+def test_many_operations_are_those_of_a_plain_model(name, tmp_path, monkeypatch):
+    """Adds, replacements, deletions and questions of all kinds at random, against a dictionary."""
+    monkeypatch.setattr(view, "FEW", 16)  # so that SQLite packs its codes anew many times
+    draw, model, logits = random.Random(0), {}, np.random.default_rng(0)
     names = [f"item {number}" for number in range(40)]
-    for _ in range(150):
-        kind = draw.choice(["add", "add", "delete", "search"])
-        some = draw.sample(names, draw.randint(0, 6))
-        if kind == "add":
-            added = {id: (draw.randrange(2**BITS), {"group": draw.randrange(3)}) for id in some}
-            store.add(some, codes_of(*(number for number, _ in added.values())), [about for _, about in added.values()])
-            model |= added
-        elif kind == "delete":
-            store.delete(some)
-            model = {id: value for id, value in model.items() if id not in some}
-        else:
+    with contextlib.closing(open_store(URLS[name](tmp_path), create_for=ENCODER)) as store:
+        for _ in range(OPERATIONS.get(name, 1000)):
+            kind = draw.choice(["add", "add", "delete", "search", "soft", "radius", "get"])
+            some = draw.sample(names, draw.randint(0, 6))
             query, where, k = draw.randrange(2**BITS), draw.choice([None, {"group": 1}]), draw.randint(1, 50)
-            expected = sorted(((query ^ number).bit_count(), id) for id, (number, about) in model.items()
-                              if where is None or about == where)[:k]
-            assert store.search(codes_of(query), k, where) == [[Hit(id, distance, model[id][1]) for distance, id in expected]]
-        assert len(store) == len(model)
+            there = [(id, number) for id, (number, about) in model.items() if where is None or about == where]
+            near = sorted(((query ^ number).bit_count(), id) for id, number in there)
+            if kind == "add":
+                added = {id: (draw.randrange(2**BITS), {"group": draw.randrange(3)}) for id in some}
+                store.add(some, codes_of(*(number for number, _ in added.values())), [about for _, about in added.values()])
+                model |= added
+            elif kind == "delete":
+                store.delete(some)
+                model = {id: value for id, value in model.items() if id not in some}
+            elif kind == "search":
+                assert store.search(codes_of(query), k, where) == [[Hit(id, far, model[id][1]) for far, id in near[:k]]]
+            elif kind == "radius":
+                expected = [Hit(id, far, model[id][1]) for far, id in near if far <= k // 3]
+                assert store.search_radius(codes_of(query), k // 3, where) == [expected]
+            elif kind == "soft":
+                row = logits.integers(-8, 9, BITS) / 4  # quarters, whose sums are exact
+                bits = codes_of(*(number for _, number in there)).unpack() > 0
+                wrong = list(zip((((row > 0) != bits) @ np.abs(row)).tolist(), (id for id, _ in there), strict=True))
+                (hits,) = store.search(row[None].astype(np.float32), k, where, soft=True)
+                assert [(hit.distance, hit.id) for hit in hits] == sorted(wrong)[:k]
+            else:
+                expected = [codes_of(model[id][0]).packed[0].tobytes() if id in model else None for id in some]
+                assert [item and item.packed.tobytes() for item in store.get(some)] == expected
+                assert [item.id for item in store.items(where)] == sorted(id for id, _ in there)
+            assert len(store) == len(model)
 
 
 def test_nothing_is_opened_where_nothing_is(url):
@@ -302,7 +324,11 @@ def add_for_ever(url, pipe):
         pipe.send(number)
 
 
-def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(lasting):
+@pytest.mark.parametrize("name", LASTING)
+def test_a_writer_that_is_killed_loses_nothing_it_had_acknowledged(name, tmp_path):
+    lasting = URLS[name](tmp_path) if name != "milvus" else f"milvus:{tmp_path / 'photos.db'}"  # one process a file
+    with contextlib.closing(open_store(lasting, create_for=ENCODER)) as store:
+        store.add(["a", "b", "c"], codes_of(0, 1, 3))
     receiving, sending = multiprocessing.get_context("spawn").Pipe(duplex=False)
     writer = multiprocessing.get_context("spawn").Process(target=add_for_ever, args=(lasting, sending))
     writer.start()
@@ -332,32 +358,36 @@ def test_an_unknown_scheme_is_answered_with_the_known_ones():
         open_store("memory:photos", create_for=ENCODER)
 
 
-def test_a_folder_is_named_by_text_a_path_a_url_or_from_home(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scheme", ["folder:", "sqlite:"])
+def test_a_place_is_named_by_text_a_path_a_url_or_from_home(tmp_path, monkeypatch, scheme):
     monkeypatch.setenv("HOME", str(tmp_path))
-    open_store("~/photos.brcd", create_for=ENCODER).close()
-    for url in (tmp_path / "photos.brcd", str(tmp_path / "photos.brcd"), f"folder:{tmp_path / 'photos.brcd'}", "~/photos.brcd"):
+    open_store(f"{scheme}~/photos.brcd", create_for=ENCODER).close()
+    place = tmp_path / "photos.brcd"
+    for url in (place, str(place), f"{scheme}{place}", "~/photos.brcd"):
         open_store(url).close()
+    assert (tmp_path / "photos.brcd").is_dir() == (scheme == "folder:")
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"pixels")
     with pytest.raises(InputError, match="this folder holds something else than a store"):
-        open_store(tmp_path, create_for=ENCODER)
+        open_store(f"folder:{tmp_path}", create_for=ENCODER)
     with pytest.raises(InputError, match="this is a file, and a store is a folder"):
-        open_store(tmp_path / "photo.jpg", create_for=ENCODER)
+        open_store(f"folder:{tmp_path / 'photo.jpg'}", create_for=ENCODER)
     assert os.listdir(tmp_path) == ["photo.jpg"]
 
 
 def test_a_broken_or_vanished_folder_says_so(tmp_path):
-    store = open_store(tmp_path / "photos", create_for=ENCODER)
+    url = f"folder:{tmp_path / 'photos'}"
+    store = open_store(url, create_for=ENCODER)
     (file,) = [path for path in (tmp_path / "photos").iterdir() if path.suffix == ".safetensors"]
     file.write_bytes(b"no tensors")
-    for use in (lambda: len(store), lambda: open_store(tmp_path / "photos")):
+    for use in (lambda: len(store), lambda: open_store(url)):
         with pytest.raises(InputError, match="not a store of this version"):
             use()
     file.unlink()
     with pytest.raises(InputError, match="the store is gone"):
         store.add(["a"], codes_of(0))
-    open_store(tmp_path / "photos", create_for=types.SimpleNamespace(bits=8, space=None)).close()
+    open_store(url, create_for=types.SimpleNamespace(bits=8, space=None)).close()
     with pytest.raises(InputError, match="another store lies here"):
         len(store)

@@ -1,21 +1,25 @@
 """Exact Hamming search by looking at every code, in the order they lie in, from packed bits as they are.
 
-NumPy counts bits of whole words at the speed of memory, and no distance outlives its block. So a search needs little memory
-beside the codes, which may lie in a file that is mapped, and starts at once (docs/stores.md, "Speed", has what was measured).
+No distance outlives its block, so a search needs little memory beside the codes, which may lie in a file that is mapped. For a
+few queries NumPy counts the bits of whole words, at the speed of memory and with nothing to compile; for many XLA does, which
+keeps no words in between and so is faster (docs/stores.md, "Speed", has what was measured).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, Integer, UInt, UInt8
+from jaxtyping import Array, Bool, Int, Integer, UInt, UInt8
 
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
 
 BLOCK = 1 << 16  # codes whose distances are held at once: with their words they stay in a core's own cache
-QUERIES_A_TASK = 16  # of a thread, which share a block while it is in the cache
+QUERIES_A_TASK, FEW_A_TASK = 64, 8  # of a thread, by XLA and by NumPy
+FEW = 32  # queries that NumPy is faster for
 WORD = 8  # bytes of the widest word that NumPy counts in
 HEAD = 1 << 11  # codes that say where the search begins to look
 SLACK = 64  # candidates beyond twice k that are kept before the nearest are picked from them
@@ -54,44 +58,70 @@ class Scan:
     def _map(self, queries: CodeBits, collector: Callable[[], "_Within"], mask: Mask) -> list[Found]:
         """What a new collector each finds for the queries: a few at a time on all cores, and one alone on one."""
         words = _words(queries.positive)
+        counter, together = (_ByNumPy, FEW_A_TASK) if words.shape[1] <= FEW else (_ByXLA, QUERIES_A_TASK)
 
-        def task(rows: range, lent: _Spare) -> list[Found]:
+        def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
             collectors = [collector() for _ in rows]
             for begin in range(0, len(self), BLOCK):
                 block = self.words[:, begin : begin + BLOCK]
                 allowed = None if mask is None else mask[begin : begin + BLOCK]
-                for query, own in zip(rows, collectors, strict=True):
-                    own.look(begin, lent.distances(block, words[:, query], self.bits), allowed)
+                for own, distances in zip(collectors, lent.distances(block, words[:, rows.start : rows.stop]), strict=True):
+                    own.look(begin, distances, allowed)
             return [own.found() for own in collectors]
 
-        parts = on_all_cores(task, words.shape[1], QUERIES_A_TASK, lambda: _Spare.of(self.words.dtype, self.bits))
+        parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits))
         return [found for part in parts for found in part]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spare:
-    """Memory of one thread for the distances of a block."""
+class _ByNumPy:
+    """Distances of a query at a time; the memory for a block is one thread's own."""
 
-    differ: UInt[np.ndarray, "block"]
-    ones: UInt8[np.ndarray, "block"]
-    total: UInt[np.ndarray, "block"]
-
-    @classmethod
-    def of(cls, word: np.dtype, bits: int) -> "_Spare":
-        return cls(np.empty(BLOCK, word), np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.min_scalar_type(bits)))
+    def __init__(self, word: np.dtype, bits: int):
+        self.differ, self.ones = np.empty(BLOCK, word), np.empty(BLOCK, np.uint8)
+        self.total = np.empty(BLOCK, np.min_scalar_type(bits))
 
     def distances(
-        self, block: UInt[np.ndarray, "words codes"], query: UInt[np.ndarray, "words"], bits: int
-    ) -> UInt[np.ndarray, "codes"]:
-        """In bits; lent until the next are asked for."""
+        self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
+    ) -> Iterator[UInt[np.ndarray, "codes"]]:
+        """Of each query in bits, lent until the next are asked for."""
         differ, ones, total = (part[: block.shape[1]] for part in (self.differ, self.ones, self.total))
-        for number, (codes, word) in enumerate(zip(block, query, strict=True)):
-            np.bitwise_xor(codes, word, out=differ)
-            if len(block) == 1:
-                return np.bitwise_count(differ, out=ones)
-            np.bitwise_count(differ, out=ones)
-            np.add(total, ones, out=total) if number else np.copyto(total, ones)
-        return total
+        for query in queries.T:
+            for number, (codes, word) in enumerate(zip(block, query, strict=True)):
+                np.bitwise_xor(codes, word, out=differ)
+                np.bitwise_count(differ, out=ones)
+                if len(block) > 1:
+                    np.add(total, ones, out=total) if number else np.copyto(total, ones)
+            yield ones if len(block) == 1 else total
+
+
+class _ByXLA:
+    """Distances of all queries of a task at once."""
+
+    def __init__(self, word: np.dtype, bits: int):
+        self.type = np.min_scalar_type(bits)
+
+    def distances(
+        self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
+    ) -> UInt[np.ndarray, "queries codes"]:
+        """In bits. Codes are padded to a whole block and queries to a whole task, so that no number of them compiles anew."""
+        count, codes = queries.shape[1], block.shape[1]
+        found = _distances(_narrow(queries, QUERIES_A_TASK), _narrow(block, BLOCK), dtype=self.type)
+        return np.asarray(found)[:count, :codes]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _distances(
+    queries: UInt[Array, "words queries"], codes: UInt[Array, "words codes"], *, dtype: np.dtype
+) -> UInt[Array, "queries codes"]:
+    return jnp.sum(jax.lax.population_count(queries[:, :, None] ^ codes[:, None, :]).astype(dtype), axis=0, dtype=dtype)
+
+
+def _narrow(words: UInt[np.ndarray, "words n"], size: int) -> UInt[np.ndarray, "halves size"]:
+    """Words of no more than JAX's 32 bits, `size` of them a row."""
+    halves = max(1, words.dtype.itemsize // 4)
+    narrow = np.zeros((len(words), halves, size), np.uint32 if halves > 1 else words.dtype)
+    narrow[:, :, : words.shape[1]] = np.ascontiguousarray(words).view(narrow.dtype).reshape(len(words), -1, halves).swapaxes(1, 2)
+    return narrow.reshape(-1, size)
 
 
 class _Within:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.registry import Registry
 from jax_brcd.search.stores import folder, memory, milvus, postgres, sqlite
 from jax_brcd.search.stores.base import CodeKind, Hit, Item, Store
 

@@ -21,6 +21,7 @@ APPLICATION = 0x62726364  # "brcd", in the file's head
 FORMAT = "jax_brcd store 1"
 PATIENCE = 60  # seconds that a writer waits for another
 CACHE, LARGE_CACHE = -8192, -262144  # KiB of pages in memory, negative as SQLite wants it: for readers, for large additions
+JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # made once: making one takes longer than writing attributes
 # Path, size and so on are attributes like others; the columns show them to whoever reads the file with other tools
 TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -120,7 +121,7 @@ def as_id(blob: bytes) -> str:
 
 def as_text(value: Any) -> str:
     """JSON, always written alike."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return JSON.encode(value)
 
 
 def loosely(where: dict[str, Any]) -> tuple[str, list[str]]:

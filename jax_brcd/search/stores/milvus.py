@@ -1,4 +1,5 @@
-"""`milvus://HOST:PORT/NAME` - a store in Milvus, the engine for many machines, and `milvus:PATH.db` on this one; the extra `[milvus]`.
+"""`milvus://HOST:PORT/NAME` - a store in Milvus, the engine for many machines; the extra `[milvus]`. `milvus:PATH.db`, or
+`milvus:PATH.db/NAME`, is Milvus Lite, which keeps a file of this machine for one process at a time.
 
 Codes are binary vectors, searched by BIN_FLAT, which looks at every code. Milvus breaks ties as it likes, so a search fetches
 the k nearest, then all within the distance of the last, and sorts. It keeps each change once it is acknowledged, but has no
@@ -6,6 +7,7 @@ transactions: of an addition in several messages (MESSAGE) a reader may see a pa
 """
 
 import base64
+import collections
 import contextlib
 import json
 import logging
@@ -51,6 +53,7 @@ MANY = 1000  # attributes of an item
 MOST = 16_384  # items of an answer
 MESSAGE = 8 << 20  # bytes that are sent together
 SECONDS = 60  # for an answer: without a limit the client tries again for minutes
+USED, USED_LOCK = collections.Counter(), threading.Lock()  # files of Milvus Lite, and how many stores of this process use them
 # Milvus Lite does not give codes with what a search found, so they stand in hexadecimal beside
 ITEM = ["id", "hex", "attributes"]
 STRONG = {"consistency_level": "Strong", "timeout": SECONDS}  # else what was deleted stays visible for a while
@@ -61,6 +64,7 @@ class MilvusStore:
 
     def __init__(self, client: "MilvusClient", url: str, name: str):
         self._client, self._url, self._name = client, url, name
+        self._opened = contextlib.ExitStack()
         self._lock = threading.RLock()
         about = _about(client, name)
         if about is None:
@@ -148,8 +152,12 @@ class MilvusStore:
         """See Store."""
         with self._lock:
             if self._client is not None:
-                self._client.close()
-            self._client = None
+                self._client = None
+                self._opened.close()
+
+    def keep(self, opened: contextlib.ExitStack) -> None:
+        """Takes over what is to be let go of when the store is closed."""
+        self._opened = opened
 
     def _nearest(self, code: PackedCodes, k: int, where: dict[str, Any]) -> list[Found]:
         """The k nearest items and all others that are no further, nearest first."""
@@ -161,8 +169,8 @@ class MilvusStore:
         return sorted(found, key=lambda each: (each.distance, each.item.id))
 
     def _within(self, code: PackedCodes, radius: int, where: dict[str, Any]) -> list[Found]:
-        # From range_filter on and below radius
-        found = self._search(code, MOST, where, {"radius": min(radius, self.bits) + 0.5, "range_filter": -1.0})
+        # From range_filter on and below radius; whole numbers, as fractions are cut off
+        found = self._search(code, MOST, where, {"radius": min(radius, self.bits) + 1, "range_filter": 0})
         return found if len(found) < MOST else self._look(code, radius, where)
 
     def _look(self, code: PackedCodes, radius: int, where: dict[str, Any]) -> list[Found]:
@@ -170,7 +178,7 @@ class MilvusStore:
         distances = ((item, int(np.bitwise_count(item.packed ^ code.packed[0]).sum())) for item in self.items(where))
         return [Found(item, distance) for item, distance in distances if distance <= radius]
 
-    def _search(self, code: PackedCodes, limit: int, where: dict[str, Any], params: dict[str, float]) -> list[Found]:
+    def _search(self, code: PackedCodes, limit: int, where: dict[str, Any], params: dict[str, int]) -> list[Found]:
         with self._told() as client:
             (hits,) = client.search(self._name, [code.packed.tobytes()], anns_field="code", limit=limit, filter=_filter(where),
                                     output_fields=ITEM[1:], search_params={"metric_type": "HAMMING", "params": params}, **STRONG)
@@ -207,21 +215,18 @@ class MilvusStore:
 
 def open_milvus(url: str, create_for: CodeKind | None) -> MilvusStore:
     """The store in a collection, made where there is none; see open_store."""
-    address, name, token_ = _parted(url)
-    with _errors(url):
-        client = _connect(url, address, token_)
-        try:
-            if not client.has_collection(name, timeout=SECONDS):
-                if create_for is None:
-                    raise nothing_there(url)
-                about = json.dumps({"format": FORMAT, "bits": create_for.bits, "space": create_for.space})
-                lengths = {"hex": LONGEST, "attributes": LONGEST, "thumbnail": LONGEST}
-                _create(client, name, about, -(-create_for.bits // 8) * 8, lengths, tokens=True)
-            store = MilvusStore(client, url, name)
-            check_kind(url, store, create_for)
-        except BaseException:
-            client.close()
-            raise
+    address, name, who = _parted(url)
+    with contextlib.ExitStack() as opened, _errors(url):
+        client = _connect(url, address, who, opened)
+        if not client.has_collection(name, timeout=SECONDS):
+            if create_for is None:
+                raise nothing_there(url)
+            about = json.dumps({"format": FORMAT, "bits": create_for.bits, "space": create_for.space})
+            lengths = {"hex": LONGEST, "attributes": LONGEST, "thumbnail": LONGEST}
+            _create(client, name, about, -(-create_for.bits // 8) * 8, lengths, tokens=True)
+        store = MilvusStore(client, url, name)
+        check_kind(url, store, create_for)
+        store.keep(opened.pop_all())
     return store
 
 
@@ -229,21 +234,27 @@ def _parted(url: str) -> tuple[str, str, str]:
     """Where the server or the file is, the collection's name, and what the server is told of who asks."""
     if not url.startswith("milvus://"):
         path = as_path(url.removeprefix("milvus:"))
+        path, name = (path.parent, path.name) if path.parent.suffix == ".db" else (path, NAME)
         if path.suffix != ".db":
             raise InputError("a Milvus of this machine is a file that ends in .db; give milvus:PATH.db, or milvus://HOST:PORT/NAME",
                              field="url", value=url)
-        return str(path.absolute()), NAME, ""
+        return str(path.absolute()), _checked_name(url, name), ""
     parts = urllib.parse.urlsplit(url)
-    name = parts.path.strip("/") or NAME
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,200}", name):
-        raise InputError(f"a collection is named by letters, digits and _, not '{name}'", field="url", value=url)
     who, _, where = parts.netloc.rpartition("@")
     if not where:
         raise InputError("no host; give milvus://HOST:PORT/NAME", field="url", value=url)
+    name = _checked_name(url, parts.path.strip("/") or NAME)
     return f"http://{where if parts.port else f'{where}:19530'}", name, urllib.parse.unquote(who)
 
 
-def _connect(url: str, address: str, who: str) -> "MilvusClient":
+def _checked_name(url: str, name: str) -> str:
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,200}", name):
+        raise InputError(f"a collection is named by letters, digits and _, not '{name}'", field="url", value=url)
+    return name
+
+
+def _connect(url: str, address: str, who: str, opened: contextlib.ExitStack) -> "MilvusClient":
+    """A client, and a process of Milvus Lite for it where the address is a file; `opened` lets go of both."""
     try:
         from pymilvus import MilvusClient
     except ImportError:
@@ -251,7 +262,26 @@ def _connect(url: str, address: str, who: str) -> "MilvusClient":
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # its errors are raised as well
     if not address.startswith("http://"):
         make_folder(as_path(address).parent)
-    return MilvusClient(uri=address, token=who, timeout=SECONDS)
+        opened.enter_context(_lite(address))
+    client = MilvusClient(uri=address, token=who, timeout=SECONDS)
+    opened.callback(client.close)
+    return client
+
+
+@contextlib.contextmanager
+def _lite(path: str) -> Iterator[None]:
+    """A file in use: its process, which stores of this process share, ends with the last of them, so that others may open it."""
+    with USED_LOCK:
+        USED[path] += 1
+    try:
+        yield
+    finally:
+        with USED_LOCK:
+            USED[path] -= 1
+            if not USED[path]:
+                from milvus_lite.server_manager import server_manager_instance
+
+                server_manager_instance.release_server(path)
 
 
 def _create(client: "MilvusClient", name: str, about: str, bits: int, texts: dict[str, int], *, tokens: bool = False) -> None:

@@ -36,10 +36,11 @@ from jax_brcd.search.stores.base import (
     nothing_there,
 )
 from jax_brcd.search.stores.database import as_blob, as_id, as_text
-from jax_brcd.search.stores.view import FEW, Near, View
+from jax_brcd.search.stores.view import Near, View
 
 SCHEME = "sqlite:"
 LISTED = "(SELECT value FROM json_each(?))"  # any count of numbers as one parameter
+MANY = 4096  # items that are worth more memory while they are added
 ITEM = "id, code, attributes"
 
 
@@ -65,8 +66,8 @@ class SQLiteStore:
         batch = checked_batch(self, ids, codes, attributes, thumbnails)
         keys, width = [as_blob(id) for id in batch.ids], batch.codes.packed.shape[1]
         bytes_ = batch.codes.packed.tobytes()
-        rows = ((key, bytes_[place * width : (place + 1) * width], as_text(about))
-                for place, (key, about) in enumerate(zip(keys, batch.attributes, strict=True)))
+        rows = ((keys[place], bytes_[place * width : (place + 1) * width], as_text(batch.attributes[place]))
+                for place in sorted(range(len(keys)), key=keys.__getitem__))  # in the order of the ids' own tree
         pictures = [(picture, key) for picture, key in zip(batch.thumbnails, keys, strict=True) if picture is not None]
         with self._writing(len(keys)) as connection:
             connection.executemany("INSERT OR REPLACE INTO items (id, code, attributes) VALUES (?, ?, ?)", rows)
@@ -138,7 +139,7 @@ class SQLiteStore:
         with self._lock:
             if self._connection is None:
                 return
-            if self._connection.total_changes > FEW:
+            if self._connection.total_changes:
                 with self._reading() as connection:
                     self._view.keep(connection)
             self._connection.close()
@@ -165,7 +166,7 @@ class SQLiteStore:
         with self._lock, database.told(self._path):
             if self._connection is None:
                 raise closed()
-            large = items > FEW
+            large = items > MANY
             if large:
                 self._connection.execute(f"PRAGMA cache_size = {database.LARGE_CACHE}")
             try:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Int64
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.index import HammingIndex
 from jax_brcd.retrieval.scan import Mask
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import parse_json
 from jax_brcd.search.stores.base import CodeKind, Query, matches
 from jax_brcd.search.stores.database import as_text, loosely
@@ -130,7 +131,7 @@ class View:
         if len(packed) > FEW:
             try:
                 write_packed(self._path, packed, self._owner)
-            except OSError:  # a full disk, or a folder that is only read: the codes stay in memory
+            except (OSError, InputError):  # a full disk, say, or something else in its place: the codes stay in memory
                 pass
             else:
                 packed = read_packed(self._path, self._owner, self._kind.bits, self._kind.space) or packed

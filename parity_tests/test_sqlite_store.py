@@ -1,0 +1,167 @@
+"""What only the store in a SQLite file does: codes packed beside it, their staleness, threads, and files of others."""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.search import open_store
+from jax_brcd.search.stores import view
+from jax_brcd.search.stores.packed import read_packed
+
+COUNT = 100
+ENCODER = types.SimpleNamespace(bits=64, space="teacher-1")
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(view, "FEW", 8)
+
+
+def codes(count=COUNT, seed=0):
+    return PackedCodes(np.random.default_rng(seed).integers(0, 256, (count, 8), np.uint8), 64, "teacher-1")
+
+
+def ids(numbers):
+    return [f"{number * 7919 % 1009:04d}" for number in numbers]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store of COUNT items that was closed."""
+    with contextlib.closing(open_store(tmp_path / "photos.brcd", create_for=ENCODER)) as store:
+        store.add(ids(range(COUNT)), codes(), [{"n": number % 5} for number in range(COUNT)])
+    return tmp_path / "photos.brcd"
+
+
+def answers(path):
+    """All that a store finds, in order."""
+    with contextlib.closing(open_store(path)) as store:
+        return store.search(codes(3, seed=1), COUNT, {"n": 1}), store.search(codes(3, seed=1), 2 * COUNT)
+
+
+def beside(path):
+    return path.with_name("photos.brcd-codes")
+
+
+def test_codes_are_packed_beside_the_store_and_mapped_when_it_is_opened(path):
+    assert beside(path).exists()
+    with contextlib.closing(open_store(path)) as store:
+        assert len(store._view._packed) == COUNT and isinstance(store._view._packed.numbers, np.memmap)
+        store.search(codes(1), 1)
+        assert not store._view._recent
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: beside(path).unlink(),
+    lambda path: beside(path).write_bytes(b"{}"),
+    lambda path: beside(path).write_bytes(beside(path).read_bytes()[:-8]),
+    lambda path: beside(path).write_bytes(beside(path).read_bytes().replace(b'"owner": "', b'"owner": "0')),
+    lambda path: (beside(path).unlink(), beside(path).mkdir()),
+], ids=["gone", "no header", "cut", "of another store", "a folder"])
+def test_packed_codes_that_are_gone_or_wrong_are_made_anew(path, damage):
+    expected = answers(path)
+    assert len(expected[1][0]) == COUNT
+    damage(path)
+    assert answers(path) == expected and answers(path) == expected
+
+
+def test_what_came_and_went_since_the_codes_were_packed_is_read_from_the_store(path):
+    old = beside(path).read_bytes()
+    with contextlib.closing(open_store(path)) as store:
+        store.delete(ids(range(30)))
+        store.add(ids(range(20)), codes(20, seed=3))
+        store.add(["0000 new"], codes(1, seed=4))
+        expected = store.search(codes(3, seed=1), 2 * COUNT)
+    assert len(expected[0]) == COUNT - 9
+    beside(path).write_bytes(old)  # packed long ago
+    assert answers(path)[1] == expected
+
+
+def test_a_database_that_was_put_back_is_not_searched_by_later_codes(path):
+    before, expected = path.read_bytes(), answers(path)
+    with contextlib.closing(open_store(path)) as store:
+        store.add(ids(range(COUNT, 2 * COUNT)), codes(seed=5))
+        store.search(codes(1), 1)
+    path.write_bytes(before)
+    assert answers(path) == expected
+
+
+def test_filters_follow_what_is_added(path):
+    with contextlib.closing(open_store(path)) as store:
+        for _ in range(2):
+            assert len(store.search(codes(1), COUNT, {"n": 1})[0]) == COUNT // 5
+        store.add(["x"], codes(1), [{"n": 1.0}])
+        assert len(store.search(codes(1), COUNT, {"n": 1})[0]) == COUNT // 5 + 1
+        assert [hit.id for hit in store.search(codes(1), 1, {"n": 1})[0]] == ["x"]
+
+
+def test_items_are_those_of_the_moment_when_they_were_asked_for(path):
+    with contextlib.closing(open_store(path)) as store:
+        items = store.items({"n": 2})
+        store.delete(ids(range(COUNT)))
+        assert len(list(items)) == COUNT // 5 and list(store.items()) == []
+
+
+def test_threads_share_a_store(path):
+    failed = []
+    with contextlib.closing(open_store(path)) as store:
+        def work(number):
+            try:
+                for turn in range(10):
+                    store.add([f"{number} {turn}"], codes(1, seed=number))
+                    assert store.search(codes(1, seed=number), 1)[0][0].distance == 0
+            except Exception as error:  # noqa: BLE001 (a thread's own error is seen by nobody else)
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed and len(store) == COUNT + 40
+
+
+def test_columns_show_what_is_known_of_a_file_to_other_tools(path):
+    with contextlib.closing(open_store(path)) as store:
+        store.add(["p"], codes(1), [{"path": "/a/ä.jpg", "size": 3, "mtime": 1.5, "digest": "ab"}])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        row = connection.execute("SELECT path, size, mtime, digest FROM items WHERE id = ?", [b"p"]).fetchone()
+    assert row == ("/a/ä.jpg", 3, 1.5, "ab")
+
+
+def test_files_and_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"pixels")
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE about (name, value)")
+    (tmp_path / "empty.brcd").touch()
+    for name in ("photo.jpg", "other.db", "empty.brcd"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match="this file holds something else than a store"):
+            open_store(tmp_path / name, create_for=ENCODER)
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(InputError, match="this is a folder, and a store is a file"):
+        open_store(tmp_path, create_for=ENCODER)
+    assert sorted(os.listdir(tmp_path)) == ["empty.brcd", "other.db", "photo.jpg"]
+
+
+def test_a_damaged_store_says_so_in_one_line(path):
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    beside(path).unlink()
+    with pytest.raises(InputError, match="photos.brcd: .*where the file is damaged"):
+        open_store(path).search(codes(1), 1)
+
+
+def test_packed_codes_of_another_length_are_not_taken(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        owner = connection.execute("SELECT value FROM about WHERE name = 'owner'").fetchone()[0]
+    assert len(read_packed(beside(path), owner, 64, None)) == COUNT
+    assert read_packed(beside(path), owner, 56, None) is None
