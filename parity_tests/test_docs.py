@@ -201,8 +201,8 @@ def check_installed(words):
 
 
 def test_every_option_that_the_pages_name_exists():
-    examples = {words[2]: words[3:] for page in PAGES for words in commands(page) if words[:2] == ["python", "-m"]}
-    known = {name for module, words in examples.items() for name in parsed(module, words)[0]._option_string_actions}
+    shown = {tuple(words[2:]) for page in PAGES for words in commands(page) if words[:2] == ["python", "-m"]}
+    known = {name for module, *words in shown for name in parsed(module, words)[0]._option_string_actions}
     for page in PAGES:
         for span in spans(page):
             named = re.findall(r"(?<!\S)--[a-z][a-z-]*", span)

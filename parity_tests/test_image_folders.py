@@ -168,21 +168,21 @@ def test_films_documents_and_drawings_are_no_images(tree):
     assert suffixes().isdisjoint({".pdf", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".h5", ".hdf", ".fits", ".grib",
                                   ".flc"})
     write_images(tree, *names("cat", 6), *names("dog"))
-    for name in ("cat/a.pdf", "cat/b.heic", "dog/c.heic", "dog/d.HEIC", "dog/README", "fish/e.heic"):
+    for name in ("cat/a.pdf", "cat/b.cr2", "dog/c.cr2", "dog/d.CR2", "dog/README", "fish/e.cr2"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_bytes(b"content")
     data = load(tree)
     assert data.class_names == ("cat", "dog")
     assert data.notes == (
-        "Passed over in the folder: of no image format that is read: 6 (4 .heic: cat/b.heic, 1 .pdf: cat/a.pdf, 1 without "
+        "Passed over in the folder: of no image format that is read: 6 (4 .cr2: cat/b.cr2, 1 .pdf: cat/a.pdf, 1 without "
         "suffix: dog/README).", "Sub-folders without images that are read, which count as nothing: fish.")
 
 
 def test_a_folder_without_images_says_what_lies_there_instead(tree):
     tree.mkdir()
     for number in range(9):
-        (tree / f"{number}.heic").write_bytes(b"content")
-    assert "0 images; at least 4 are needed" in refused(tree) and "9 .heic: 0.heic" in refused(tree)
+        (tree / f"{number}.cr2").write_bytes(b"content")
+    assert "0 images; at least 4 are needed" in refused(tree) and "9 .cr2: 0.cr2" in refused(tree)
 
 
 def test_a_linked_folder_is_followed_but_not_round_in_circles(tree, tmp_path):

@@ -155,10 +155,10 @@ def test_a_command_whose_ctrl_c_was_swallowed_ends_in_one_line():
 
 WORKER = """
 import multiprocessing, os, signal, time
-from jax_brcd.data.decoding import _end_with_parent
+from jax_brcd.runtime.workers import end_with_parent
 
 def work():
-    _end_with_parent()
+    end_with_parent()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 

@@ -6,7 +6,7 @@ import pathlib
 import jax_brcd
 
 PACKAGE = pathlib.Path(jax_brcd.__file__).parent
-COMMANDS = {"distill", "teacher", "student", "evaluate"}
+COMMANDS = {"distill", "teacher", "student", "evaluate", "index"}
 
 
 def room(module: str) -> str:
@@ -60,7 +60,10 @@ def test_no_room_rests_on_itself():
 def test_each_room_knows_only_what_is_its_business():
     rooms = picture()
     assert rooms["runtime"] == set() and rooms["retrieval"] == {"runtime"} and rooms["clusters"] == {"runtime"}
-    assert below(rooms, "search") == {"retrieval", "runtime"}, "stores know codes, never training"
+    assert not below(rooms, "search") & {"training", "stages", "methods", "teachers"}, "search knows encoders, never training"
+    stores = [ast.parse(path.read_text()) for path in (PACKAGE / "search" / "stores").glob("*.py")]
+    others = {module for tree in stores for module in imported(tree) if not module.startswith("jax_brcd.search.stores")}
+    assert {room(module) for module in others} == {"retrieval", "runtime"}, "stores know codes"
     assert below(rooms, "losses") == {"clusters", "runtime"}, "losses know arrays"
     assert "training" not in below(rooms, "encoder") and "stages" not in below(rooms, "encoder")
     assert not {own for own in rooms if own not in COMMANDS and rooms[own] & COMMANDS}, "nothing imports a command"

@@ -13,13 +13,9 @@ several pages the first picture counts.
 
 import contextlib
 import functools
-import multiprocessing
-import multiprocessing.connection
 import os
 import re
-import signal
 import stat
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Union
@@ -28,6 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jax_brcd.runtime import interruption
+from jax_brcd.runtime.workers import end_with_parent
 
 if TYPE_CHECKING:  # Pillow and Grain are imported where files are decoded: together they take more than a second
     import PIL.Image
@@ -47,9 +44,13 @@ BUFFERED = 16  # decoded images of the usual side that wait, for each worker
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read."""
+    """Pillow's names of the formats that are read: HEIC among them where the package pi_heif is installed."""
     from PIL import Image
 
+    with contextlib.suppress(ImportError):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
     Image.init()
     return tuple(sorted(set(Image.OPEN) - NO_PHOTOGRAPHS))
 
@@ -115,21 +116,20 @@ def to_rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
     return image.convert("RGB")
 
 
-def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
+def read_rgb(path: str | os.PathLike, *, upright: bool = False) -> Union["PIL.Image.Image", str]:
     """An image file in RGB by `to_rgb`, or why there is none: a reason and not an exception, which may travel between processes
-    and is counted."""
+    and is counted. `upright` turns it as its orientation tag says."""
     from PIL import Image, UnidentifiedImageError
 
     silence_pillow()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # of a pipe one would wait for the end
-            return FOLDER if os.path.isdir(path) else "no file, but a pipe or a device"
+        reason = no_file(path)
+        if reason is not None:
+            return reason
         with Image.open(path, formats=formats()) as image:
             image.load()
-    except FileNotFoundError:
-        return "no such file"
-    except PermissionError:
-        return "no permission to read it"
+            if upright:
+                image = _turned(image)
     except UnidentifiedImageError:
         return "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"
     except Image.DecompressionBombError:
@@ -137,13 +137,39 @@ def read_rgb(path: str | os.PathLike) -> Union["PIL.Image.Image", str]:
     except MemoryError:
         return "too large for the memory that is free"
     except OSError as error:
-        return f"cannot be read ({error.strerror})" if error.errno else f"truncated or corrupt ({error})"
+        return refused(error)
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         return f"truncated or corrupt ({str(error) or type(error).__name__})"
     try:
         return to_rgb(image)
     except ValueError as error:
         return str(error)
+
+
+def no_file(path: str | os.PathLike) -> str | None:
+    """Why a path is none of a file; None where it is. Raises OSError where the system does not tell."""
+    if stat.S_ISREG(os.stat(path).st_mode):
+        return None
+    return FOLDER if os.path.isdir(path) else "no file, but a pipe or a device"  # of a pipe one would wait for the end
+
+
+def refused(error: OSError) -> str:
+    """Why the system, or a decoder, does not read a file."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return f"cannot be read ({error.strerror})" if error.errno else f"truncated or corrupt ({error})"
+
+
+def _turned(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """An image turned as its orientation tag says; as it is where its tags are damaged, which its pixels are not."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises almost anything for damaged tags
+        return image
 
 
 def silence_pillow() -> None:
@@ -183,7 +209,7 @@ def decode_all(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags, which nothing here defines or parses
         images = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffered), worker_init_fn=_end_with_parent)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffered), worker_init_fn=end_with_parent)
     else:
         threads = os.cpu_count() or 1
         images = source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered * threads))
@@ -194,16 +220,3 @@ def decode_all(
             yield image if isinstance(image, str) else np.frombuffer(image, np.uint8).reshape(side, side, 3)
     finally:
         iterator.close()
-
-
-def _end_with_parent(*_: int) -> None:
-    """Ends this worker when the run is killed: it would wait for ever to hand over its next image. Ctrl-C, which a terminal sends
-    to all processes, ends it without a word: the run has the last."""
-
-    def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    with contextlib.suppress(ValueError):  # not this process's main thread
-        signal.signal(signal.SIGINT, lambda *_: os._exit(1))

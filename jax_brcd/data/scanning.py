@@ -42,7 +42,7 @@ class Walk:
         Of several names of one folder its own counts, or else the first.
 
         Raises:
-            OSError: where the root is absent, no folder or closed to this user; other folders that are closed are passed over.
+            OSError: where the root is absent, no folder or closed to this user; other folders that are so are passed over.
         """
         if folder not in self._levels:
             found = self._look(folder)
@@ -66,7 +66,7 @@ class Walk:
     def _look(self, folder: str) -> Level:
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda entry: entry.name)
-        except PermissionError:
+        except OSError:  # closed to this user, gone since it was seen, or on a disk that fails
             if not folder:
                 raise
             self.passed[CLOSED][folder] = None
