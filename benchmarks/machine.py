@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -9,6 +10,7 @@ import re
 from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision")
+FURTHER = ("onnxruntime", "openvino")  # which one suite uses, where they are
 # Instruction sets that decide how fast either framework computes
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -20,9 +22,14 @@ def description() -> dict[str, Any]:
         "cpu": cpu_model(), "cores": cores(), "memory_gib": round(memory_bytes() / 2**30, 1),
         "instructions": instructions(),
         "accelerator": accelerator(), "system": platform.system(), "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *filter(installed, FURTHER))},
         "xla_flags": os.environ.get("XLA_FLAGS", ""), "date": datetime.date.today().isoformat(),
     }
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def instructions() -> list[str]:

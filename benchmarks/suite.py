@@ -24,6 +24,8 @@ class Settings:
     data_dir: pathlib.Path | None = option(None, "folder of CIFAR-10 in its binary layout, for end_to_end")
     weights_dir: pathlib.Path = option(pathlib.Path("../shared/weights"), "folder of vit_lite_7_4.safetensors and "
                                        "resnet18_32.safetensors, for end_to_end")
+    run: pathlib.Path | None = option(None, "folder of a finished run whose teacher and student latency measures; random ones "
+                                      "of the published backbones where not given")
 
     @property
     def case_seconds(self) -> float:

@@ -51,6 +51,7 @@ JAX = "jax_brcd"
 PUBLISHED = "PyTorch, published style"
 COMPILED_LOSS = ("PyTorch, matrix products, compiled",)
 COMPILED_FP32 = ("PyTorch fp32, compiled",)
+EAGER_OR_COMPILED = ("PyTorch, eager", "PyTorch, compiled")
 WORKERS = ("torchvision v2, workers", "torchvision v2, threads")
 
 TARGETS = (
@@ -75,6 +76,11 @@ TARGETS = (
       for case, least in (("1 query", 2 / 3), ("1,000 queries", 1))),
     Target("mAP@1000, 5,000 queries, 50,000 codes of 64 bits", "published NumPy loop", "evaluate",
            ("5,000 queries, 50,000 codes", JAX), ("5,000 queries, 50,000 codes", ("NumPy, published style",)), 6),
+    *(Target(f"encode one image, {student}, ONNX Runtime", "PyTorch at its best", "latency",
+             (f"student {student}, encode", "ONNX Runtime fp32"), (f"student {student}, encode", EAGER_OR_COMPILED), 1.1)
+      for student in ("resnet18", "efficientnet_b0")),
+    Target("encode one image, resnet18 in int8", "the teacher vit_b_16, PyTorch at its best", "latency",
+           ("student resnet18, encode", "ONNX Runtime int8"), ("teacher vit_b_16, encode", EAGER_OR_COMPILED), 15),
 )
 
 

@@ -5,14 +5,13 @@ with the hash head in place of the classifier). An encoder over embeddings is a 
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +24,13 @@ from jax_brcd.hub import fetch, is_hub_name, model_card, publish, without_places
 from jax_brcd.images import as_items, read_ahead
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model
 from jax_brcd.models.described import KIND
-from jax_brcd.models.layers import BatchNorm
 from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models.placed import DOUBT, Batch, Placed, View, in_batches
 from jax_brcd.models.rows import EMBEDDINGS, RowFormat, create_row_model
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.models.weights import read_weights, write_weights
 from jax_brcd.retrieval.packing import PackedCodes
-from jax_brcd.runtime import devices, interruption
+from jax_brcd.runtime import interruption
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, read_json, replacing_folder, write_json
@@ -44,12 +43,6 @@ FIELDS = {"format": int, "backbone": str, "layout": str, "dtype": str, "bits": i
           "preprocessing": dict, "provenance": dict}
 HEAD = "head"  # the form of the hash head, which only folders with another than the backbone's own tell
 TEACHER, STUDENT = "teacher", "student"
-View = Array | np.ndarray  # what a model sees: normalised pixels (1, size, size, 3), or a row of embeddings (1, width)
-FEW, MANY = 8, 64  # images that a compiled program encodes at once; one alone has a program of its own, which decides every bit
-# A logit within this part of the sum of its terms' sizes is decided anew by the program of one image: with others beside it XLA
-# adds in another order, and a bit must not depend on that. Fifty times the largest difference of random models. In bfloat16
-# differences are ten thousand times larger and would leave every image in doubt, so each is encoded alone.
-DOUBT = {"float32": 2e-5, "bfloat16": math.inf}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -214,7 +207,7 @@ class HashEncoder:
             raise error if number == 0 else InputError(f"image number {number}, counted from 0: {error}") from None
         return fitted_view(pixels, **vars(p))
 
-    def _decided(self, placed: "Placed", views: list[View], batch: "Batch") -> Float[np.ndarray, "batch bits"]:
+    def _decided(self, placed: Placed, views: list[View], batch: Batch) -> Float[np.ndarray, "batch bits"]:
         """The logits of a batch; of images with a logit in doubt those that the program of one image gives."""
         logits, terms = (np.array(part)[: len(views)] for part in batch)
         if len(views) > 1:
@@ -225,92 +218,6 @@ class HashEncoder:
             raise InputError("logits that are no numbers, of which no bits can be made; save the encoder again, from weights "
                              "and preprocessing that fit each other")
         return logits
-
-
-class Batch(NamedTuple):
-    """Logits, and of each the sum of the sizes of its terms, by which its rounding errors go."""
-
-    logits: Float[Array, "batch bits"]
-    terms: Float[Array, "batch bits"]
-
-
-class Placed(NamedTuple):
-    """A model on the one device that decides bits, and on all devices."""
-
-    graph: nnx.GraphDef
-    alone: nnx.State
-    everywhere: nnx.State
-
-    @classmethod
-    def of(cls, model: HashModel) -> "Placed":
-        """Places the model's present weights."""
-        graph, state = nnx.split(model)
-        alone = state if devices.count() == 1 else jax.device_put(devices.local(state), jax.local_devices()[0])
-        return cls(graph, alone, devices.replicate(state))
-
-    def logits(self, views: list[View]) -> Batch:
-        """Of up to FEW views, or of MANY; rows beyond them are padding."""
-        return self._of(views, _logits_alone, _logits_together)
-
-    def features(self, views: list[View]) -> Float[Array, "batch features"]:
-        """As `logits`."""
-        return self._of(views, _features_alone, _features_together)
-
-    def _of(self, views: list[View], alone: Callable[..., Any], together: Callable[..., Any]) -> Any:
-        if len(views) == 1:
-            return alone(self.graph, self.alone, views[0])
-        size = FEW if len(views) <= FEW else MANY
-        stacked = _stacked(*views, *(views[-1] for _ in range(size - len(views))))
-        return together(self.graph, self.everywhere, devices.spread(stacked))
-
-
-def _logits(graph: nnx.GraphDef, state: nnx.State, views: Float[View, "batch *view"]) -> Batch:
-    # In full float32 where a device would round its operands, so that bits are the same on all of them
-    with jax.default_matmul_precision("highest"):
-        model = nnx.merge(graph, state)
-        features = model.backbone(views, train=False)
-        logits = model.head(features)
-        return Batch(logits, _terms(model.head, features, logits))
-
-
-def _features(
-    graph: nnx.GraphDef, state: nnx.State, views: Float[View, "batch *view"]
-) -> Float[Array, "batch features"]:
-    with jax.default_matmul_precision("highest"):
-        return nnx.merge(graph, state).backbone(views, train=False)
-
-
-_logits_alone = jax.jit(_logits, static_argnums=0)
-_logits_together = jax.jit(lambda *arguments: devices.gathered(_logits(*arguments)), static_argnums=0)
-_features_alone = jax.jit(_features, static_argnums=0)
-_features_together = jax.jit(lambda *arguments: devices.gathered(_features(*arguments)), static_argnums=0)
-_stacked = jax.jit(lambda *views: jnp.concatenate(views))
-
-
-def _terms(
-    head: nnx.Module, features: Float[Array, "batch features"], logits: Float[Array, "batch bits"]
-) -> Float[Array, "batch bits"]:
-    """The sum of the sizes of the terms that make up each logit; of a head of unknown form, that of the image's logits."""
-    layers = list(head.layers) if isinstance(head, nnx.Sequential) else [head]
-    norm = layers.pop() if isinstance(layers[-1], BatchNorm) else None
-    *before, last = layers
-    if not isinstance(last, nnx.Linear):
-        return jnp.broadcast_to(jnp.sum(jnp.abs(logits), axis=1, keepdims=True), logits.shape)
-    for layer in before:
-        features = layer(features)
-    terms = jnp.abs(features) @ jnp.abs(last.kernel[...]) + (0 if last.bias is None else jnp.abs(last.bias[...]))
-    return terms if norm is None else norm.sizes(terms)
-
-
-def in_batches(views: Iterable[View], *, together: bool) -> Iterator[list[View]]:
-    """MANY at a time, and what is left FEW at a time, so that little is padding; one at a time where not `together`."""
-    if not together:
-        yield from ([view] for view in views)
-        return
-    views = iter(views)
-    while batch := list(itertools.islice(views, MANY)):
-        size = MANY if len(batch) == MANY else FEW
-        yield from (batch[begin : begin + size] for begin in range(0, len(batch), size))
 
 
 def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing | RowFormat) -> str:

@@ -1,16 +1,10 @@
 """python -m jax_brcd.evaluate: how well one encoder's queries find in a database of another's codes, or of its own."""
 
 import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
 
 from jax_brcd.settings.command_line import bars, run_command, say
 
-# Taken over from the encoder's run; places where they are on this machine too
-PROTOCOL = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed")
-PLACES = ("data_dir", "cache_dir", "embeddings")
-SETTINGS = frozenset({*PROTOCOL, *PLACES, "decode_workers", "compile_cache"})
+FURTHER_SETTINGS = ("decode_workers", "compile_cache")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,9 +21,11 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
+    from jax_brcd.stages.provenance import PLACES, PROTOCOL, known_settings
     from jax_brcd.stages.sight import told_sizes
 
-    parser = create_parser("python -m jax_brcd.evaluate", __doc__, SETTINGS.__contains__, presets=False)
+    parser = create_parser("python -m jax_brcd.evaluate", __doc__, {*PROTOCOL, *PLACES, *FURTHER_SETTINGS}.__contains__,
+                           presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
                         "hf:USER/NAME of the Hugging Face hub")
     parser.add_argument("--database", required=True, metavar="DIR|FILE", help="folder of the encoder that encodes the database, "
@@ -73,17 +69,6 @@ def main(argv: list[str] | None = None) -> None:
                     "database": len(dataset.database), "k": k, "ties": "stable", "bits": encoder.bits, "seed": config.run.seed,
                     **told_sizes(dataset, {role: each.preprocessing.size for role, each in seeing.items()})}
         say(pair_table(queries, database, dataclasses.asdict(scores), protocol))
-
-
-def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
-    """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told."""
-    from jax_brcd.runtime.files import as_path
-
-    known = provenance.get("settings")
-    if not isinstance(known, dict) or dataset not in (None, known.get("dataset")):
-        return {}
-    places = {name: known[name] for name in PLACES if isinstance(known.get(name), str) and os.path.isdir(as_path(known[name]))}
-    return {name: known[name] for name in PROTOCOL if name in known} | places
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from benchmarks import (
     encode,
     end_to_end,
     evaluate,
+    latency,
     loss,
     memory,
     plots,
@@ -36,7 +37,7 @@ from torch_ref import retrieval
 pytestmark = pytest.mark.long
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
-           "end_to_end": end_to_end, "search": search}
+           "latency": latency, "end_to_end": end_to_end, "search": search}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",
            "python": "3", "versions": {"jax": "0"}, "xla_flags": "", "date": "2024-01-01"}
 
@@ -200,6 +201,7 @@ TINY = {
     "encode": lambda settings: encode.measure_encode(settings, (encode.Case("resnet8", 32, 2),)),
     "evaluate": lambda settings: evaluate.measure_evaluate(settings, (evaluate.Size(20, 2_000, 5),)),
     "search": lambda settings: search.measure_search(settings, search.Size(2_000, 40, 0)),
+    "latency": lambda settings: latency.measure_latency(settings, [latency.random_case("student", "resnet8")], codes=1_000),
     "train_step": lambda settings: train_step.measure_train_step(
         settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
     "end_to_end": lambda settings: end_to_end.measure_end_to_end(settings, steps=1, torch_steps=1, images=4, queries=2),
@@ -255,6 +257,8 @@ def test_the_targets_are_rows_that_the_suites_measure():
                      for name in (evaluate.OURS, evaluate.PUBLISHED)},
         "search": {(f"{case}, {search.QUICK.codes:,} codes", name) for case in ("1 query", f"{search.QUICK.queries:,} queries")
                    for name in (search.OURS, search.FAISS)},
+        "latency": {(f"{case}, encode", name) for case in ("teacher vit_b_16", "student resnet18", "student efficientnet_b0")
+                    for name in (latency.ONNX, latency.INT8, latency.EAGER, latency.COMPILED)},
         "end_to_end": {(end_to_end.CASE, name) for name in (end_to_end.OURS, end_to_end.THEIRS)},
     }
     for target in targets.TARGETS:

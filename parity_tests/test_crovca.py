@@ -12,12 +12,12 @@ from encoders import USUAL, noise, same
 from flax import nnx
 from jobs import job
 
-from jax_brcd import encoder as encoders
-from jax_brcd.encoder import create_encoder
+from jax_brcd.encoder import create_encoder, load, space_of
 from jax_brcd.losses import code_alignment, coding_rate
 from jax_brcd.methods import DistillationBatch, create_method
 from jax_brcd.models import HEADS, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.models.kept import head_codes
+from jax_brcd.models.placed import DOUBT, Placed
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.models import build
@@ -265,17 +265,17 @@ def encoder(trained):
 
 def test_the_bits_under_such_a_head_are_the_same_alone_and_in_a_batch(encoder):
     images = noise(10, 32, 32)
-    placed = encoders.Placed.of(encoder.model)
+    placed = Placed.of(encoder.model)
     logits, terms = (np.asarray(part)[:8] for part in placed.logits([encoder._view(image) for image in images[:8]]))
-    assert ((np.abs(logits) <= encoders.DOUBT["float32"] * terms).sum(axis=1) >= 1).all()  # else this would test little
-    assert (np.abs(logits) <= encoders.DOUBT["float32"] * terms).mean() < 0.5
+    assert ((np.abs(logits) <= DOUBT["float32"] * terms).sum(axis=1) >= 1).all()  # else this would test little
+    assert (np.abs(logits) <= DOUBT["float32"] * terms).mean() < 0.5
     together = encoder.encode(images)
     same(together, PackedCodes.concatenate([encoder.encode(image) for image in images]))
     same(encoder.encode(images[::-1]), together[::-1])
 
 
 def test_the_folder_of_an_encoder_keeps_the_head_and_its_statistics(encoder, tmp_path):
-    again = encoders.load(encoder.save(tmp_path / "teacher"))
+    again = load(encoder.save(tmp_path / "teacher"))
     assert again.model.form == "hashcoder_small" and again.space == encoder.space
     for name, value in torchvision_state(encoder.model).items():
         np.testing.assert_array_equal(torchvision_state(again.model)[name], value)
@@ -283,7 +283,7 @@ def test_the_folder_of_an_encoder_keeps_the_head_and_its_statistics(encoder, tmp
     same(again.encode(images), encoder.encode(images))
     moved = in_jax("hashcoder_small", torchvision_state(encoder.model))
     moved.head.layers[-1].mean.set_value(moved.head.layers[-1].mean[...] + 1)
-    assert encoders.space_of(moved, BACKBONE, USUAL) != encoder.space
+    assert space_of(moved, BACKBONE, USUAL) != encoder.space
 
 
 def test_a_folder_of_a_head_that_nobody_knows_is_refused(encoder, tmp_path):
@@ -291,7 +291,7 @@ def test_a_folder_of_a_head_that_nobody_knows_is_refused(encoder, tmp_path):
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("hashcoder_small", "hashcoder_smal"))
     with pytest.raises(InputError, match="unknown hash head 'hashcoder_smal': did you mean 'hashcoder_small'"):
-        encoders.load(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(("form", "any_form", "kept"), [

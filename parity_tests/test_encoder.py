@@ -13,8 +13,9 @@ from encoders import BITS, USUAL, Dropping, noise, random_encoder, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_brcd.encoder import DOUBT, FEW, MANY, HashEncoder, Placed, create_encoder, in_batches
+from jax_brcd.encoder import HashEncoder, create_encoder
 from jax_brcd.models import create_hash_model, model_state
+from jax_brcd.models.placed import DOUBT, FEW, MANY, Placed, in_batches
 from jax_brcd.models.variants import BACKBONES, Preprocessing, Variant
 from jax_brcd.retrieval import PackedCodes, check_spaces
 from jax_brcd.runtime.errors import InputError

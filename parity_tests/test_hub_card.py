@@ -44,6 +44,24 @@ def test_a_card_says_what_is_known():
     assert 'encoder = jax_brcd.load("hf:user/name")' in text and "A licence is not stated" in text
 
 
+def test_a_card_tells_every_measure_it_knows_and_how_they_rank():
+    text = card(metrics={"map": 0.5, "soft_map": 0.6, "cosine_map": 0.7, "tie_aware_map": None})
+    at = rows(text).index(("mAP@1000", "soft mAP@1000", "cosine mAP@1000"))
+    assert rows(text)[at + 2] == ("0.5000", "0.6000", "0.7000")
+    assert "the soft one ranks by the query's logits" in text and "the cosine one by features" in text
+    assert "soft" not in card() and "cosine" not in card()
+
+
+def test_the_card_of_an_encoder_over_embeddings_speaks_of_rows():
+    text = model_card({**CONFIG, "backbone": "embeddings", "layout": "plain", "role": "teacher", "preprocessing": {"width": 768}},
+                      "user/name")
+    assert "it turns a row of 768 numbers into 64 bits, and rows that are alike" in text and "turns an image" not in text
+    assert ("embeddings", "768 numbers a row") in rows(text)
+    python = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert "import numpy as np" in python and 'np.load("embeddings.npy"))  # any real numbers (n, 768)' in python
+    compile(python, "card", "exec")
+
+
 def test_the_hub_reads_its_metadata():
     data = huggingface_hub.ModelCard(card()).data.to_dict()
     assert data["library_name"] == "jax_brcd" and data["pipeline_tag"] == "image-feature-extraction"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from image_trees import write_lists
 
 pytestmark = pytest.mark.long
 
-OPTIONS = ["--teacher", "resnet18", "--teacher-weights", "random", "--student", "resnet18", "--student-weights", "random",
+# Toy backbones of 224 pixels, so that a process takes seconds
+COMMAND = "import sys\nfrom toy_runs import toys\nfrom jax_brcd import distill\nwith toys(): distill.main(sys.argv[1:])"
+OPTIONS = ["--teacher", "large_toy", "--teacher-weights", "random", "--student", "large_toy", "--student-weights", "random",
            "--bits", "16", "--clusters", "3", "--k", "5", "--fresh-views", "--resident-mib", "0", "--teacher-epochs", "1",
            "--epochs", "2", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "3", "--checkpoint-seconds", "0"]
 TRAIN, DATABASE, TEST = 12, 16, 8
@@ -24,11 +27,12 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new
     views every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def command(name):
-        return [sys.executable, "-m", "jax_brcd.distill", "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
+        return [sys.executable, "-c", COMMAND, "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
                 str(tmp_path / name), "--cache-dir", str(tmp_path / f"cache-{name}")]
 
     def finish(name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from encoders import noise, random_encoder
 
-from jax_brcd.encoder import FEW
+from jax_brcd.models.placed import FEW
 from jax_brcd.report.page import Report, write_report
 from jax_brcd.report.results import MEASURES
 from jax_brcd.report.table import pair_table, results_table

@@ -18,7 +18,7 @@ from jax_brcd.stages import context
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 
-PIXELS = 16
+PIXELS, LARGE = 16, 224
 OPTIONS = {
     "dataset": "digits", "teacher": "toy", "teacher_weights": "random", "student": "small_toy", "student_weights": "random",
     "train_backbone": False, "bits": 16, "views": 2, "pretraining_epochs": 1, "teacher_epochs": 1, "epochs": 1,
@@ -27,10 +27,10 @@ BRCD = {"method": "brcd", "clusters": 3, "cluster_restarts": 1}
 
 
 class Toy(nnx.Module):
-    """Images (batch, 16, 16, 3) to features (batch, 4 width); nothing in it knows this package."""
+    """Images (batch, size, size, 3) to features (batch, 4 width); nothing in it knows this package."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.filter = nnx.Conv(3, width, (4, 4), strides=4, rngs=rngs)
+    def __init__(self, width: int, rngs: nnx.Rngs, size: int = PIXELS):
+        self.filter = nnx.Conv(3, width, (4, 4), strides=size // 4, rngs=rngs)
         self.norm = nnx.BatchNorm(width, rngs=rngs)
 
     def __call__(self, images):
@@ -40,7 +40,7 @@ class Toy(nnx.Module):
 
 @contextlib.contextmanager
 def toys(*, plots=False):
-    """The registry of backbones with three toys in it, as it was before afterwards.
+    """The registry of backbones with toys in it, three of them for small images, as it was before afterwards.
 
     Reports are written without their plots, which take most of the time of so small a run, unless told.
     """
@@ -51,6 +51,7 @@ def toys(*, plots=False):
         own = Preprocessing(PIXELS, mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.35))
         for name, width in (("toy", 8), ("small_toy", 5), ("other_toy", 7)):
             BACKBONES.register(name)(Variant(lambda *, rngs, width=width: Toy(width, rngs), own))
+        BACKBONES.register("large_toy")(Variant(lambda *, rngs: Toy(6, rngs, LARGE), Preprocessing(LARGE)))
         yield
 
 

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 TAGS = ("hashing", "image-retrieval", "hamming-distance", "knowledge-distillation", "jax")
-MEASURES = (("map", "mAP@{k}"), ("tie_aware_map", "tie-aware mAP@{k}"), ("precision", "precision@{k}"))
+MEASURES = {"map": "mAP@{k}", "tie_aware_map": "tie-aware mAP@{k}", "soft_map": "soft mAP@{k}",
+            "cosine_map": "cosine mAP@{k}", "precision": "precision@{k}"}
+RANKED = {"soft_map": "the soft one ranks by the query's logits against the database's bits",
+          "cosine_map": "the cosine one by features of one model on both sides"}
 PROTOCOL = ("dataset", "split", "queries", "database", "training", "k", "ties", "bits", "seed")
 RECIPE = ("teacher", "teacher_weights", "teacher_objective", "student", "student_weights", "method", "train_backbone", "epochs",
           "lr")
@@ -36,47 +39,70 @@ def model_card(config: Mapping[str, Any], repository: str) -> str:
 
 def _summary(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     taught = " A teacher taught it to find what the teacher finds." if config["role"] == "student" else ""
-    return (f"An image hashing encoder: it turns an image into {config['bits']} bits, and images that are alike into codes "
+    width = _row_width(config)
+    what = ("An image hashing encoder: it turns an image" if width is None else
+            f"A hashing encoder over embeddings: it turns a row of {width} numbers")
+    alike = "images" if width is None else "rows"
+    return (f"{what} into {config['bits']} bits, and {alike} that are alike into codes "
             f"that differ in few of them.{taught} Written by jax_brcd, version {_text(provenance.get('version', UNKNOWN))}.")
 
 
+def _row_width(config: Mapping[str, Any]) -> str | None:
+    """Numbers a row of an encoder over embeddings; None of one that sees images."""
+    seen = _mapping(config["preprocessing"])
+    return _text(seen["width"]) if "width" in seen else None
+
+
 def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any], base: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    seen, protocol = _mapping(config["preprocessing"]), _mapping(provenance.get("protocol"))
+    protocol = _mapping(provenance.get("protocol"))
     yield "code length", f"{config['bits']} bits"
     yield "code space", f"`{_text(config['space'])}`"
     yield "role", config["role"] + (f", for {_text(provenance['search'])} search" if "search" in provenance else "")
     yield "backbone", f"`{_text(config['backbone'])}`, computed in {config['dtype']}"
     yield "layout of the weights", _text(config["layout"])
-    yield "images", (f"RGB, {seen.get('size')} x {seen.get('size')} pixels" + (
-        f" cut from a shorter side of {seen['resize']}" if seen.get("resize") else "")
-        + f", mean {_text(seen.get('mean'))}, deviation {_text(seen.get('std'))}")
+    yield _takes(config)
     yield "data set", f"{_text(protocol.get('dataset', UNKNOWN))}, split: {_text(protocol.get('split', UNKNOWN))}"
     if base:
         yield "made from", f"{_text(base['repository'])} at commit {_text(base.get('commit') or UNKNOWN)}"
 
 
+def _takes(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What an encoder is given, as a row of the table of facts."""
+    seen, width = _mapping(config["preprocessing"]), _row_width(config)
+    if width is not None:
+        return "embeddings", f"{width} numbers a row"
+    cut = f" cut from a shorter side of {seen['resize']}" if seen.get("resize") else ""
+    return "images", (f"RGB, {seen.get('size')} x {seen.get('size')} pixels{cut}, mean {_text(seen.get('mean'))}, deviation "
+                      f"{_text(seen.get('std'))}")
+
+
 def _measured(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterable[str]:
     metrics, protocol = _mapping(provenance.get("metrics")), _mapping(provenance.get("protocol"))
-    known = [(title.format(k=protocol.get("k", "k")), metrics[name]) for name, title in MEASURES
-             if isinstance(metrics.get(name), int | float)]
+    known = {name: (title.format(k=protocol.get("k", "k")), metrics[name]) for name, title in MEASURES.items()
+             if isinstance(metrics.get(name), int | float)}
     if not known:
         yield "It was not measured, or its folder does not say how well it searches."
         return
-    yield _table([title for title, _ in known], [[f"{value:.4f}" for _, value in known]])
+    yield _table([title for title, _ in known.values()], [[f"{value:.4f}" for _, value in known.values()]])
     usual = OWN if config["role"] == "teacher" else "Which codes were searched is not known."
     yield (f"{SEARCHED.get(str(provenance.get('search')), usual)} mAP@k averages the precision at the relevant results among "
-           "the first k, ties in database order; the tie-aware one is its expectation over all orders of ties. The figures "
-           "hold for this protocol alone:")
+           "the first k, ties in database order; the tie-aware one is its expectation over all orders of ties"
+           f"{''.join(f'; {said}' for name, said in RANKED.items() if name in known)}. The figures hold for this protocol "
+           "alone:")
     yield _table(("", ""), [(name, _text(protocol.get(name, UNKNOWN))) for name in PROTOCOL])
 
 
 def _usage(config: Mapping[str, Any], provenance: Mapping[str, Any], repository: str) -> Iterable[str]:
     yield "```bash\npip install 'jax_brcd[hub]'\n```"
-    yield ("```python\nimport jax_brcd\n\n"
+    width = _row_width(config)
+    given = ('["a.jpg", "b.jpg"])  # paths, Pillow images or uint8 arrays (n, height, width, 3)' if width is None else
+             f'np.load("embeddings.npy"))  # any real numbers (n, {width})')
+    query = '"query.jpg"' if width is None else 'np.load("queries.npy")'
+    yield (f"```python\nimport jax_brcd\n{'' if width is None else 'import numpy as np' + chr(10)}\n"
            f'encoder = jax_brcd.load("hf:{repository}")\n'
-           'codes = encoder.encode(["a.jpg", "b.jpg"])  # paths, Pillow images or uint8 arrays (n, height, width, 3)\n'
+           f"codes = encoder.encode({given}\n"
            "index = jax_brcd.HammingIndex(codes)\n"
-           'distances, positions = index.search(encoder.encode("query.jpg"), k=2)\n```')
+           f"distances, positions = index.search(encoder.encode({query}), k=2)\n```")
     other = (" For the figures above the database is encoded by the teacher of that space."
              if provenance.get("search") == "asymmetric" else "")
     yield (f"Codes are compared with codes of the space `{_text(config['space'])}` alone; those of other encoders mean "

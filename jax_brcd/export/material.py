@@ -1,0 +1,59 @@
+"""What an export is tried, and quantised, with: images of a folder, or of the data set of the encoder's run."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jax_brcd.data import ImageDataset
+from jax_brcd.data.scanning import Walk
+from jax_brcd.export.base import Material
+from jax_brcd.images import read_item
+from jax_brcd.runtime.errors import InputError, of_setting
+from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.progress import Progress
+
+Say = Callable[[str], Any]
+
+
+def material_of(
+    photos: list[np.ndarray] | None, dataset: ImageDataset | None, count: int, quantize: str | None, progress: Progress
+) -> Material:
+    """Photos are preferred for trial and calibration, up to `count` of each; a data set's labels tell what int8 costs."""
+    if photos is None and dataset is not None:
+        images, training = spread(dataset.test.images, count), spread(dataset.train.images, count)
+    else:
+        images, training = photos, photos or []
+    if quantize is None:
+        return Material(images, progress=progress)
+    return Material(images, quantize, training, dataset, progress)
+
+
+def spread(images: np.ndarray, count: int) -> list[np.ndarray]:
+    """`count` images or fewer, from all parts of many."""
+    places = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+    return [np.asarray(images[place]) for place in places]
+
+
+def images_below(folder: os.PathLike | str, count: int, say: Say) -> list[np.ndarray]:
+    """`count` images or fewer from all parts of a folder; files that cannot be read are passed over with a word.
+
+    Raises:
+        InputError: for a folder that is absent, and one without images.
+    """
+    found: list[np.ndarray] = []
+    with of_setting("calibrate", folder):
+        root = as_path(folder)
+        paths = Walk(root).images_below("")
+        step = max(1, len(paths) // count)
+        for path in [*paths[::step], *(path for place, path in enumerate(paths) if place % step)]:
+            if len(found) == count:
+                break
+            try:
+                found.append(read_item(root / path))
+            except InputError as error:
+                say(f"passed over: {error}")
+        if not found:
+            raise InputError("holds no image that can be read; name a folder of images")
+    return found

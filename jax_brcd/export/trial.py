@@ -1,0 +1,85 @@
+"""The trial of an export: what its files give is compared with what the encoder gives, bit by bit."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_brcd.encoder import HashEncoder
+from jax_brcd.runtime.errors import InputError
+
+NEAR = 1e-4  # a logit this near to 0 may have either sign: other programs add float32 numbers in another order
+MADE_UP = 64  # images
+SHAPES = ((48, 64), (61, 45), (200, 301))  # height and width of further images for a graph that takes any
+ANY_SIZE = 16  # images that are tried as they come
+Outputs = tuple[np.ndarray, np.ndarray]  # logits (n, bits) and packed codes (n, bytes)
+Inputs = Sequence[Any] | np.ndarray  # uint8 images (height, width, 3) of any sizes, or rows (width,)
+
+
+def inputs_for(encoder: HashEncoder, images: Inputs | None) -> list[np.ndarray]:
+    """The images, or rows, that an export is tried with; pictures of blots, or normal numbers, where none are given."""
+    if images is not None and len(images):
+        return list(images[:MADE_UP])
+    draw = np.random.default_rng(0)
+    if encoder.over_embeddings:
+        return list(draw.normal(size=(MADE_UP, encoder.preprocessing.width)).astype(np.float32))
+    side = encoder.preprocessing.size
+    return [resized(draw.integers(256, size=(*draw.integers(2, 9, size=2), 3), dtype=np.uint8), side, side)
+            for _ in range(MADE_UP)]
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image of another size, somehow: what matters is that all encode the same pixels."""
+    from PIL import Image
+
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def squares(encoder: HashEncoder, images: Inputs) -> np.ndarray:
+    """Images as squares of the size that the model sees, (n, size, size, 3)."""
+    return np.stack([resized(image, encoder.preprocessing.size, encoder.preprocessing.size) for image in images])
+
+
+def of_its_size(encoder: HashEncoder) -> HashEncoder:
+    """The same encoder of images that are its squares already: nothing is resized or cut."""
+    return dataclasses.replace(encoder, preprocessing=dataclasses.replace(encoder.preprocessing, resize=None))
+
+
+def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
+    """The trial of a program of many squares, or rows, in batches of several sizes."""
+    if encoder.over_embeddings:
+        batch, expected = np.stack(images), encoder.logits(np.stack(images))
+    else:
+        batch = squares(encoder, images)
+        expected = of_its_size(encoder).logits(batch)
+    parts = [batch[:1], batch[1:4], batch[4:]]
+    return compare(expected, [run(part) for part in parts if len(part)])
+
+
+def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
+    """The trial of a program of one image of any size: with some as they come, and with some made narrow, high, and large."""
+    shaped = [*images[:ANY_SIZE], *(resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False))]
+    return compare(encoder.logits(shaped), [run(image) for image in shaped])
+
+
+def compare(expected: np.ndarray, found: Sequence[Outputs]) -> dict[str, Any]:
+    """How near the outputs of a program come to an encoder's logits: figures for `config.json`.
+
+    Raises:
+        InputError: where a bit differs whose logit is not within NEAR of 0, and where codes are not the signs of logits.
+    """
+    logits, codes = (np.concatenate(part) for part in zip(*found, strict=True))
+    if logits.shape != expected.shape or not np.array_equal(codes, np.packbits(logits > 0, axis=1)):
+        raise InputError("the exported program does not give logits and their signs as bits; nothing is written")
+    different = (logits > 0) != (expected > 0)
+    wrong = different & (np.abs(expected) >= NEAR)
+    largest = float(np.abs(logits - expected).max())
+    if wrong.any() or not np.isfinite(logits).all():
+        raise InputError(f"the exported program gives {int(wrong.sum())} of {wrong.size} bits otherwise, of logits up to "
+                         f"{np.abs(expected[wrong]).max(initial=0.0):.1e} (logits differ by up to {largest:.1e}); nothing is "
+                         "written")
+    return {"images": len(logits), "bits": int(logits.size), "different_bits": int(different.sum()),
+            "bits_near_zero": int((np.abs(expected) < NEAR).sum()), "near_zero": NEAR, "largest_difference": largest}
