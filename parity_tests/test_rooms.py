@@ -6,7 +6,7 @@ import pathlib
 import jax_brcd
 
 PACKAGE = pathlib.Path(jax_brcd.__file__).parent
-COMMANDS = {"distill", "teacher", "student", "evaluate", "index"}
+COMMANDS = {"distill", "teacher", "student", "evaluate", "index", "serve"}
 
 
 def room(module: str) -> str:

@@ -129,7 +129,7 @@ def read_rgb(path: str | os.PathLike, *, upright: bool = False) -> Union["PIL.Im
         with Image.open(path, formats=formats()) as image:
             image.load()
             if upright:
-                image = _turned(image)
+                image = turned(image)
     except UnidentifiedImageError:
         return "no JPEG, PNG, WebP, TIFF or other image that Pillow reads"
     except Image.DecompressionBombError:
@@ -162,7 +162,7 @@ def refused(error: OSError) -> str:
     return f"cannot be read ({error.strerror})" if error.errno else f"truncated or corrupt ({error})"
 
 
-def _turned(image: "PIL.Image.Image") -> "PIL.Image.Image":
+def turned(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """An image turned as its orientation tag says; as it is where its tags are damaged, which its pixels are not."""
     from PIL import ImageOps
 

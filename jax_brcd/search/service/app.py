@@ -1,0 +1,218 @@
+"""The routes: each reads a request, asks the engine, and answers in JSON; see openapi.py for what is promised."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
+
+import jax_brcd
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.search.service import metrics as counted
+from jax_brcd.search.service.budget import Budget
+from jax_brcd.search.service.engine import Engine, Found, Query, pack
+from jax_brcd.search.service.errors import Refused
+from jax_brcd.search.service.files import TYPES, BrowserFiles, page_files
+from jax_brcd.search.service.gate import Gate
+from jax_brcd.search.service.limits import Limits
+from jax_brcd.search.service.openapi import document
+from jax_brcd.search.service.originals import kept_thumbnail, make_thumbnail, open_original
+from jax_brcd.search.service.parameters import Parameters
+from jax_brcd.search.service.uploads import decode, image_of, pixels_of, read_body
+
+PIECE = 2**16  # bytes of an original that are sent at once
+BODIES = 16  # uploads of the largest size that may lie in memory
+KEPT = {"cache-control": "private, max-age=600"}
+CHANGING = {"cache-control": "no-store"}
+OPEN = re.compile(r"/|/healthz|/page/.*|/runtime/.*")  # what needs no token: it says nothing of the index
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(self, engine: Engine, limits: Limits, browser: BrowserFiles | None):
+        self.engine, self.limits, self.browser = engine, limits, browser
+        self.metrics, self.began = counted.Metrics(), time.time()
+        self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        # Of all decoded images together as many pixels as the largest may have: encoding one takes some 16 bytes a pixel
+        self._bodies, self._images = Budget(BODIES * limits.upload_bytes), Budget(limits.pixels)
+        self._page = {name: (path.read_bytes(), TYPES[path.suffix]) for name, path in page_files().items()}
+
+    def close(self) -> None:
+        """Ends the threads, but for the engine's."""
+        self._decoding.shutdown()
+
+    async def search(self, request: Request) -> Response:
+        """POST /v1/search."""
+        asked = Parameters.of(request.query_params, ("k", "radius", "soft", "mode"), self.engine, self.limits)
+        if asked.mode is None:
+            raise Refused(409, "the index does not know its encoder, so only codes are searched for; start the service with "
+                               "`encoder`")
+        async with read_body(request, self.limits.upload_bytes, self.limits.body_seconds, self._bodies) as body:
+            logits, seconds = await self._encoded(await image_of(request, body), asked.mode)
+        packed, began = pack(logits), time.perf_counter()
+        found = await self._found(Query(packed, logits if asked.soft else None, asked.k))
+        return self._answer(packed, found, asked, **seconds, search=time.perf_counter() - began)
+
+    async def search_codes(self, request: Request) -> Response:
+        """POST /v1/search/codes."""
+        asked = Parameters.of(request.query_params, ("k", "radius", "space"), self.engine, self.limits)
+        engine, began = self.engine, time.perf_counter()
+        async with read_body(request, engine.code_bytes, self.limits.body_seconds, self._bodies) as body:
+            if len(body) != engine.code_bytes:
+                raise Refused(400, f"a code of {engine.bits} bits is {engine.code_bytes} bytes, not {len(body)}; send these")
+        try:
+            packed = PackedCodes(np.frombuffer(body, np.uint8)[None], engine.bits).packed[0]
+        except InputError as error:
+            raise Refused(400, str(error)) from None
+        found = await self._found(Query(packed, None, asked.k))
+        return self._answer(packed, found, asked, search=time.perf_counter() - began)
+
+    async def image(self, request: Request) -> Response:
+        """GET /v1/images/{id}."""
+        asked, id = Parameters.of(request.query_params, ("original",), self.engine, self.limits), request.path_params["id"]
+        (item,) = await self._stored(lambda store: store.get([id])) if id else (None,)
+        if item is None:
+            raise Refused(404, "the index has no such item")
+        if asked.original:
+            return await self._original(item.attributes)
+        kept = await self._stored(lambda store: store.thumbnail(id))
+        picture = kept_thumbnail(kept) if kept else None
+        if picture is None:
+            picture = await self._decoded(make_thumbnail, item.attributes, self.limits.pixels)
+        return Response(picture.content, media_type=picture.kind, headers=KEPT)
+
+    async def status(self, request: Request) -> Response:
+        """GET /v1/status."""
+        engine, limits = self.engine, self.limits
+        browser = None if self.browser is None else {"model": "/v1/encoder.onnx", "bytes": self.browser.model.stat().st_size}
+        return JSONResponse({
+            "version": jax_brcd.__version__, "items": await self._stored(len), "bits": engine.bits, "bytes": engine.code_bytes,
+            "space": engine.space, "modes": {mode: _described(encoder) for mode, encoder in engine.encoders.items()},
+            "browser": browser, "limits": {"bytes": limits.upload_bytes, "pixels": limits.pixels, "hits": limits.max_hits},
+            "uptime_seconds": round(time.time() - self.began, 1)}, headers=CHANGING)
+
+    async def health(self, request: Request) -> Response:
+        """GET /healthz: whether the index answers."""
+        await self._stored(len)
+        return JSONResponse({"status": "ok"}, headers=CHANGING)
+
+    async def measured(self, request: Request) -> Response:
+        """GET /metrics."""
+        batchers = {"search": self.engine.searches, **{f"encode_{mode}": each for mode, each in self.engine.encodings.items()}}
+        counters = {f"{name}_{what}_total": (f"{what} of {name.replace('_', ' ')}", getattr(each, what))
+                    for name, each in batchers.items() for what in ("batches", "items")}
+        gauges = {"index_items": ("items of the index", await self._stored(len))}
+        return PlainTextResponse(self.metrics.text(gauges, counters), media_type=counted.FORMAT, headers=CHANGING)
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(document(self.engine, self.limits), headers=CHANGING)
+
+    async def page(self, request: Request) -> Response:
+        """The page and its files, by name."""
+        name = request.path_params.get("name", "index.html")
+        if name not in self._page:
+            raise Refused(404, "the page has no such file")
+        content, kind = self._page[name]
+        return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+
+    async def runtime(self, request: Request) -> Response:
+        """What the page runs the encoder by, where the service was told of it."""
+        path = {} if self.browser is None else self.browser.runtime
+        return _file(path.get(request.path_params["name"]))
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/encoder.onnx."""
+        return _file(None if self.browser is None else self.browser.model)
+
+    async def _encoded(self, image: bytes, mode: str) -> tuple[np.ndarray, dict[str, float]]:
+        """The logits of an uploaded image, and the seconds that they took; its pixels are gone as this returns."""
+        began = time.perf_counter()
+        async with self._images.room(await self._decoded(pixels_of, image, self.limits.pixels)):
+            pixels = await self._decoded(decode, image, self.limits.pixels)
+            decoded = time.perf_counter()
+            try:
+                logits = await self.engine.encode(pixels, mode)
+            except InputError as error:
+                raise Refused(400, str(error)) from None
+            return logits, {"decode": decoded - began, "encode": time.perf_counter() - decoded}
+
+    async def _found(self, query: Query) -> list[Found]:
+        try:
+            return await self.engine.search(query)
+        except (InputError, OSError) as error:
+            raise Refused(503, f"the index does not answer: {error}") from None
+
+    async def _stored(self, call: Any) -> Any:
+        try:
+            return await self.engine.ask(call)
+        except (InputError, OSError) as error:
+            raise Refused(503, f"the index does not answer: {error}") from None
+
+    async def _decoded(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
+
+    async def _original(self, attributes: dict[str, Any]) -> Response:
+        file, kind = await self._decoded(open_original, attributes, self.limits.pixels)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            with file:
+                while piece := await self._decoded(file.read, PIECE):
+                    yield piece
+
+        size = os.fstat(file.fileno()).st_size
+        return StreamingResponse(pieces(), media_type=kind, headers={**KEPT, "content-length": str(size)})
+
+    def _answer(self, packed: np.ndarray, found: list[Found], asked: Parameters, **seconds: float) -> Response:
+        near = [each for each in found if asked.radius is None or each.distance <= asked.radius]
+        return JSONResponse({
+            "bits": self.engine.bits, "space": self.engine.space, "code": packed.tobytes().hex(), "k": asked.k,
+            "radius": asked.radius, "soft": asked.soft, "mode": asked.mode,
+            "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
+            "hits": [{"id": each.id, "distance": each.distance, "soft": each.soft, "code": each.packed.tobytes().hex(),
+                      "image": f"/v1/images/{quote(each.id, safe='')}", "attributes": each.attributes} for each in near]},
+            headers=CHANGING)
+
+
+def create_app(
+    engine: Engine, *, limits: Limits = Limits(), token: str | None = None, browser: BrowserFiles | None = None
+) -> Gate:
+    """The service of an engine as an ASGI application. The engine stays open when it ends."""
+    service = Service(engine, limits, browser)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Router) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    routes = [Route("/v1/search", service.search, methods=["POST"]),
+              Route("/v1/search/codes", service.search_codes, methods=["POST"]),
+              Route("/v1/images/{id:path}", service.image), Route("/v1/encoder.onnx", service.model),
+              Route("/v1/status", service.status),
+              Route("/healthz", service.health), Route("/metrics", service.measured), Route("/openapi.json", service.openapi),
+              Route("/", service.page), Route("/page/{name}", service.page), Route("/runtime/{name}", service.runtime)]
+    # A redirect to a path with or without a slash would be made of the Host header, which is a client's
+    return Gate(Router(routes, redirect_slashes=False, lifespan=lifespan), service.metrics, limits, token, OPEN)
+
+
+def _file(path: pathlib.Path | None) -> Response:
+    """One of the files that the page encodes by."""
+    if path is None:
+        raise Refused(404, "no such file; the page encodes by itself where the service was started with `browser`")
+    return FileResponse(path, media_type=TYPES[path.suffix], headers=KEPT)
+
+
+def _described(encoder: Any) -> dict[str, Any]:
+    return {"backbone": encoder.backbone, "role": encoder.role, "size": encoder.preprocessing.size}

@@ -1,0 +1,136 @@
+"""What a client sends: read within limits of bytes and time, and decoded within a limit of pixels.
+
+Of Pillow's formats only those are read that cameras, phones and browsers write: each further decoder is one more that hostile
+bytes can reach.
+"""
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jax_brcd.data.decoding import formats, silence_pillow, to_rgb, turned
+from jax_brcd.search.service.budget import Budget
+from jax_brcd.search.service.errors import Refused
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from starlette.requests import Request
+
+PHOTOGRAPHS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+FIELD = "image"
+MULTIPART = "multipart/form-data"
+NO_IMAGE = f"no image that is read here ({', '.join(PHOTOGRAPHS)}); send the bytes of an image file"
+
+
+@contextlib.asynccontextmanager
+async def read_body(request: "Request", limit: int, seconds: float, budget: Budget) -> AsyncIterator[bytes]:
+    """The body of a request, which draws its bytes from the budget of all bodies as long as the block lasts.
+
+    Raises:
+        Refused: for more than `limit` bytes, as soon as that is known; for a body that is not whole in time; and where all
+            bodies together are more than the budget.
+    """
+    too_large = Refused(413, f"the body is larger than {limit} bytes; send a smaller one")
+    declared = request.headers.get("content-length")
+    if declared is not None and int(declared) > limit:
+        raise too_large
+    body, drawn = bytearray(), 0
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limit:
+                        raise too_large
+                    if not budget.draw(len(part)):
+                        raise Refused(503, "too many uploads at a time; send it again later")
+                    drawn += len(part)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {seconds:g} s; send it at once") from None
+        yield bytes(body)
+    finally:
+        budget.give_back(drawn)
+
+
+async def image_of(request: "Request", body: bytes) -> bytes:
+    """The bytes of the image that a request holds, as its body or as the field `image` of a form.
+
+    Raises:
+        Refused: for no bytes, and for a form without such a field.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == MULTIPART:
+        body = await _of_form(request, body)
+    if not body:
+        raise Refused(400, f"no bytes came; send an image as the body, or as the field '{FIELD}' of a form")
+    return body
+
+
+async def _of_form(request: "Request", body: bytes) -> bytes:
+    from starlette.datastructures import UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, parts(), max_files=1, max_fields=8).parse()
+    except (MultiPartException, KeyError, ValueError, LookupError) as error:
+        problem = getattr(error, "message", "it is broken")
+        raise Refused(400, f"a form that cannot be read ({problem}); send the image as the body instead") from None
+    try:
+        file = form.get(FIELD)
+        if not isinstance(file, UploadFile):
+            raise Refused(400, f"a form without a file in its field '{FIELD}'; name it so")
+        return await file.read()
+    finally:
+        await form.close()
+
+
+def open_image(file: io.IOBase, pixels: int) -> "PIL.Image.Image":
+    """An image whose head has been read and which has no more than so many pixels.
+
+    Raises:
+        Refused: for what is no image, and for larger ones.
+    """
+    from PIL import Image
+
+    silence_pillow()
+    formats()  # which has Pillow load its readers
+    try:
+        image = Image.open(file, formats=[name for name in PHOTOGRAPHS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise Refused(413, f"an image of more than {pixels} pixels; make it smaller") from None
+    except Exception:  # Pillow's readers raise almost anything for damaged files
+        raise Refused(415, NO_IMAGE) from None
+    width, height = image.size
+    if width * height > pixels:
+        raise Refused(413, f"an image of {width} x {height} pixels, more than {pixels}; make it smaller")
+    return image
+
+
+def pixels_of(body: bytes, pixels: int) -> int:
+    """How many pixels an upload has, by its head. Raises Refused as `open_image`."""
+    width, height = open_image(io.BytesIO(body), pixels).size
+    return width * height
+
+
+def decode(body: bytes, pixels: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of an upload, turned as its orientation tag says, in RGB by `data.decoding.to_rgb`.
+
+    Raises:
+        Refused: as `open_image`, and for an image that is damaged.
+    """
+    image = open_image(io.BytesIO(body), pixels)
+    try:
+        image.load()
+        return np.array(to_rgb(turned(image)))
+    except MemoryError:
+        raise Refused(503, "no memory for this image now; send it again later, or a smaller one") from None
+    except Exception as error:  # as above
+        reason = str(error) or type(error).__name__
+        raise Refused(415, f"an image that is truncated or corrupt ({reason[:200]}); send the whole file") from None
