@@ -13,7 +13,8 @@ PROTOCOL = ("dataset", "split", "queries", "database", "training", "k", "ties", 
 RECIPE = ("teacher", "teacher_weights", "teacher_objective", "student", "student_weights", "method", "train_backbone", "epochs",
           "lr")
 OWN = "Queries and database are its own codes."
-SEARCHED = {"symmetric": OWN, "asymmetric": "Queries are its codes, the database is its teacher's."}
+SEARCHED = {"symmetric": OWN, "asymmetric": "Queries are its codes, the database is its teacher's.",
+            "both": f"{OWN} Its queries are for its teacher's codes too."}
 UNKNOWN = "unknown"
 
 

@@ -73,6 +73,7 @@ class ViewConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     blur_unit: float = later(1.0)  # pixels of the output that make up one of sigma's
+    padding: float = later(0.0)  # zeros around the image, as a part of its side, if the crop is of the image's size among them
 
     def rendered(self, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "ViewConfig":
         """The same views for another model: what is drawn does not depend on the size, and the blur is as wide in the picture."""
@@ -139,7 +140,10 @@ def _draw_solarise(key: Key[Array, ""], config: ViewConfig) -> Bool[Array, ""]:
 
 
 def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
-    """Top, left, height and width of the first random box that fits, else of the largest central one in ratio."""
+    """Top, left, height and width of the first random box that fits, else of the largest central one in ratio; of a padded
+    image any box of its size."""
+    if config.padding:
+        return _draw_move(uniform[2:, 0], height, width, config.padding)
     area = height * width * _between(*config.scale, uniform[0])
     ratio = jnp.exp(_between(math.log(config.ratio[0]), math.log(config.ratio[1]), uniform[1]))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -153,6 +157,13 @@ def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, con
     central = (height - central_height) // 2, (width - central_width) // 2, central_height, central_width
     drawn = jnp.stack([tops, lefts, heights, widths])[:, jnp.argmax(fits)]
     return jnp.where(jnp.any(fits), drawn, jnp.array(central, jnp.int32))
+
+
+def _draw_move(uniform: Float[Array, "2"], height: int, width: int, padding: float) -> Int[Array, "4"]:
+    """Top, left, height and width of a box of the image's size that reaches at most `padding` of a side beyond it."""
+    most = [round(padding * side) for side in (height, width)]
+    top, left = (jnp.floor(uniform[axis] * (2 * most[axis] + 1)).astype(jnp.int32) - most[axis] for axis in (0, 1))
+    return jnp.stack([top, left, jnp.int32(height), jnp.int32(width)])
 
 
 def _between(low, high, uniform):
@@ -193,6 +204,12 @@ def axis_taps(
     distance = jnp.abs((2 * position + 1) * target - centre[:, None]).astype(jnp.float32)
     weights = jnp.where(position < length, kernel.weights(distance / unit.astype(jnp.float32)), 0.0)
     return Taps(jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
+
+
+def over_zeros(taps: Taps, length: int) -> Taps:
+    """The same taps of an axis of `length` pixels that has zeros on both sides."""
+    inside = (taps.positions >= 0) & (taps.positions < length)
+    return Taps(jnp.clip(taps.positions, 0, length - 1), jnp.where(inside, taps.weights, 0.0))
 
 
 def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Float[Array, "target columns channels"]:
@@ -316,12 +333,17 @@ def apply_view(
     """One view of one image with the given parameters, normalised."""
     rows = resize_taps(parameters.top, parameters.height, jnp.array(False), source=image.shape[0], target=config.size)
     columns = resize_taps(parameters.left, parameters.width, parameters.flip, source=image.shape[1], target=config.size)
+    if config.padding:
+        rows, columns = (over_zeros(taps, side) for taps, side in ((rows, image.shape[0]), (columns, image.shape[1])))
     planes = resize_image(image, rows, columns)
-    planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
-    planes = _when(parameters.grayscale, grayscale, planes)
-    blur = (functools.partial(gaussian_blur, size=config.blur_size) if config.blur_unit == 1
-            else functools.partial(scaled_blur, unit=config.blur_unit, size=config.blur_size))
-    planes = _when(parameters.blur, blur, planes, parameters.sigma)
+    if config.jitter:
+        planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
+    if config.grayscale:
+        planes = _when(parameters.grayscale, grayscale, planes)
+    if config.blur:
+        blur = (functools.partial(gaussian_blur, size=config.blur_size) if config.blur_unit == 1
+                else functools.partial(scaled_blur, unit=config.blur_unit, size=config.blur_size))
+        planes = _when(parameters.blur, blur, planes, parameters.sigma)
     if config.solarise:
         planes = _when(parameters.solarise, solarise, planes)
     return normalise(planes, config.mean, config.std)
