@@ -34,8 +34,8 @@ def create_optimizer(
 
 def _rate(settings: LearningConfig, rate: float, epochs: int, steps: int) -> Rate:
     """The rate over the updates that there will be."""
-    def updates(epochs: float | None) -> int | None:
-        return None if epochs is None else max(int(epochs * steps / settings.accumulate), 0)
+    def updates(told: float | int | None) -> int | None:
+        return None if told is None else int(told * steps / settings.accumulate)
 
     course = Course(rate, max(updates(epochs), 1), updates(settings.warmup_epochs), updates(settings.lr_step_epochs))
     return SCHEDULES[settings.lr_schedule].build(course)
