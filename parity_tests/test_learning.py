@@ -1,4 +1,4 @@
-"""How a student learns, piece by piece: optimizers, schedules, averages, blocks, mixtures, views, and what cannot be together."""
+"""How a student learns, piece by piece: optimizers, schedules, averages, blocks, views, and what cannot be together."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,8 @@ def test_decay_spares_norms_and_biases():
 
 @pytest.mark.parametrize(("name", "settings", "course"), [
     ("constant", {}, {}), ("cosine", {}, {}), ("cosine", {"warmup_epochs": 0.0}, {"warmup": 0}),
-    ("cosine", {"warmup_epochs": 2.0}, {"warmup": 20}), ("one-cycle", {}, {}), ("one-cycle", {"warmup_epochs": 1.0}, {"warmup": 10}),
+    ("cosine", {"warmup_epochs": 2.0}, {"warmup": 20}), ("one-cycle", {}, {}),
+    ("one-cycle", {"warmup_epochs": 1.0}, {"warmup": 10}),
     ("step", {}, {}), ("step", {"lr_step_epochs": 1.5}, {"drop": 15})])
 def test_a_schedule_goes_as_torch_refs(name, settings, course):
     """Of five epochs of ten steps."""
@@ -252,7 +253,7 @@ def test_tempered_logits_are_softer_labels():
     ({"ema_decay": 0.9, "train_backbone": False}, "ema_decay 0.9: of the frozen student the hash head alone learns"),
     ({"layer_decay": 0.5, "train_backbone": False}, "layer_decay 0.5: of the frozen student"),
     ({"freeze_epochs": 1, "train_backbone": False}, "freeze_epochs 1: of the frozen student"),
-    ({"mixup": 0.2, "method": "mse", "train_backbone": False}, "mixup 0.2: views are mixed as pixels, and of the frozen student's kept"),
+    ({"mixup": 0.2, "method": "mse", "train_backbone": False}, "mixup 0.2: views are mixed as pixels"),
     ({"mixup": 0.2}, "mixup: the method looks up what is known of each image"),
     ({"weight_decay": 0.1}, "weight_decay 0.1: optimizer adam has none; leave it out, or name optimizer adamw or sgd"),
     ({"sgd_momentum": 0.5, "optimizer": "lamb"}, "sgd_momentum 0.5: optimizer lamb has none"),

@@ -1,4 +1,4 @@
-"""A student trained whole as people train today: both frameworks follow the same losses, and a cut training ends to the last bit."""
+"""A student trained whole as people train today: in both frameworks alike, and to the last bit where it was cut."""
 
 import dataclasses
 
@@ -66,10 +66,12 @@ def whole_stage(model, scene, views=None, **settings):
     pixels, logits = scene
     method = create_method("mse")
     teacher = StillTeacher(jnp.asarray(np.sign(logits), jnp.int8), jnp.asarray(logits))
-    told = {"n_images": IMAGES, "batch_size": BATCH, "epochs": EPOCHS, "seed": 5, "kept_views": VIEWS, "learning": WHOLE, **settings}
+    told = {"n_images": IMAGES, "batch_size": BATCH, "epochs": EPOCHS, "seed": 5, "kept_views": VIEWS, "learning": WHOLE,
+            **settings}
     return student_stage(
         model, teacher, method, TeacherKnowledge.of(np.sign(logits), method.needs, seed=0), train_backbone=True,
-        learning_rate=RATE, temperature=0.3, kl_weight=0.001, method_seed=0, **job(views or GivenViews(jnp.asarray(pixels)), **told))
+        learning_rate=RATE, temperature=0.3, kl_weight=0.001, method_seed=0,
+        **job(views or GivenViews(jnp.asarray(pixels)), **told))
 
 
 def last_state(stage, parameters, carry):
@@ -85,7 +87,7 @@ def last_state(stage, parameters, carry):
 
 @pytest.mark.parametrize("name", ["resnet8", "vit_lite_4_8"])
 def test_fifty_steps_of_a_whole_student_follow_the_same_losses(scene, name):
-    """Batch statistics, AdamW under one cycle, clipping, the average: each loss within 1e-3, and the averaged student's logits."""
+    """Batch statistics, AdamW under one cycle, clipping, the average: each loss within 1e-3, and the average's logits."""
     torch.manual_seed(0)
     reference = create_torch_model(name, BITS)
     model = load_torchvision_state(create_hash_model(name, BITS), reference.eval().state_dict())
@@ -116,10 +118,11 @@ def test_fifty_steps_of_a_whole_student_follow_the_same_losses(scene, name):
 
 @pytest.mark.parametrize("steps_done", [8, 13])
 def test_a_training_cut_inside_an_epoch_ends_to_the_last_bit(monkeypatch, tmp_path, steps_done):
-    """With all that a step carries along: moments, schedule, accumulated gradients, thawing, both averages, mixtures of views."""
+    """With all that a step carries along: moments, schedule, accumulated gradients, thawing, averages, mixtures."""
     everything = dataclasses.replace(WHOLE, accumulate=2, layer_decay=0.7, freeze_epochs=1, freeze_blocks=1, mixup=0.4)
     draw = np.random.default_rng(0)
-    scene = draw.integers(256, size=(IMAGES, PIXELS_SIDE, PIXELS_SIDE, 3), dtype=np.uint8), draw.normal(size=(IMAGES, BITS)).astype(np.float32)
+    images = draw.integers(256, size=(IMAGES, PIXELS_SIDE, PIXELS_SIDE, 3), dtype=np.uint8)
+    scene = images, draw.normal(size=(IMAGES, BITS)).astype(np.float32)
 
     def trained(folder):
         model = HashModel(adapted(Pixels(nnx.Rngs(0)), name="pixels", image_size=PIXELS_SIDE), BITS, rngs=nnx.Rngs(1))
@@ -155,9 +158,9 @@ def test_a_training_cut_inside_an_epoch_ends_to_the_last_bit(monkeypatch, tmp_pa
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
 
 
-SETTINGS = {"train_backbone": True, "method": "mse", "own_objective": False, "teacher_view": "clean", "view_recipe": "crop-flip",
-            "fresh_views": True, "optimizer": "adamw", "lr_schedule": "cosine", "ema_decay": 0.9, "clip_norm": 1.0, "epochs": 3,
-            "lr": 1e-2, "keep": "both"}
+SETTINGS = {"train_backbone": True, "method": "mse", "own_objective": False, "teacher_view": "clean",
+            "view_recipe": "crop-flip", "optimizer": "adamw", "lr_schedule": "cosine", "ema_decay": 0.9,
+            "clip_norm": 1.0, "epochs": 3, "lr": 1e-2, "keep": "both"}
 
 
 def test_a_student_kept_for_both_searches_is_one_encoder_of_its_teachers_space(cache, tmp_path, toy_backbones):

@@ -48,7 +48,7 @@ class Lamb(torch.optim.Optimizer):
                 state["steps"] += 1
                 state["mean"].lerp_(parameter.grad, 1 - first)
                 state["square"].lerp_(parameter.grad.square(), 1 - second)
-                mean, square = (state[name] / (1 - beta ** state["steps"]) for name, beta in (("mean", first), ("square", second)))
+                mean, square = state["mean"] / (1 - first ** state["steps"]), state["square"] / (1 - second ** state["steps"])
                 direction = mean / (square.sqrt() + LAMB_EPSILON) + group["weight_decay"] * parameter
                 lengths = parameter.norm(), direction.norm()
                 trust = lengths[0] / lengths[1] if all(lengths) else 1.0

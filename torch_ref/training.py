@@ -134,7 +134,7 @@ def train_student(
             argument derives of them.
         distillation: of (indices, the student's outputs and the teacher's by the name of the view: of `views`, and of each of
             `derivations` of view i).
-        replaces_objective: the distillation alone, without CIBHash. learning: jax_brcd's settings, as far as they are honoured here.
+        replaces_objective: the distillation alone, without CIBHash. learning: jax_brcd's settings, as far as they are here.
 
     Returns:
         The state_dict at the best validation of each search, or at the end where there is none, and the loss of every step.

@@ -16,8 +16,8 @@ class Bits(BaseMethod):
 
     distillation_weight: float = option(1.0, "weight of the distillation term", low=0)
     replaces_objective: bool = option(False, "learn the teacher's bits alone, without the student's own contrastive objective")
-    bits_temperature: float | None = option(None, "temperature of the teacher's logits, whose sigmoid then is the label of a bit in "
-                                            "place of 0 or 1", above=0)
+    bits_temperature: float | None = option(None, "temperature of the teacher's logits, whose sigmoid then is the label of a "
+                                            "bit in place of 0 or 1", above=0)
 
     meets_teacher = True
 

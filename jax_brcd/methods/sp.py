@@ -22,8 +22,8 @@ class SP(Relations):
         """See Method."""
         super().check(images=images, bits=bits, streamed=streamed)
         if self.variant == "released" and self.relations_on == "features":
-            raise InputError("as released it compares code with code, which features of two backbones are not; give codes or logits, "
-                             "or `variant` batch", field="relations_on", value=self.relations_on)
+            raise InputError("as released it compares code with code, which features of two backbones are not; give codes or "
+                             "logits, or `variant` batch", field="relations_on", value=self.relations_on)
 
     def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The similarities of view i."""

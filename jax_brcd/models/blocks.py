@@ -1,4 +1,4 @@
-"""The blocks of a model in order: how deep each of its weights lies, for rates by layer and for blocks that stay as they are."""
+"""The blocks of a model in order: how deep each weight lies, for rates by layer and for blocks that stay as they are."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ def block_paths(module: nnx.Module, path: Path = ()) -> Iterator[Path]:
 def depth_of(model: HashModel) -> tuple[Callable[[Path], int], int]:
     """A function from the path of one of the model's weights to its depth, and how many blocks the backbone has.
 
-    What stands before the first block has depth 0, the blocks 1 and so on; what stands behind the last one, and the hash head, one
-    more than that.
+    What stands before the first block has depth 0, the blocks 1 and so on; what stands behind the last one, and the hash head,
+    one more than that.
     """
     backbone, root = model.backbone, ("backbone",)
     if isinstance(backbone, Adapted):

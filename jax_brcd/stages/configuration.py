@@ -171,7 +171,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
             with of_setting(field, place):
                 as_path(place)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
-    return Config(data, objective, teacher, student, learning, run, create_objective(teacher.teacher_objective, **for_objective),
+    return Config(data, objective, teacher, student, learning, run,
+                  create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))
 
 

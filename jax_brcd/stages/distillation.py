@@ -77,7 +77,8 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
         **context.student_facts(),
-        **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, None if ends else config.student.epochs)
+        **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
+        None if ends else config.student.epochs)
     with folder.held(context.say):
         if folder.finished:
             context.say(f"Student: taken from {folder.path}.")
@@ -86,8 +87,9 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
             _write(context, folder, built.model, teacher, fitted)
     with folder.reading():
         loaded = {name: load(folder.path / name) for name in dict.fromkeys(config.kept.values())}
-        return Student(folder, {search: loaded[config.kept[search]] for search in SEARCHES}, read_history(folder.path / HISTORY),
-                       tuple(map(section_from_dict, read_json(folder.path / SECTIONS))), context)
+        sections = tuple(map(section_from_dict, read_json(folder.path / SECTIONS)))
+        return Student(folder, {search: loaded[name] for search, name in config.kept.items()},
+                       read_history(folder.path / HISTORY), sections, context)
 
 
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
@@ -98,8 +100,9 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
         STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
         min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
     clean = config.learning.teacher_view == CLEAN
+    of_teacher = teacher.still_source(needs) if clean else teacher.source(context.plan, needs, partners)
     stage, parameters, carry = student_stage(
-        model, teacher.still_source(needs) if clean else teacher.source(context.plan, needs, partners), config.method, knowledge,
+        model, of_teacher, config.method, knowledge,
         source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,
         learning_rate=student.lr, temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         method_seed=context.seed(STUDENT), learning=config.learning, **_validation(context, model, teacher))
@@ -148,12 +151,12 @@ def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
     """Leaves the encoders, the history and what the method carried in the stage's folder."""
     config = context.config
     if devices.is_first():
-        for search, name in config.kept.items():  # one that is kept for both is for the teacher's database in the end
-            # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
-            shares = search.database == encoders.TEACHER and config.method.meets_teacher
-            space = teacher.space if shares else None
-            create_encoder(put(model, fitted.best.get(name, fitted.state)), config.student.student, context.student_preprocessing,
-                           bits=config.objective.bits, role=encoders.STUDENT, space=space,
+        # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
+        for_teachers = {name for search, name in config.kept.items() if search.database == encoders.TEACHER}
+        for name in dict.fromkeys(config.kept.values()):
+            space = teacher.space if name in for_teachers and config.method.meets_teacher else None
+            create_encoder(put(model, fitted.best.get(name, fitted.state)), config.student.student,
+                           context.student_preprocessing, bits=config.objective.bits, role=encoders.STUDENT, space=space,
                            dtype=config.run.dtype).save(folder.path / name)
         shown = config.method.report(fitted.state.carry["memory"])
         write_json(folder.path / SECTIONS, [section_to_dict(section) for section in shown])

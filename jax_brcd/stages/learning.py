@@ -92,11 +92,11 @@ def _check_lengths(settings: LearningConfig, epochs: int, steps: int) -> None:
     for field in ("warmup_epochs", "lr_step_epochs", "freeze_epochs"):
         told = getattr(settings, field)
         if told and told >= epochs:
-            raise InputError(f"as long as the run or longer, whose `epochs` are {epochs}; give less, or more `epochs`", field=field,
-                             value=told)
+            raise InputError(f"as long as the run or longer, whose `epochs` are {epochs}; give less, or more `epochs`",
+                             field=field, value=told)
     if settings.accumulate > 1 and settings.accumulate > epochs * steps:
-        raise InputError(f"the run has {epochs * steps} steps, so nothing would be learnt; give that or less", field="accumulate",
-                         value=settings.accumulate)
+        raise InputError(f"the run has {epochs * steps} steps, so nothing would be learnt; give that or less",
+                         field="accumulate", value=settings.accumulate)
     if settings.freeze_blocks is not None and not settings.freeze_epochs:
         raise InputError("no epochs in which they stay; give `freeze_epochs`, or leave it out", field="freeze_blocks",
                          value=settings.freeze_blocks)
@@ -119,20 +119,20 @@ def _check_method(config: Config) -> None:
     settings, method, name = config.learning, config.method, config.run.method
     needs = method.needs
     if not settings.own_objective and not needs.views:
-        raise InputError(f"method {name} learns nothing from the teacher, and so nothing would be learnt; name another `method`, or "
-                         "leave it out", field="own_objective", value=False)
+        raise InputError(f"method {name} learns nothing from the teacher, and so nothing would be learnt; name another "
+                         "`method`, or leave it out", field="own_objective", value=False)
     if settings.teacher_view == "clean" and needs.derivations and needs.teacher:
         made = ", ".join(derivation.name for derivation in needs.derivations)
-        raise InputError(f"method {name} compares the teacher's outputs of what is made of views ({made}); name another `method`, or "
-                         "`teacher_view` same", field="teacher_view", value="clean")
+        raise InputError(f"method {name} compares the teacher's outputs of what is made of views ({made}); name another "
+                         "`method`, or `teacher_view` same", field="teacher_view", value="clean")
 
 
 def _check_mixup(method: Method) -> None:
     """What a mixture of two images cannot give a method."""
     needs = method.needs
     if needs.negatives or needs.neighbours or needs.derivations or needs.clusters is not None:
-        raise InputError("the method looks up what is known of each image, and a mixture is of two; name another `method`, or leave it "
-                         "out", field="mixup")
+        raise InputError("the method looks up what is known of each image, and a mixture is of two; name another `method`, or "
+                         "leave it out", field="mixup")
 
 
 def check_blocks(settings: LearningConfig, model: HashModel, name: str) -> None:

@@ -163,7 +163,7 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     """Teacher and student with their weights, both before either trains, so that a wrong file is known at once.
 
     Raises:
-        InputError: for weights that do not fit, an objective without a solution, and a student without the blocks that are spoken of.
+        InputError: for weights that do not fit, an objective without a solution, and a student without the blocks told.
     """
     config = context.config
     # What is to be pretrained here starts at random
@@ -251,7 +251,8 @@ def _write(
             measured = found.metrics.get("student")
             # of an encoder for both, its own search's with the other beside them
             metrics = measured and {**measured[searches[0]], **{str(search): measured[search] for search in searches[1:]}}
-            student.encoders[searches[0]].with_provenance(search=name, metrics=metrics, **came_from).save(out / f"student_{name}")
+            encoder = student.encoders[searches[0]].with_provenance(search=name, metrics=metrics, **came_from)
+            encoder.save(out / f"student_{name}")
             _flat_copy(out, f"student_{name}")
         history = [*history, *student.history]
     write_history(out / HISTORY, history)

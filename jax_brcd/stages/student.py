@@ -99,8 +99,8 @@ def student_stage(
     """The student's training on `source`; `validate` and `searches` are the Task's.
 
     Returns:
-        The stage, its first parameters {"model", "method"} and its first carry {"statistics", "memory", "step"}, with "average",
-        that of the statistics, where the weights are averaged.
+        The stage, its first parameters {"model", "method"} and its first carry {"statistics", "memory", "step"}, with
+        "average", that of the statistics, where the weights are averaged.
     """
     graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
     needs, n_images = method.needs, source.n_images

@@ -38,13 +38,14 @@ SCHEDULES.register("constant")(Schedule(lambda course: course.peak))
 
 COSINE_WARMUP, CYCLE_WARMUP, DROP = 0.05, 0.3, 1 / 3  # parts of all steps
 FACTOR = 0.1  # of a drop
-CYCLE_START, CYCLE_END = 25.0, 1e4  # the peak over the first rate, and that over the last (Smith and Topin, 2017, as PyTorch has it)
+CYCLE_START, CYCLE_END = 25.0, 1e4  # the peak over the first rate, and that over the last, as PyTorch has them
 
 
 def cosine(course: Course) -> Rate:
     """Up in a line, then down to 0 by half a cosine (Loshchilov and Hutter, ICLR 2017, without restarts)."""
     warmup = int(COSINE_WARMUP * course.steps) if course.warmup is None else course.warmup
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else course.peak, course.peak, warmup, max(course.steps, warmup + 1))
+    first = 0.0 if warmup else course.peak
+    return optax.warmup_cosine_decay_schedule(first, course.peak, warmup, max(course.steps, warmup + 1))
 
 
 def one_cycle(course: Course) -> Rate:

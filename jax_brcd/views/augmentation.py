@@ -21,12 +21,12 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import later
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import unknown_name
-from jax_brcd.views.blur import scaled_blur
+from jax_brcd.views.blur import gaussian_blur, scaled_blur
+from jax_brcd.views.colour import color_jitter, grayscale, solarise
 from jax_brcd.views.images import check_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
 SOLARISE = 0x736F6C  # keeps its draw apart from the others
 
@@ -228,95 +228,6 @@ def resize_image(image: UInt8[Array, "height width 3"], rows: Taps, columns: Tap
     narrowed = resample(jnp.swapaxes(image, 0, 1), columns)
     planes = resample(jnp.transpose(narrowed, (1, 2, 0)), rows)
     return jnp.swapaxes(planes, 0, 1) / 255.0
-
-
-def gray(planes: Float[Array, "3 height width"]) -> Float[Array, "height width"]:
-    """Luma of each pixel."""
-    red, green, blue = planes
-    return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
-
-
-def blend(
-    planes: Float[Array, "3 height width"], other: Float[Array, "..."] | float, factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """`factor` of the image and 1 - `factor` of the other, kept in [0, 1]."""
-    return jnp.clip(factor * planes + (1.0 - factor) * other, 0.0, 1.0)
-
-
-def adjust_brightness(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with black."""
-    return blend(planes, 0.0, factor)
-
-
-def adjust_contrast(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with the mean gray of the image."""
-    return blend(planes, jnp.mean(gray(planes)), factor)
-
-
-def adjust_saturation(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with the gray of each pixel."""
-    return blend(planes, gray(planes), factor)
-
-
-def adjust_hue(planes: Float[Array, "3 height width"], turns: Float[Array, ""]) -> Float[Array, "3 height width"]:
-    """Turns the hue circle at the same saturation and value (HSV)."""
-    red, green, blue = planes
-    # Not jnp.max over the channels: XLA's CPU reduction over three planes costs more than the rest of the view
-    value = jnp.maximum(jnp.maximum(red, green), blue)
-    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    divisor = jnp.where(chroma > 0, chroma, 1.0)
-    sixth = jnp.where(
-        value == red, (green - blue) / divisor,
-        jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
-    )
-    position = jnp.array([5.0, 3.0, 1.0], jnp.float32)[:, None, None] + sixth + 6.0 * turns
-    position = position - 6.0 * jnp.floor(position / 6.0)  # jnp.mod is a call for every pixel on a CPU
-    return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
-
-
-JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-
-
-def color_jitter(
-    planes: Float[Array, "3 height width"], factors: Float[Array, "4"], order: Int[Array, "4"]
-) -> Float[Array, "3 height width"]:
-    """The operations of JITTER, each with its own factor, one after the other in the given order."""
-    return lax.fori_loop(
-        0, len(JITTER), lambda place, planes: lax.switch(order[place], JITTER, planes, factors[order[place]]), planes
-    )
-
-
-def grayscale(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
-    """Every channel the gray of the pixel."""
-    return jnp.broadcast_to(gray(planes), planes.shape)
-
-
-def gaussian_blur(
-    planes: Float[Array, "3 height width"], sigma: Float[Array, ""], *, size: int = 3
-) -> Float[Array, "3 height width"]:
-    """Gaussian blur of a `size` x `size` window, an odd number, with `sigma` in pixels; edges are mirrored."""
-    reach = size // 2
-    sides = [jnp.exp(-0.5 * distance**2 / jnp.square(sigma)) for distance in range(reach, 0, -1)]
-    whole = 1.0 + 2.0 * sum(sides)
-    sides, middle = [side / whole for side in sides], 1.0 / whole
-
-    def along(values: Array, axis: int) -> Array:
-        length = values.shape[axis] - 2 * reach
-        taps = [lax.slice_in_dim(values, start, start + length, axis=axis) for start in range(size)]
-        return sum(side * (taps[place] + taps[-1 - place]) for place, side in enumerate(sides)) + middle * taps[reach]
-
-    return along(along(jnp.pad(planes, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"), 1), 2)
-
-
-def solarise(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
-    """Values from a half on are turned over."""
-    return jnp.where(planes >= 0.5, 1.0 - planes, planes)
 
 
 def normalise(

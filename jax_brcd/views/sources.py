@@ -31,8 +31,8 @@ class ViewSource(Protocol):
     ) -> Outputs:
         """All outputs of the given view of each image, or of what is derived of it; may move batch-norm statistics.
 
-        `key` is the randomness of the backbone's dropout; without one it is off. `mix` is how the views are mixed with each other,
-        for sources that have their pixels.
+        `key` is the randomness of the backbone's dropout; without one it is off. `mix` is how the views are mixed with each
+        other, for sources that have their pixels.
         """
 
 
