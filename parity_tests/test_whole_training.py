@@ -15,8 +15,10 @@ import jax_brcd
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state
 from jax_brcd.models.adapt import adapted
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.student import put, student_stage
 from jax_brcd.training import loop
 from jax_brcd.training.checkpoints import Checkpoints
@@ -25,6 +27,7 @@ from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.outputs import outputs_of
 from jax_brcd.views.sources import PixelViews, StillTeacher
+from torch_ref import distill
 from torch_ref.methods import Known
 from torch_ref.methods import create_method as create_torch_method
 from torch_ref.models import create_hash_model as create_torch_model
@@ -116,6 +119,11 @@ def test_fifty_steps_of_a_whole_student_follow_the_same_losses(scene, name):
     assert np.abs(last - expected).max() > 5e-3 * np.abs(expected).max()  # the last weights are not their average
 
 
+def small_student():
+    """A student of two blocks."""
+    return HashModel(adapted(Pixels(nnx.Rngs(0)), name="pixels", image_size=PIXELS_SIDE), BITS, rngs=nnx.Rngs(1))
+
+
 @pytest.mark.parametrize("steps_done", [8, 13])
 def test_a_training_cut_inside_an_epoch_ends_to_the_last_bit(monkeypatch, tmp_path, steps_done):
     """With all that a step carries along: moments, schedule, accumulated gradients, thawing, averages, mixtures."""
@@ -125,10 +133,9 @@ def test_a_training_cut_inside_an_epoch_ends_to_the_last_bit(monkeypatch, tmp_pa
     scene = images, draw.normal(size=(IMAGES, BITS)).astype(np.float32)
 
     def trained(folder):
-        model = HashModel(adapted(Pixels(nnx.Rngs(0)), name="pixels", image_size=PIXELS_SIDE), BITS, rngs=nnx.Rngs(1))
         views = PixelViews(jnp.asarray(scene[0]), jax.random.key(0), ViewConfig(size=PIXELS_SIDE, **RECIPES["crop-flip"]), True)
-        stage, parameters, carry = whole_stage(model, scene, views, learning=everything, epochs=4, scan=False,
-                                               checkpoint_seconds=0)
+        stage, parameters, carry = whole_stage(small_student(), scene, views, learning=everything, epochs=4, scan=False,
+                                               checkpoint_seconds=0.0)
         checkpoints = Checkpoints(tmp_path / folder)
         try:
             return fit(stage, start(stage, parameters, carry), checkpoints)
@@ -179,15 +186,8 @@ def test_a_student_kept_for_both_searches_is_one_encoder_of_its_teachers_space(c
         np.testing.assert_array_equal(codes["symmetric_test"], codes["asymmetric_test"])
     _, said = tiny(tmp_path / "run", cache, **SETTINGS)
     assert "already there" in said[-1]
-
-
-def test_a_schedule_that_ends_with_the_run_is_another_training_for_other_epochs(cache, tmp_path, toy_backbones):
-    """And the constant one goes on, as it did."""
-    for schedule, word in (("cosine", ""), ("constant", "goes on from the checkpoint")):
-        told = {**SETTINGS, "lr_schedule": schedule, "seed": 1}
-        tiny(tmp_path / schedule, cache, **{**told, "epochs": 1})
-        _, said = tiny(tmp_path / f"{schedule}-on", cache, **{**told, "epochs": 2})
-        assert any("goes on from the checkpoint" in line for line in said) == bool(word)
+    _, said = tiny(tmp_path / "longer", cache, **{**SETTINGS, "epochs": 4})
+    assert not any("goes on" in line for line in said)  # a schedule that ends later is another training
 
 
 @pytest.mark.parametrize(("own_objective", "encoded"), [(False, 1), (True, 2)])
@@ -202,8 +202,21 @@ def test_a_method_of_one_view_alone_pays_for_one(scene, own_objective, encoded):
             return super().outputs(model, *arguments, **others)
 
     learning = dataclasses.replace(WHOLE, own_objective=own_objective)
-    stage, parameters, carry = whole_stage(create_hash_model("resnet8", BITS), scene, views=Counted(jnp.asarray(scene[0])),
+    stage, parameters, carry = whole_stage(small_student(), scene, views=Counted(jnp.asarray(scene[0][:, :, :8, :8])),
                                            learning=learning)
     batch = Batches(*(part[0] for part in epoch_batches(IMAGES, BATCH, epoch=0, seed=0, views=VIEWS)))
     _, (_, metrics) = jax.eval_shape(stage.task.loss, parameters, carry, stage.task.constants, batch, jax.random.key(0))
     assert len(seen) == encoded and ("contrastive" in metrics) == own_objective
+
+
+def test_torch_refs_run_takes_the_same_settings(tmp_path, cache):
+    """One epoch of the digits, its losses aside: that the settings reach it, and what it does not do is refused."""
+    told = {"teacher": "vit_lite_4_8", "teacher_weights": "random", "teacher_epochs": 0, "student": "resnet8", "bits": BITS,
+            "cache_dir": cache, "out": tmp_path / "torch", "epochs": 1, "batch_size": 256, "views": 2,
+            **{name: value for name, value in SETTINGS.items() if name not in ("epochs", "keep")}}
+    metrics = distill.run(create_config(**told))
+    assert set(metrics["student"]) == {"symmetric", "asymmetric"} and 0 < metrics["student"]["symmetric"]["map"] <= 1
+    with pytest.raises(InputError, match="keep both: torch_ref does not honour it"):
+        distill.run(create_config(**told, keep="both"))
+    with pytest.raises(InputError, match="ema_decay 0.9: of the frozen student"):
+        distill.run(create_config(**{**told, "train_backbone": False, "out": tmp_path / "other"}))
