@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from jax_brcd.views import augmentation as augment
+from jax_brcd.views import colour
 from jax_brcd.views.augmentation import ViewConfig
 
 TOLERANCE = 1e-5
@@ -137,7 +138,7 @@ def test_every_output_pixel_averages_pixels_of_its_crop_whatever_the_crop(source
 
 # Values on a coarse grid, so that channels tie, clip and vanish as often as they differ
 GRID = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), min_size=3 * 4 * 5, max_size=3 * 4 * 5)
-adjust_by_number = jax.jit(lambda operation, planes, factor: jax.lax.switch(operation, augment.JITTER, planes, factor))
+adjust_by_number = jax.jit(lambda operation, planes, factor: jax.lax.switch(operation, colour.JITTER, planes, factor))
 
 
 @pytest.mark.parametrize(("operation", "low", "high"), [(0, 0.0, 2.0), (1, 0.0, 2.0), (2, 0.0, 2.0), (3, -0.5, 0.5)])

@@ -153,9 +153,10 @@ def test_a_sum_shows_what_its_parts_show():
     ("kl+rkd", {"angle_weight": -1.0}, "angle.weight -1.0: too small"),
     ("kl+kl", {}, "'kl' is named twice"),
     ("kl+rkd", {"method_weights": "1"}, "method_weights 1: method 'kl\\+rkd' has 2 parts"),
-    ("kl+rkd", {"method_weights": "1,x"}, "give a number from 0 on for each, as in 1,0.5"),
-    ("kl+rkd", {"method_weights": (1, -1)}, "give a number from 0 on"),
-    ("kl+rkd", {"method_weights": (1, float("nan"))}, "give a number from 0 on"),
+    ("kl+rkd", {"method_weights": "1,x"}, "give a number above 0 for each, as in 1,0.5"),
+    ("kl+rkd", {"method_weights": (1, -1)}, "give a number above 0"),
+    ("kl+rkd", {"method_weights": (1, 0)}, "give a number above 0"),
+    ("kl+rkd", {"method_weights": (1, float("nan"))}, "give a number above 0"),
     ("kl", {"method_weights": "1"}, "method 'kl' is no sum of methods"),
 ])
 def test_what_a_sum_cannot_be_is_refused_in_one_line(name, settings, message):

@@ -120,7 +120,7 @@ def every_setting():
 
 SETTINGS = list(every_setting())
 NAMED = {"dataset": "cifar10", "teacher": "vit_b_32", "student": "resnet34", "teacher_objective": "itq", "method": "kl+rkd",
-         "method_weights": "1,0.5"}
+         "method_weights": "1,0.5", "optimizer": "lion", "lr_schedule": "one-cycle"}
 USUAL = {int: "3", float: "0.5", str: "some words", pathlib.Path: "~/some place"}
 TYPED = {int: (3, 3.0, np.int64(3), np.uint8(3), np.float32(3)), float: (0.5, np.float32(0.5), np.float64(0.5)),
          pathlib.Path: (pathlib.Path("~/some place"),), str: ()}

@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from jax_brcd.models import BACKBONES, Preprocessing, Variant
+from jax_brcd.models.layers import BatchNorm
 from jax_brcd.report import page
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages import context
@@ -36,6 +37,33 @@ class Toy(nnx.Module):
     def __call__(self, images):
         found = nnx.relu(self.norm(self.filter(images)))
         return jnp.mean(found.reshape(len(images), 2, 2, 2, 2, -1), axis=(2, 4)).reshape(len(images), -1)
+
+
+PIXELS_SIDE = 8
+
+
+class PixelBlock(nnx.Module):
+    """A linear layer and batch norm on a residual path."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.filter, self.norm = nnx.Linear(12, 12, rngs=rngs), BatchNorm(12)
+
+    def __call__(self, x, train, valid):
+        return x + nnx.relu(self.norm(self.filter(x)[:, None, None], train=train, valid=valid)[:, 0, 0])
+
+
+class Pixels(nnx.Module):
+    """Two blocks over the pixels of images (batch, 8, 8, 3): compiles at once, and has a list of blocks."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Linear(PIXELS_SIDE * PIXELS_SIDE * 3, 12, rngs=rngs)
+        self.blocks = nnx.List([PixelBlock(rngs) for _ in range(2)])
+
+    def __call__(self, images, *, train=None, valid=None):
+        x = self.stem(images.reshape(len(images), -1))
+        for block in self.blocks:
+            x = block(x, train, valid)
+        return x
 
 
 @contextlib.contextmanager

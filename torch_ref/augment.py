@@ -71,7 +71,28 @@ def crovca_operations(size: int, flip: float, blur_unit: float) -> list[v2.Trans
     ]
 
 
-OPERATIONS = {"brcd": published_operations, "crovca": crovca_operations}
+class Moved(v2.Transform):
+    """A random crop of the image's size from the image amid zeros, an eighth of its side on each."""
+
+    def make_params(self, flat_inputs: list) -> dict:
+        """As torchvision's RandomCrop draws them, of images of any size."""
+        height, width = flat_inputs[0].shape[-2:]
+        most = round(height / 8), round(width / 8)
+        return {"most": most, "top": int(torch.randint(2 * most[0] + 1, ())), "left": int(torch.randint(2 * most[1] + 1, ()))}
+
+    def transform(self, inpt: Tensor, params: dict) -> Tensor:
+        """Pads and crops."""
+        (rows, columns), (height, width) = params["most"], inpt.shape[-2:]
+        padded = v2.functional.pad(inpt, [columns, rows, columns, rows])
+        return v2.functional.crop(padded, params["top"], params["left"], height, width)
+
+
+def crop_flip_operations(size: int, flip: float, blur_unit: float) -> list[v2.Transform]:
+    """The usual views of small images."""
+    return [Moved(), v2.RandomHorizontalFlip(flip), v2.Resize((size, size), antialias=True)]
+
+
+OPERATIONS = {"brcd": published_operations, "crovca": crovca_operations, "crop-flip": crop_flip_operations}
 
 
 def evaluation_view(

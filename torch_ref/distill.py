@@ -27,6 +27,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
+from jax_brcd.stages.learning import check_learning
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
@@ -245,11 +246,12 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     """
     whole, needs = experiment.config.student.train_backbone, experiment.config.method.needs
     partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
+    clean = clean_outputs(experiment, teacher) if experiment.config.learning.teacher_view == "clean" else None
     if experiment.kept_views is None:
         def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
             pixels = experiment.fresh_pixels(TEACHER, indices, numbers, derivation, partners)
             with torch.no_grad():
-                of_teacher = encode(teacher, pixels)
+                of_teacher = encode(teacher, pixels) if clean is None else rows_of(clean, indices)
             if experiment.seen[STUDENT] != experiment.seen[TEACHER]:
                 pixels = experiment.fresh_pixels(STUDENT, indices, numbers, derivation, partners)
             return encode(model, pixels), of_teacher
@@ -270,9 +272,20 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
         seen = inputs[derivation][numbers, indices]
         return (encode(model, seen) if whole else outputs_of(models.get_head(model), seen),
-                Outputs(*(part[numbers, indices] for part in targets[derivation])))
+                rows_of(targets[derivation], (numbers, indices)) if clean is None else rows_of(clean, indices))
 
     return kept
+
+
+def clean_outputs(experiment: Experiment, teacher: nn.Module) -> Outputs:
+    """The teacher's outputs of the un-augmented training images."""
+    found = experiment.encoded(TEACHER, teacher, "train")
+    return Outputs(found.features, found.logits, torch.from_numpy(found.codes))
+
+
+def rows_of(outputs: Outputs, place) -> Outputs:
+    """Some rows of kept outputs."""
+    return Outputs(*(part[place] for part in outputs))
 
 
 def width(model: nn.Module) -> int:
@@ -301,7 +314,8 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
     codes, method = torch.from_numpy(experiment.codes(TEACHER, teacher, "train")), config.method
     distillation = create_method(config.run.method, method, known(experiment, codes, (width(model), width(teacher))))
-    own = () if method.replaces_objective else ("i", "j")
+    alone = method.replaces_objective or not config.learning.own_objective
+    own = () if alone else ("i", "j")
     best, _ = train_student(
         model, [*(model if whole else head).parameters(), *distillation.parameters()],
         view_outputs(experiment, model, teacher, teacher_features, codes), distillation,
@@ -310,7 +324,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         views=[view for view in ("i", "j") if view in own or view in method.needs.views],
-        derivations=method.needs.derivations, replaces_objective=method.replaces_objective)
+        derivations=method.needs.derivations, replaces_objective=alone, learning=config.learning)
     return model, best
 
 
@@ -321,7 +335,8 @@ HONOURED = {
     "teacher", "teacher_weights", "teacher_size", "teacher_objective", "pretraining_epochs", "teacher_epochs", "teacher_lr",
     "teacher_temperature", "teacher_batch_size", "teacher_kl_weight",
     "student", "student_weights", "student_size", "train_backbone", "epochs", "lr", "validation_interval", "patience",
-    "min_epochs",
+    "min_epochs", "optimizer", "lr_schedule", "warmup_epochs", "lr_step_epochs", "weight_decay", "sgd_momentum", "clip_norm",
+    "ema_decay", "own_objective", "teacher_view",
     "method", "method_weights", "batch_size", "seed", "out",
 }
 
@@ -330,7 +345,7 @@ def refuse_unhonoured(config: Config) -> None:
     """Raises InputError for a teacher that is none here, and for a setting that is no default and makes no difference here."""
     if config.teacher.teacher in TEACHERS:
         raise InputError("torch_ref has no such teacher; name a backbone", field="teacher", value=config.teacher.teacher)
-    for stage in (config.data, config.objective, config.teacher, config.student, config.run):
+    for stage in (config.data, config.objective, config.teacher, config.student, config.learning, config.run):
         for field in dataclasses.fields(stage):
             value = getattr(stage, field.name)
             if field.metadata and field.name not in HONOURED and value != field.default:
@@ -366,6 +381,7 @@ def run(config: Config) -> dict:
     out = pathlib.Path(config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}").expanduser()
     torch.manual_seed(config.run.seed)
     experiment = load_experiment(config)
+    check_learning(config, images=len(experiment.train_images))
     claim(out, config)
     teacher, teacher_features = run_teacher(experiment)
     student, best = run_student(experiment, teacher, teacher_features)

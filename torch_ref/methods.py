@@ -30,16 +30,17 @@ class Known:
 
 
 class Plain(nn.Module):
-    """A method that compares the codes of view i."""
+    """A method that compares the codes of view i, or what else its settings relate."""
 
     def __init__(self, loss, settings, *names: str):
         super().__init__()
         self.loss, self.weight = loss, settings.distillation_weight
+        self.compared = getattr(settings, "relations_on", "codes")
         self.options = [getattr(settings, name) for name in names]
 
     def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
         """The weighted loss."""
-        return self.weight * self.loss(student["i"].codes, teacher["i"].codes, *self.options)
+        return self.weight * self.loss(*(getattr(side["i"], self.compared) for side in (student, teacher)), *self.options)
 
 
 class SSKD(Plain):
@@ -104,11 +105,14 @@ class Bits(nn.Module):
 
     def __init__(self, settings, known: Known):
         super().__init__()
-        self.weight = settings.distillation_weight
+        self.weight, self.temperature = settings.distillation_weight, settings.bits_temperature
 
     def forward(self, indices: Tensor, student: Views, teacher: Views) -> Tensor:
         """The weighted loss of view i."""
-        return self.weight * method_losses.bits_loss(student["i"].logits, teacher["i"].codes)
+        if self.temperature is None:
+            return self.weight * method_losses.bits_loss(student["i"].logits, teacher["i"].codes)
+        chances = torch.sigmoid(teacher["i"].logits / self.temperature)
+        return self.weight * F.binary_cross_entropy_with_logits(student["i"].logits, chances)
 
 
 class CroVCA(nn.Module):

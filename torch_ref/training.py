@@ -1,5 +1,6 @@
 """Teacher and student training, step after step."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from jax_brcd.retrieval.searches import SEARCHES
+from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
+from torch_ref.learning import Average, create_optimizer, rate_factor
 from torch_ref.losses import cibhash_loss
 from torch_ref.objectives import adam
 from torch_ref.outputs import Outputs
@@ -46,12 +49,22 @@ class Schedule:
             yield tuple(torch.from_numpy(part[batch.valid]).long() for part in (batch.indices, batch.views_i, batch.views_j))
 
 
-def minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One gradient step; returns the loss before it."""
+def minimise(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> float:
+    """One gradient step, of a gradient of at most that norm; returns the loss before it."""
     optimizer.zero_grad()
     loss.backward()
+    if clip_norm is not None:
+        _clip(optimizer, clip_norm)
     optimizer.step()
     return float(loss.detach())
+
+
+def _clip(optimizer: torch.optim.Optimizer, most: float) -> None:
+    """Scales the whole gradient down to a norm; not by torch's function, which divides by a little more than the norm."""
+    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
+    for gradient in gradients:
+        gradient *= min(1.0, most / float(norm))
 
 
 def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], labels: Tensor, schedule: Schedule) -> None:
@@ -112,6 +125,7 @@ def train_student(
     views: Sequence[str] = ("i", "j"),
     derivations: Sequence[Derivation] = (),
     replaces_objective: bool = False,
+    learning: LearningConfig = LearningConfig(),
 ) -> tuple[dict[str, dict[str, Tensor]], list[float]]:
     """The student under CIBHash plus `distillation`, with early stopping as published.
 
@@ -120,12 +134,15 @@ def train_student(
             argument derives of them.
         distillation: of (indices, the student's outputs and the teacher's by the name of the view: of `views`, and of each of
             `derivations` of view i).
-        replaces_objective: the distillation alone, without CIBHash.
+        replaces_objective: the distillation alone, without CIBHash. learning: jax_brcd's settings, as far as they are here.
 
     Returns:
         The state_dict at the best validation of each search, or at the end where there is none, and the loss of every step.
     """
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = create_optimizer(parameters, learning, learning_rate)
+    steps = schedule.n_steps // max(schedule.epochs, 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(learning, schedule.epochs, steps))
+    average = None if learning.ema_decay is None else Average(model, learning.ema_decay)
     stopping, losses = EarlyStopping(), []
     best = {search: copy.deepcopy(model.state_dict()) for search in SEARCHES}
     for epoch in range(1, schedule.epochs + 1):
@@ -138,10 +155,15 @@ def train_student(
             if not replaces_objective:
                 loss = loss + cibhash_loss(student["i"].logits, student["j"].logits, temperature=temperature,
                                            kl_weight=kl_weight)
-            losses.append(minimise(loss, optimizer))
+            losses.append(minimise(loss, optimizer, learning.clip_norm))
+            scheduler.step()
+            if average:
+                average.update()
         if validate and (epoch % schedule.validation_interval == 0 or epoch == schedule.epochs):
-            stopping, gains = stopping.update(validate())
-            best |= {search: copy.deepcopy(model.state_dict()) for search in gains}
+            with average.in_place() if average else contextlib.nullcontext():
+                stopping, gains = stopping.update(validate())
+                best |= {search: copy.deepcopy(model.state_dict()) for search in gains}
             if stopping.finished(epoch, patience=schedule.patience, min_epochs=schedule.min_epochs):
                 break
-    return best if validate else dict.fromkeys(best, model.state_dict()), losses
+    last = average.state if average else model.state_dict()
+    return best if validate else dict.fromkeys(best, last), losses

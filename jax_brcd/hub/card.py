@@ -13,7 +13,9 @@ PROTOCOL = ("dataset", "split", "queries", "database", "training", "k", "ties", 
 RECIPE = ("teacher", "teacher_weights", "teacher_objective", "student", "student_weights", "method", "train_backbone", "epochs",
           "lr")
 OWN = "Queries and database are its own codes."
-SEARCHED = {"symmetric": OWN, "asymmetric": "Queries are its codes, the database is its teacher's."}
+SEARCHED = {"symmetric": OWN, "asymmetric": "Queries are its codes, the database is its teacher's.",
+            "both": f"{OWN} Its queries are for its teacher's codes too."}
+NAMED = {"both": "symmetric and asymmetric"}
 UNKNOWN = "unknown"
 
 
@@ -57,7 +59,9 @@ def _facts(config: Mapping[str, Any], provenance: Mapping[str, Any], base: Mappi
     protocol = _mapping(provenance.get("protocol"))
     yield "code length", f"{config['bits']} bits"
     yield "code space", f"`{_text(config['space'])}`"
-    yield "role", config["role"] + (f", for {_text(provenance['search'])} search" if "search" in provenance else "")
+    search = provenance.get("search")
+    named = NAMED.get(search, search) if isinstance(search, str) else search
+    yield "role", config["role"] + (f", for {_text(named)} search" if "search" in provenance else "")
     yield "backbone", f"`{_text(config['backbone'])}`, computed in {config['dtype']}"
     yield "layout of the weights", _text(config["layout"])
     yield _takes(config)

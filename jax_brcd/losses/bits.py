@@ -26,6 +26,20 @@ def bits_loss(
     return masked_mean(jnp.mean(errors, axis=-1), valid)
 
 
+def soft_bits_loss(
+    student_logits: Float[AnyArray, "batch bits"], teacher_logits: Float[AnyArray, "batch bits"], temperature: float, *,
+    valid: Bool[AnyArray, "batch"] | None = None,
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy, in nats a bit, of sigmoid(logits) against the teacher's sigmoid(logits / temperature).
+
+    Args:
+        valid: images that count; None for all.
+    """
+    chances = jax.nn.sigmoid(jax.lax.stop_gradient(jnp.asarray(teacher_logits)) / temperature)
+    errors = optax.sigmoid_binary_cross_entropy(jnp.asarray(student_logits), chances)
+    return masked_mean(jnp.mean(errors, axis=-1), valid)
+
+
 def bit_agreement(
     student_logits: Float[AnyArray, "batch bits"], teacher_codes: Float[AnyArray, "batch bits"], *,
     valid: Bool[AnyArray, "batch"] | None = None,

@@ -22,7 +22,7 @@ def neighbour_probabilities(
 
 def pkt_loss(
     student_codes: Float[AnyArray, "batch bits"],
-    teacher_codes: Float[AnyArray, "batch bits"],
+    teacher_codes: Float[AnyArray, "batch width"],
     *,
     valid: Bool[AnyArray, "batch"] | None = None,
 ) -> Float[Array, ""]:

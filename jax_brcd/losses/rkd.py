@@ -43,7 +43,7 @@ def angles(codes: Float[Array, "batch bits"]) -> Float[Array, "batch batch batch
 
 def rkd_loss(
     student_codes: Float[AnyArray, "batch bits"],
-    teacher_codes: Float[AnyArray, "batch bits"],
+    teacher_codes: Float[AnyArray, "batch width"],
     distance_weight: ScalarLike = 25.0,
     angle_weight: ScalarLike = 50.0,
     *,

@@ -22,7 +22,7 @@ def unit_rows_of_products(rows: Float[Array, "rows width"]) -> Float[Array, "row
 
 def sp_loss(
     student_codes: Float[AnyArray, "batch bits"],
-    teacher_codes: Float[AnyArray, "batch bits"],
+    teacher_codes: Float[AnyArray, "batch width"],
     *,
     variant: str = "batch",
     valid: Bool[AnyArray, "batch"] | None = None,

@@ -61,8 +61,8 @@ class Sum(BaseMethod):
 
     @property
     def meets_teacher(self) -> bool:
-        """See Method: where any part that counts does."""
-        return any(part.meets_teacher for part, weight in zip(self.parts.values(), self.weights, strict=True) if weight)
+        """See Method: where any part does."""
+        return any(part.meets_teacher for part in self.parts.values())
 
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method."""
@@ -205,7 +205,7 @@ def weights_of(name: str, weights: str | Iterable[float | int] | None) -> tuple[
     """The weight of each part of the sum `name`; of text, its numbers stand between commas.
 
     Raises:
-        InputError: for another count than the parts', and for what is no number from 0 on.
+        InputError: for another count than the parts', and for what is no number above 0: a part of no weight would be none.
     """
     count = len(name.split(PLUS))
     if weights is None:
@@ -215,7 +215,7 @@ def weights_of(name: str, weights: str | Iterable[float | int] | None) -> tuple[
         numbers = tuple(float(word) for word in words)
     except (TypeError, ValueError):
         numbers = ()
-    if len(numbers) != count or not all(math.isfinite(number) and number >= 0 for number in numbers):
-        raise InputError(f"method '{name}' has {count} parts; give a number from 0 on for each, as in "
+    if len(numbers) != count or not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise InputError(f"method '{name}' has {count} parts; give a number above 0 for each, as in "
                          f"{','.join(['1'] * (count - 1))},0.5", field="method_weights", value=weights)
     return numbers

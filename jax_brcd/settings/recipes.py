@@ -12,3 +12,5 @@ RECIPES.register("brcd")({})
 RECIPES.register("crovca")({
     "scale": (0.4, 1.0), "jitter": 0.8, "hue": 0.2, "blur": 0.1, "blur_size": 9, "sigma": (0.1, 2.0), "solarise": 0.1,
 })
+# As small images are commonly shown; over zeros means black
+RECIPES.register("crop-flip")({"padding": 1 / 8, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0})

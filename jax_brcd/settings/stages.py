@@ -27,8 +27,9 @@ class DataConfig:
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2, high=2**16)
     fresh_views: bool = option(True, "draw new views each epoch, as published, instead of keeping `views` of them")
-    view_recipe: str = option("brcd", "how views are drawn: brcd, as published, or crovca, with wider crops and more hue, seldom "
-                              "blurred and now and then solarised", choices=tuple(RECIPES))
+    view_recipe: str = option("brcd", "how views are drawn: brcd, as published; crovca, with wider crops and more hue, seldom "
+                              "blurred and now and then solarised; or crop-flip, the image moved by up to an eighth of its "
+                              "side over zeros, and flipped", choices=tuple(RECIPES))
     label_format: str | None = option(None, "how list files give labels: multi-hot, a 0 or 1 a class, or class-numbers, the "
                                       "number of the one class; to be told where an image has one label alone",
                                       choices=tuple(LABEL_FORMATS))
@@ -90,10 +91,45 @@ class StudentConfig:
                                       high=LARGEST)
     train_backbone: bool = option(False, "train the student whole instead of its hash head alone")
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
-    lr: float = option(1e-3, "Adam's learning rate for the student", above=0)
+    lr: float = option(1e-3, "learning rate for the student, of a schedule its highest", above=0)
     validation_interval: int = option(10, "epochs between validations of both searches", low=1)
     patience: int = option(5, "stop after more than this many validations without a gain on either search", low=0)
     min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningConfig:
+    """How a student learns: what moves its weights, what it is shown of its teacher, and which of its states is kept."""
+
+    optimizer: str = option("adam", "what moves the student's weights: adam, adamw, sgd, lion or lamb")
+    lr_schedule: str = option("constant", "how the rate goes: constant; cosine, down to 0 after a warm-up; one-cycle, up from "
+                              "and down to next to nothing; or step, down to a tenth again and again")
+    warmup_epochs: float | None = option(None, "epochs over which the rate rises, of `lr_schedule` cosine (a twentieth of all "
+                                         "unless told) and one-cycle (three tenths)", low=0)
+    lr_step_epochs: float | None = option(None, "epochs after each of which `lr_schedule` step takes a tenth of the rate; a "
+                                          "third of all unless told", above=0)
+    weight_decay: float | None = option(None, "decoupled weight decay, of all but norms and biases; of sgd it is added to the "
+                                        "gradient. Unless told 0.01, of sgd 5e-4, of lion 0.1, of adam none", low=0)
+    sgd_momentum: float = option(0.9, "momentum of `optimizer` sgd", low=0, high=0.9999)
+    clip_norm: float | None = option(None, "largest norm of the whole gradient; longer ones are scaled down to it", above=0)
+    accumulate: int = option(1, "training steps whose mean gradient moves the weights once", low=1, high=2**16)
+    layer_decay: float | None = option(None, "factor of the rate from each block of a whole student to the one before it; the "
+                                       "hash head has the full rate", above=0, high=1)
+    freeze_epochs: int = option(0, "first epochs in which the first blocks of a whole student stay as they are", low=0,
+                                high=MOST_EPOCHS)
+    freeze_blocks: int | None = option(None, "how many blocks these are, with all that stands before them; the whole backbone "
+                                       "unless told", low=0)
+    ema_decay: float | None = option(None, "decay a step of a moving average of a whole student's weights, which is validated "
+                                     "and exported in their place; (1 + t) / (10 + t) after step t where that is lower",
+                                     above=0, high=0.999999)
+    own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without it a "
+                                 "method that sees one view encodes one")
+    teacher_view: str = option("same", "what the teacher sees: the same view as the student, or the clean image, encoded once",
+                               choices=("same", "clean"))
+    mixup: float = option(0.0, "parameter of the Beta distribution by which each view is mixed with another of its batch, and "
+                          "so the teacher's outputs; 0 for no mixing", low=0)
+    keep: str = option("each", "which states are kept and exported: each, the best of either search, or both, the best mean of "
+                       "both, as one encoder", choices=("each", "both"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +152,8 @@ class RunConfig:
     coordinator: str = option("127.0.0.1:9876", "HOST:PORT at which process 0 listens for the others")
 
 
-STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, RunConfig)
-TITLES = ("data", "codes and objective", "teacher", "student", "run")
+STAGES = (DataConfig, ObjectiveConfig, TeacherConfig, StudentConfig, LearningConfig, RunConfig)
+TITLES = ("data", "codes and objective", "teacher", "student", "how the student learns", "run")
 
 for _title, _stage in zip(TITLES, STAGES, strict=True):
     claiming("the run")(_title, _stage)

@@ -24,7 +24,7 @@ from jax_brcd.stages.sight import NO_FILES
 
 CONFIG, DIVERGED = "config.json", "diverged.json"
 # Of what a run leaves
-LEFT = ("teacher", "student_symmetric", "student_asymmetric", "metrics.json", "codes.npz", "report.html")
+LEFT = ("teacher", "student_symmetric", "student_asymmetric", "student_both", "metrics.json", "codes.npz", "report.html")
 HEADER_BYTES = 100_000_000  # of safetensors at most
 
 

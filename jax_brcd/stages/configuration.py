@@ -10,21 +10,34 @@ from jax_brcd.hub import Fetched
 from jax_brcd.methods import METHODS, create_method
 from jax_brcd.methods.sums import PLUS, part_settings
 from jax_brcd.models import BACKBONES
+from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime.errors import UnknownName, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings import options
 from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
-from jax_brcd.settings.stages import STAGES, TITLES, DataConfig, ObjectiveConfig, RunConfig, StudentConfig, TeacherConfig
+from jax_brcd.settings.stages import (
+    STAGES,
+    TITLES,
+    DataConfig,
+    LearningConfig,
+    ObjectiveConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.teachers.objectives import OBJECTIVES, create_objective, proposals
+from jax_brcd.training.optimizers import OPTIMIZERS
+from jax_brcd.training.rates import SCHEDULES
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
 UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
               "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
+BOTH = "both"  # the value of `keep` under which one encoder serves both searches, and what that is called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Config:
     objective: ObjectiveConfig
     teacher: TeacherConfig
     student: StudentConfig
+    learning: LearningConfig
     run: RunConfig
     hashing: Any
     method: Any
@@ -51,6 +65,11 @@ class Config:
         """Epochs before an early stop: as told, else 80 for 16-bit codes as published."""
         told = self.student.min_epochs
         return told if told is not None else 80 if self.objective.bits == 16 else 0
+
+    @property
+    def kept(self) -> dict[Search, str]:
+        """What the state is called that is kept for each search, and the encoder made of it: its own, or one for both."""
+        return {search: BOTH if self.learning.keep == BOTH else str(search) for search in SEARCHES}
 
     @property
     def teacher_batch_size(self) -> int:
@@ -92,7 +111,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its name, as JSON holds it."""
-        stages = (self.data, self.objective, self.teacher, self.student, self.run, self.hashing, self.method)
+        stages = (self.data, self.objective, self.teacher, self.student, self.learning, self.run, self.hashing, self.method)
         return {name: value for stage in stages for name, value in flat(stage).items()}
 
     def compared(self) -> dict[str, Any]:
@@ -139,9 +158,10 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
         raise UnknownName(unknown_name("setting", name, usual), field=name, value=merged[name])
     for_objective = {name: value for name, value in merged.items() if name in objectives_own}
     for_method = {name: value for name, value in merged.items() if name not in known and name not in objectives_own}
-    data, objective, teacher, student, run = (options.convert(stage, given[stage]) for stage in STAGES)
+    data, objective, teacher, student, learning, run = (options.convert(stage, given[stage]) for stage in STAGES)
     for registry, field, name in ((DATASETS, "dataset", data.dataset), (BACKBONES, "teacher", teacher.teacher),
-                                  (BACKBONES, "student", student.student)):
+                                  (BACKBONES, "student", student.student), (OPTIMIZERS, "optimizer", learning.optimizer),
+                                  (SCHEDULES, "lr_schedule", learning.lr_schedule)):
         names = [*registry, *(TEACHERS if field == "teacher" else ())]
         if name not in names:
             raise UnknownName(unknown_name(registry.kind, name, names), field=field, value=name)
@@ -151,7 +171,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
             with of_setting(field, place):
                 as_path(place)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
-    return Config(data, objective, teacher, student, run, create_objective(teacher.teacher_objective, **for_objective),
+    return Config(data, objective, teacher, student, learning, run,
+                  create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))
 
 
@@ -186,7 +207,7 @@ def parse_command_line(program: str, description: str, argv: list[str] | None = 
 
 def students_settings() -> frozenset[str]:
     """The names of the settings that a teacher does not depend on."""
-    return names_of(StudentConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
+    return names_of(StudentConfig, LearningConfig, *METHODS.values(), *part_settings(METHODS).values()) | {
         "temperature", "kl_weight", "method", "method_weights"}
 
 

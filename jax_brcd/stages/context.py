@@ -22,6 +22,7 @@ from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
+from jax_brcd.stages.learning import check_learning
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
 from jax_brcd.stages.sight import brought_encoder, decoded_side, sights, told_sizes
 from jax_brcd.stages.table import check_embeddings, read_table
@@ -237,6 +238,7 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     digests = dataset.digests() | ({} if table is None else table.digests())
     context = Context(config, dataset, digests, preprocessing, of_student, plan, progress, say, table=table)
     if student:
+        check_learning(config, images=len(dataset.train))
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)
     return context

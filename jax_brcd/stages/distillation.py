@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from jax_brcd import encoder as encoders
 from jax_brcd.encoder import HashEncoder, create_encoder, load
@@ -18,17 +17,19 @@ from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.clusters import know
-from jax_brcd.stages.configuration import unusual
+from jax_brcd.stages.configuration import BOTH, Config, unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built
-from jax_brcd.stages.student import student_stage
+from jax_brcd.stages.student import put, student_stage
 from jax_brcd.teachers.base import Parts, Teacher
 from jax_brcd.training.loop import Fit, TrainState, backbone_scans
+from jax_brcd.training.rates import SCHEDULES
 from jax_brcd.views.features import weights_digest
 from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
+CLEAN = "clean"  # the value of `teacher_view` under which the teacher sees the un-augmented images
 # Settings that a student depends on by what becomes of them
 TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "bits")
 
@@ -38,7 +39,8 @@ class Student:
     """A taught student.
 
     Attributes:
-        encoders: at the best validation of each search, or of the last epoch where nothing is validated.
+        encoders: at the best validation of each search, or of both, which then share one; of the last epoch where nothing is
+            validated.
         sections: what the method shows in the report.
     """
 
@@ -65,15 +67,18 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     config = context.config
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
+    ends = SCHEDULES[config.learning.lr_schedule].ends
     folder = context.folder("student", {
         "teacher": teacher.space, "clusters": None if clusters is None else clusters.name,
         "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
         "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
-                     **unusual(config.method)},
+                     **unusual(config.learning), **unusual(config.method)},
+        **({"epochs": config.student.epochs} if ends else {}),
         **context.student_facts(),
-        **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))}, config.student.epochs)
+        **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
+        None if ends else config.student.epochs)
     with folder.held(context.say):
         if folder.finished:
             context.say(f"Student: taken from {folder.path}.")
@@ -81,23 +86,35 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
             fitted = _train(context, folder, built.model, teacher, knowledge)
             _write(context, folder, built.model, teacher, fitted)
     with folder.reading():
-        return Student(folder, {search: load(folder.path / search) for search in SEARCHES}, read_history(folder.path / HISTORY),
-                       tuple(map(section_from_dict, read_json(folder.path / SECTIONS))), context)
+        loaded = {name: load(folder.path / name) for name in dict.fromkeys(config.kept.values())}
+        sections = tuple(map(section_from_dict, read_json(folder.path / SECTIONS)))
+        return Student(folder, {search: loaded[name] for search, name in config.kept.items()},
+                       read_history(folder.path / HISTORY), sections, context)
 
 
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
-    config, needs = context.config, context.config.method.needs
+    config, needs = context.config, needs_of(context.config)
     partners = nearest_neighbours(knowledge.codes, needs.neighbours) if needs.neighbours else None
     student = config.student
     schedule = context.schedule(
         STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
         min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
+    clean = config.learning.teacher_view == CLEAN
+    of_teacher = teacher.still_source(needs) if clean else teacher.source(context.plan, needs, partners)
     stage, parameters, carry = student_stage(
-        model, teacher.source(context.plan, needs, partners), config.method, knowledge,
+        model, of_teacher, config.method, knowledge,
         source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,
         learning_rate=student.lr, temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
-        method_seed=context.seed(STUDENT), **_validation(context, model, teacher))
+        method_seed=context.seed(STUDENT), learning=config.learning, **_validation(context, model, teacher))
     return context.fit(folder, stage, parameters, carry)
+
+
+def needs_of(config: Config) -> Needs:
+    """What the method needs, and the teacher's logits where views are mixed: of them are the codes of a mixture."""
+    needs = config.method.needs
+    if not config.learning.mixup or "logits" in needs.teacher:
+        return needs
+    return dataclasses.replace(needs, teacher=(*needs.teacher, "logits"))
 
 
 def _source(context: Context, model: HashModel, needs: Needs, partners: np.ndarray | None) -> Source:
@@ -109,9 +126,12 @@ def _source(context: Context, model: HashModel, needs: Needs, partners: np.ndarr
 
 
 def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[str, Any]:
-    """The function that scores a training state by mAP@k of the searches with the validation queries; nothing without
-    labels."""
-    dataset = context.dataset
+    """The function that scores a training state by mAP@k of the searches with the validation queries, and what states are kept
+    for; nothing without labels.
+
+    The teacher's own mAP is the same for both searches, so that the best mean share of it is the best mean.
+    """
+    dataset, kept = context.dataset, context.config.kept
     if not dataset.labelled:
         return {}
     parts, teacher_codes = student_parts(context, model), teacher.codes("database")
@@ -120,29 +140,24 @@ def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[st
         put(model, state)
         queries = parts.codes(model, "validation")
         databases = {"student": parts.codes(model, "database"), "teacher": teacher_codes}
-        return {str(search): mean_average_precision(queries, databases[search.database], dataset.validation.labels,
-                                                    dataset.database.labels, context.k) for search in SEARCHES}
+        found = {str(search): mean_average_precision(queries, databases[search.database], dataset.validation.labels,
+                                                     dataset.database.labels, context.k) for search in SEARCHES}
+        return found | ({BOTH: sum(found.values()) / len(found)} if BOTH in kept.values() else {})
 
-    return {"validate": validate, "searches": tuple(map(str, SEARCHES))}
-
-
-def put(model: HashModel, state: TrainState) -> HashModel:
-    """The model with a training state's parameters and statistics in it."""
-    nnx.update(model, state.parameters["model"], state.carry["statistics"])
-    return model
+    return {"validate": validate, "searches": tuple(dict.fromkeys(kept.values()))}
 
 
 def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, fitted: Fit) -> None:
     """Leaves the encoders, the history and what the method carried in the stage's folder."""
     config = context.config
     if devices.is_first():
-        for search in SEARCHES:
-            # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
-            shares = search.database == encoders.TEACHER and config.method.meets_teacher
-            space = teacher.space if shares else None
-            create_encoder(put(model, fitted.best.get(search, fitted.state)), config.student.student, context.student_preprocessing,
-                           bits=config.objective.bits, role=encoders.STUDENT, space=space,
-                           dtype=config.run.dtype).save(folder.path / search)
+        # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
+        for_teachers = {name for search, name in config.kept.items() if search.database == encoders.TEACHER}
+        for name in dict.fromkeys(config.kept.values()):
+            space = teacher.space if name in for_teachers and config.method.meets_teacher else None
+            create_encoder(put(model, fitted.best.get(name, fitted.state)), config.student.student,
+                           context.student_preprocessing, bits=config.objective.bits, role=encoders.STUDENT, space=space,
+                           dtype=config.run.dtype).save(folder.path / name)
         shown = config.method.report(fitted.state.carry["memory"])
         write_json(folder.path / SECTIONS, [section_to_dict(section) for section in shown])
         write_history(folder.path / HISTORY, fitted.history)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -39,6 +39,7 @@ from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, lo
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
+from jax_brcd.stages.learning import check_blocks
 from jax_brcd.stages.models import Built, build, build_over_rows
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
@@ -88,7 +89,8 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         changed = changes(config, data, earlier, student=student)
         if changed and not student:
             check_no_student(out, changed)
-        metrics = _finished(out, earlier, student=student, labelled=context.dataset.labelled) if not changed else None
+        names = dict.fromkeys(config.kept.values()) if student else ()
+        metrics = _finished(out, earlier, names, labelled=context.dataset.labelled) if not changed else None
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
@@ -141,12 +143,12 @@ def _carry_out(
     return dict(found.metrics)
 
 
-def _finished(out: pathlib.Path, earlier: Claim, *, student: bool, labelled: bool) -> dict[str, Any] | None:
-    """The metrics of a run that has ended and is whole."""
-    roles = ("teacher", *(f"student_{search}" for search in SEARCHES if student))
+def _finished(out: pathlib.Path, earlier: Claim, students: Iterable[str], *, labelled: bool) -> dict[str, Any] | None:
+    """The metrics of a run that has ended and is whole; `students` are what its encoders are called."""
+    roles = ("teacher", *(f"student_{name}" for name in students))
     files = [METRICS, HISTORY, CODES, PAGE, *(f"{role}{file}" for role in roles
                                               for file in (".safetensors", "/config.json", "/model.safetensors"))]
-    whole = earlier.finished and earlier.student >= student and all((out / file).exists() for file in files)
+    whole = earlier.finished and earlier.student >= (len(roles) > 1) and all((out / file).exists() for file in files)
     if not devices.agreed(whole):
         return None
     try:
@@ -161,7 +163,7 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
     """Teacher and student with their weights, both before either trains, so that a wrong file is known at once.
 
     Raises:
-        InputError: for weights that do not fit, and an objective without a solution.
+        InputError: for weights that do not fit, an objective without a solution, and a student without the blocks told.
     """
     config = context.config
     # What is to be pretrained here starts at random
@@ -182,6 +184,8 @@ def build_models(context: Context, *, student: bool) -> tuple[Built, Built | Non
                                   option="teacher_weights", seed=context.seed(TEACHER), **of_teacher)
     learner = built(config.student.student, config.student.student_weights, "student_weights", context.student_preprocessing,
                     STUDENT) if student else None
+    if learner is not None:
+        check_blocks(config.learning, learner.model, config.student.student)
     if not (teacher.head_came and config.teacher_epochs(head_came=True) == 0):  # else nothing is solved
         check_objective(teacher.model, config.hashing, bits=config.objective.bits, images=len(context.dataset.train),
                         name=config.teacher.teacher_objective)
@@ -242,10 +246,14 @@ def _write(
     teacher.save(out / "teacher", metrics=found.metrics.get("teacher"), notes=list(teacher.remarks), **came_from)
     _flat_copy(out, "teacher")
     if student is not None:
-        for search, encoder in student.encoders.items():
-            metrics = found.metrics["student"][search] if "student" in found.metrics else None
-            encoder.with_provenance(search=str(search), metrics=metrics, **came_from).save(out / f"student_{search}")
-            _flat_copy(out, f"student_{search}")
+        for name in dict.fromkeys(config.kept.values()):
+            searches = [search for search in SEARCHES if config.kept[search] == name]
+            measured = found.metrics.get("student")
+            # of an encoder for both, its own search's with the other beside them
+            metrics = measured and {**measured[searches[0]], **{str(search): measured[search] for search in searches[1:]}}
+            encoder = student.encoders[searches[0]].with_provenance(search=name, metrics=metrics, **came_from)
+            encoder.save(out / f"student_{name}")
+            _flat_copy(out, f"student_{name}")
         history = [*history, *student.history]
     write_history(out / HISTORY, history)
     with atomic_path(out / CODES) as temporary:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -12,7 +13,7 @@ from jax_brcd.encoder import HashEncoder
 from jax_brcd.methods import Needs
 from jax_brcd.models.kept import codes_of
 from jax_brcd.views.plan import ViewPlan
-from jax_brcd.views.sources import TeacherSource
+from jax_brcd.views.sources import StillTeacher, TeacherSource
 
 
 class Encoded(NamedTuple):
@@ -67,6 +68,9 @@ class Teacher(Protocol):
             partners: the images that each may be mixed with.
         """
 
+    def still_source(self, needs: Needs) -> TeacherSource:
+        """The teacher's outputs of the un-augmented training images, computed once, as those of all their views."""
+
     def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """Parameters, FLOPs an image and images a second on this machine."""
 
@@ -75,9 +79,15 @@ class Teacher(Protocol):
 
 
 class OfEncoder:
-    """What a teacher that has an `encoder` says of itself by that."""
+    """What a teacher that has an `encoder`, and outputs of the parts, says of itself by these."""
 
     encoder: HashEncoder
+
+    def still_source(self, needs: Needs) -> TeacherSource:
+        """See Teacher. Only what is needed lies on the device."""
+        found = self.outputs("train")
+        held = {name: jnp.asarray(getattr(found, name)) for name in ("logits", "features") if name in needs.teacher}
+        return StillTeacher(jnp.asarray(found.codes, jnp.int8), **held)
 
     @property
     def name(self) -> str:

@@ -44,7 +44,8 @@ class Task:
     """What a stage minimises.
 
     Attributes:
-        constants: frozen weights and data, on the device for the whole stage. validate: a score for each of `searches`.
+        constants: frozen weights and data, on the device for the whole stage. validate: scores, among them one for each of
+            `searches`, for which states are kept.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Task:
 
     def __post_init__(self):
         if bool(self.searches) != (self.validate is not None):
-            raise ValueError(f"stage {self.name}: name the searches that `validate` scores, and only those")
+            raise ValueError(f"stage {self.name}: name the searches that `validate` scores, and only then")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,9 +297,9 @@ class _Course:
         """What early stopping knows, the best states and the scores, by their names in the history, after a validation."""
         task = self.stage.task
         scores = devices.agreed(dict(task.validate(devices.local(self.state))))
-        if set(scores) != set(task.searches):
+        if not set(scores) >= set(task.searches):
             raise ValueError(f"stage {task.name}: validated {sorted(scores)}, not its searches {sorted(task.searches)}")
-        stopping, gains = self.stopping.update(scores)
+        stopping, gains = self.stopping.update({search: scores[search] for search in task.searches})
         best = {**self.best, **{search: on_host(self.state) for search in gains}}
         return stopping, best, {score_name(search): score for search, score in scores.items()}
 

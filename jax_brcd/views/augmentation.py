@@ -21,12 +21,12 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import later
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.registry import unknown_name
-from jax_brcd.views.blur import scaled_blur
+from jax_brcd.views.blur import gaussian_blur, scaled_blur
+from jax_brcd.views.colour import color_jitter, grayscale, solarise
 from jax_brcd.views.images import check_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 CROP_ATTEMPTS = 10
 SOLARISE = 0x736F6C  # keeps its draw apart from the others
 
@@ -73,6 +73,7 @@ class ViewConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     blur_unit: float = later(1.0)  # pixels of the output that make up one of sigma's
+    padding: float = later(0.0)  # zeros around the image, as a part of its side, if the crop is of the image's size among them
 
     def rendered(self, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]) -> "ViewConfig":
         """The same views for another model: what is drawn does not depend on the size, and the blur is as wide in the picture."""
@@ -139,7 +140,10 @@ def _draw_solarise(key: Key[Array, ""], config: ViewConfig) -> Bool[Array, ""]:
 
 
 def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, config: ViewConfig):
-    """Top, left, height and width of the first random box that fits, else of the largest central one in ratio."""
+    """Top, left, height and width of the first random box that fits, else of the largest central one in ratio; of a padded
+    image any box of its size."""
+    if config.padding:
+        return _draw_move(uniform[2:, 0], height, width, config.padding)
     area = height * width * _between(*config.scale, uniform[0])
     ratio = jnp.exp(_between(math.log(config.ratio[0]), math.log(config.ratio[1]), uniform[1]))
     widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -153,6 +157,13 @@ def _draw_crop(uniform: Float[Array, "4 attempts"], height: int, width: int, con
     central = (height - central_height) // 2, (width - central_width) // 2, central_height, central_width
     drawn = jnp.stack([tops, lefts, heights, widths])[:, jnp.argmax(fits)]
     return jnp.where(jnp.any(fits), drawn, jnp.array(central, jnp.int32))
+
+
+def _draw_move(uniform: Float[Array, "2"], height: int, width: int, padding: float) -> Int[Array, "4"]:
+    """Top, left, height and width of a box of the image's size that reaches at most `padding` of a side beyond it."""
+    most = [round(padding * side) for side in (height, width)]
+    top, left = (jnp.floor(uniform[axis] * (2 * most[axis] + 1)).astype(jnp.int32) - most[axis] for axis in (0, 1))
+    return jnp.stack([top, left, jnp.int32(height), jnp.int32(width)])
 
 
 def _between(low, high, uniform):
@@ -195,6 +206,12 @@ def axis_taps(
     return Taps(jnp.minimum(position, length - 1), weights / jnp.sum(weights, axis=1, keepdims=True))
 
 
+def over_zeros(taps: Taps, length: int) -> Taps:
+    """The same taps of an axis of `length` pixels that has zeros on both sides."""
+    inside = (taps.positions >= 0) & (taps.positions < length)
+    return Taps(jnp.clip(taps.positions, 0, length - 1), jnp.where(inside, taps.weights, 0.0))
+
+
 def resample(values: Shaped[Array, "source columns channels"], taps: Taps) -> Float[Array, "target columns channels"]:
     """Weighted sums along the first axis."""
 
@@ -213,95 +230,6 @@ def resize_image(image: UInt8[Array, "height width 3"], rows: Taps, columns: Tap
     return jnp.swapaxes(planes, 0, 1) / 255.0
 
 
-def gray(planes: Float[Array, "3 height width"]) -> Float[Array, "height width"]:
-    """Luma of each pixel."""
-    red, green, blue = planes
-    return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
-
-
-def blend(
-    planes: Float[Array, "3 height width"], other: Float[Array, "..."] | float, factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """`factor` of the image and 1 - `factor` of the other, kept in [0, 1]."""
-    return jnp.clip(factor * planes + (1.0 - factor) * other, 0.0, 1.0)
-
-
-def adjust_brightness(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with black."""
-    return blend(planes, 0.0, factor)
-
-
-def adjust_contrast(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with the mean gray of the image."""
-    return blend(planes, jnp.mean(gray(planes)), factor)
-
-
-def adjust_saturation(
-    planes: Float[Array, "3 height width"], factor: Float[Array, ""]
-) -> Float[Array, "3 height width"]:
-    """Blends with the gray of each pixel."""
-    return blend(planes, gray(planes), factor)
-
-
-def adjust_hue(planes: Float[Array, "3 height width"], turns: Float[Array, ""]) -> Float[Array, "3 height width"]:
-    """Turns the hue circle at the same saturation and value (HSV)."""
-    red, green, blue = planes
-    # Not jnp.max over the channels: XLA's CPU reduction over three planes costs more than the rest of the view
-    value = jnp.maximum(jnp.maximum(red, green), blue)
-    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    divisor = jnp.where(chroma > 0, chroma, 1.0)
-    sixth = jnp.where(
-        value == red, (green - blue) / divisor,
-        jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
-    )
-    position = jnp.array([5.0, 3.0, 1.0], jnp.float32)[:, None, None] + sixth + 6.0 * turns
-    position = position - 6.0 * jnp.floor(position / 6.0)  # jnp.mod is a call for every pixel on a CPU
-    return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
-
-
-JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-
-
-def color_jitter(
-    planes: Float[Array, "3 height width"], factors: Float[Array, "4"], order: Int[Array, "4"]
-) -> Float[Array, "3 height width"]:
-    """The operations of JITTER, each with its own factor, one after the other in the given order."""
-    return lax.fori_loop(
-        0, len(JITTER), lambda place, planes: lax.switch(order[place], JITTER, planes, factors[order[place]]), planes
-    )
-
-
-def grayscale(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
-    """Every channel the gray of the pixel."""
-    return jnp.broadcast_to(gray(planes), planes.shape)
-
-
-def gaussian_blur(
-    planes: Float[Array, "3 height width"], sigma: Float[Array, ""], *, size: int = 3
-) -> Float[Array, "3 height width"]:
-    """Gaussian blur of a `size` x `size` window, an odd number, with `sigma` in pixels; edges are mirrored."""
-    reach = size // 2
-    sides = [jnp.exp(-0.5 * distance**2 / jnp.square(sigma)) for distance in range(reach, 0, -1)]
-    whole = 1.0 + 2.0 * sum(sides)
-    sides, middle = [side / whole for side in sides], 1.0 / whole
-
-    def along(values: Array, axis: int) -> Array:
-        length = values.shape[axis] - 2 * reach
-        taps = [lax.slice_in_dim(values, start, start + length, axis=axis) for start in range(size)]
-        return sum(side * (taps[place] + taps[-1 - place]) for place, side in enumerate(sides)) + middle * taps[reach]
-
-    return along(along(jnp.pad(planes, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"), 1), 2)
-
-
-def solarise(planes: Float[Array, "3 height width"]) -> Float[Array, "3 height width"]:
-    """Values from a half on are turned over."""
-    return jnp.where(planes >= 0.5, 1.0 - planes, planes)
-
-
 def normalise(
     planes: Float[Array, "3 height width"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Array, "height width 3"]:
@@ -316,12 +244,17 @@ def apply_view(
     """One view of one image with the given parameters, normalised."""
     rows = resize_taps(parameters.top, parameters.height, jnp.array(False), source=image.shape[0], target=config.size)
     columns = resize_taps(parameters.left, parameters.width, parameters.flip, source=image.shape[1], target=config.size)
+    if config.padding:
+        rows, columns = (over_zeros(taps, side) for taps, side in ((rows, image.shape[0]), (columns, image.shape[1])))
     planes = resize_image(image, rows, columns)
-    planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
-    planes = _when(parameters.grayscale, grayscale, planes)
-    blur = (functools.partial(gaussian_blur, size=config.blur_size) if config.blur_unit == 1
-            else functools.partial(scaled_blur, unit=config.blur_unit, size=config.blur_size))
-    planes = _when(parameters.blur, blur, planes, parameters.sigma)
+    if config.jitter:
+        planes = _when(parameters.jitter, color_jitter, planes, parameters.factors, parameters.order)
+    if config.grayscale:
+        planes = _when(parameters.grayscale, grayscale, planes)
+    if config.blur:
+        blur = (functools.partial(gaussian_blur, size=config.blur_size) if config.blur_unit == 1
+                else functools.partial(scaled_blur, unit=config.blur_unit, size=config.blur_size))
+        planes = _when(parameters.blur, blur, planes, parameters.sigma)
     if config.solarise:
         planes = _when(parameters.solarise, solarise, planes)
     return normalise(planes, config.mean, config.std)

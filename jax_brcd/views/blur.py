@@ -1,4 +1,4 @@
-"""The blur of a view at another size than the one it is drawn for, as wide there in the picture.
+"""The blur of a view, and that at another size than the one it is drawn for, as wide there in the picture.
 
 The published blur is a window of 3x3 pixels of the output, whatever its size. At a fifth of the size the same nine pixels would
 cover five times as much of the picture, so what is kept is the blur's variance, in pixels of the size that the view is drawn for.
@@ -50,3 +50,20 @@ def blur_weights(variance: Float[Array, ""], reach: int) -> Float[Array, "taps"]
     places = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * jnp.square(places) / jnp.maximum(variance, NARROWEST))
     return weights / jnp.sum(weights)
+
+
+def gaussian_blur(
+    planes: Float[Array, "3 height width"], sigma: Float[Array, ""], *, size: int = 3
+) -> Float[Array, "3 height width"]:
+    """Gaussian blur of a `size` x `size` window, an odd number, with `sigma` in pixels; edges are mirrored."""
+    reach = size // 2
+    sides = [jnp.exp(-0.5 * distance**2 / jnp.square(sigma)) for distance in range(reach, 0, -1)]
+    whole = 1.0 + 2.0 * sum(sides)
+    sides, middle = [side / whole for side in sides], 1.0 / whole
+
+    def along(values: Array, axis: int) -> Array:
+        length = values.shape[axis] - 2 * reach
+        taps = [lax.slice_in_dim(values, start, start + length, axis=axis) for start in range(size)]
+        return sum(side * (taps[place] + taps[-1 - place]) for place, side in enumerate(sides)) + middle * taps[reach]
+
+    return along(along(jnp.pad(planes, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"), 1), 2)

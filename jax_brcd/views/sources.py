@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
+from jax_brcd.views.mixing import Mix
 from jax_brcd.views.outputs import Outputs, outputs_of
 from jax_brcd.views.streaming import StepImages
 
@@ -26,11 +27,12 @@ class ViewSource(Protocol):
 
     def outputs(
         self, model: Any, indices: Int[Array, "batch"], views: Int[Array, "batch"], valid: Bool[Array, "batch"],
-        derivation: Derivation = ITSELF, key: Key[Array, ""] | None = None,
+        derivation: Derivation = ITSELF, key: Key[Array, ""] | None = None, mix: Mix | None = None,
     ) -> Outputs:
         """All outputs of the given view of each image, or of what is derived of it; may move batch-norm statistics.
 
-        `key` is the randomness of the backbone's dropout; without one it is off.
+        `key` is the randomness of the backbone's dropout; without one it is off. `mix` is how the views are mixed with each
+        other, for sources that have their pixels.
         """
 
 
@@ -63,12 +65,14 @@ class PixelViews:
     train: bool = dataclasses.field(metadata={"static": True})
     partners: Int[Array, "images neighbours"] | None = None
 
-    def outputs(self, model, indices, views, valid, derivation=ITSELF, key=None):
+    def outputs(self, model, indices, views, valid, derivation=ITSELF, key=None, mix=None):
         """See ViewSource."""
         sources = derivation.sources(self.key, indices, views, self.partners)
         drawn = tuple(random_views(view_keys(self.key, source, views), self.images[source], self.config)
                       for source in sources)
         pixels = derivation.combine(drawn, self.key, indices, views)
+        if mix is not None:
+            pixels = mix.rows(pixels)
         return outputs_of(model.head, model.backbone(pixels, train=self.train, valid=valid, key=key))
 
 
@@ -148,3 +152,24 @@ class KeptTeacher:
             return Outputs(codes=codes)
         features = self.features.of(indices, views, derivation)
         return Outputs(features, nnx.merge(self.head_graph, self.head_state)(features), codes)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StillTeacher:
+    """What a frozen teacher gave for the un-augmented training images, the same for every view of each."""
+
+    codes: Int[Array, "images bits"]
+    logits: Float[Array, "images bits"] | None = None
+    features: Float[Array, "images features"] | None = None
+
+    @property
+    def width(self) -> int | None:
+        """See TeacherSource."""
+        return None if self.features is None else self.features.shape[1]
+
+    def outputs(self, indices, views, valid, derivation=ITSELF):
+        """See TeacherSource. There is nothing that could be derived of an output."""
+        assert derivation == ITSELF
+        features, logits = (None if part is None else part[indices] for part in (self.features, self.logits))
+        return Outputs(features, logits, hash_codes(self.codes[indices].astype(jnp.float32)))
