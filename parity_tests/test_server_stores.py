@@ -31,7 +31,7 @@ def test_a_url_that_leads_nowhere_is_answered_in_one_line_without_its_password(u
 
 def test_only_the_password_of_a_url_is_hidden():
     assert without_password("milvus://me:a:b@host:19530/x") == "milvus://me:***@host:19530/x"
-    for url in ("milvus://host:19530/x", "postgresql://me@host/x", "postgresql:///x?host=/tmp"):
+    for url in ("milvus://host:19530/x", "postgresql://me@host/x", "postgresql:///x?host=/tmp", "postgresql://me:@/x"):
         assert without_password(url) == url
 
 

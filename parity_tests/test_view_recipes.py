@@ -91,7 +91,7 @@ def test_crovcas_crops_are_distributed_as_torchvisions(drawn):
 
 def test_torch_refs_views_are_of_the_same_recipes():
     """What its transforms say of themselves against our numbers."""
-    for recipe in RECIPES:
+    for recipe in sorted(set(RECIPES) - {"crop-flip"}):  # which has none of these and is held by test_learning.py
         config = ViewConfig(size=SIZE, **RECIPES[recipe])
         transforms = {type(part).__name__: part for part in training_view(SIZE, True, recipe).transforms}
         inner = [part for part in training_view(SIZE, True, recipe).transforms if isinstance(part, v2.RandomApply)]

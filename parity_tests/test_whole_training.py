@@ -181,7 +181,8 @@ def test_a_student_kept_for_both_searches_is_one_encoder_of_its_teachers_space(c
     assert student.space == teacher.space and set(metrics["student"]) == {"symmetric", "asymmetric"}
     assert student.provenance["metrics"]["asymmetric"] == metrics["student"]["asymmetric"]
     assert student.provenance["metrics"]["map"] == metrics["student"]["symmetric"]["map"]
-    assert "student, for symmetric and asymmetric search" in model_card(read_config(tmp_path / "run" / "student_both"), "user/it")
+    card = model_card(read_config(tmp_path / "run" / "student_both"), "user/it")
+    assert "student, for symmetric and asymmetric search" in card
     records = [record for record in history(tmp_path / "run") if "both_map" in record]
     assert len(records) == 3
     for record in records:

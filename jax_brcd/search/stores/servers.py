@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 def without_password(url: str) -> str:
     """A URL as errors show it."""
-    return re.sub(r"://([^/@:]*):[^/@]*@", r"://\1:***@", url)
+    return re.sub(r"://([^/@:]*):[^/@]+@", r"://\1:***@", url)
 
 
 def token(name: str, value: Any) -> str:
