@@ -196,7 +196,7 @@ def test_what_is_given_goes_before_the_preset_and_the_preset_before_defaults():
     assert create_config(student="resnet18").student.student == "resnet18"
     assert create_config(dataset="cifar10").student.epochs == 400
     assert create_config("digits", epochs=3).student.epochs == 3
-    assert set(PRESETS) == {"digits", "cifar10-vit_b_16-resnet18", "cifar10-vit_b_16-efficientnet_b0"}
+    assert set(PRESETS) == {"digits", "cifar10-vit_b_16-resnet18", "cifar10-vit_b_16-efficientnet_b0", "cifar10-32-whole"}
 
 
 @pytest.mark.parametrize(("preset", "settings", "fresh"), [

@@ -48,7 +48,7 @@ def on_cluster(address: str, index: str, encoder: str) -> Iterator[Elsewhere]:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"no cluster of Ray answers there ({error}); start one by ray start --head", field="ray",
+        raise InputError(f"no cluster of Ray answers there ({error}); start one by Ray's own command", field="ray",
                          value=address) from None
     try:
         yield lambda waiting, identity: _filled(waiting, index, encoder, identity)

@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,7 +56,9 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 failure = self._system_error(error)
             if failure:
-                gc.collect()  # asyncio logs an error that nobody awaited when it is collected
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # of writes that had not begun when the first one failed
+                    gc.collect()  # asyncio logs an error that nobody awaited when it is collected
         if failure:
             raise failure
 

@@ -1,4 +1,4 @@
-"""The files that the service hands out: the page's, and with `--browser` those by which the page encodes by itself.
+"""The files that the service hands out: the page's, and where an export is named those by which the page encodes by itself.
 
 All are named here; a request picks one of these names and never a path.
 """
@@ -46,7 +46,7 @@ def browser_files(export: os.PathLike | str, runtime: os.PathLike | str, index: 
     with of_setting("browser", export):
         folder = as_path(export)
         if not (folder / MODEL).is_file():
-            raise InputError(f"holds no {MODEL}; give what `python -m jax_brcd.export ENCODER --to onnx --out DIR` wrote")
+            raise InputError(f"holds no {MODEL}; give the folder that an export to ONNX wrote")
         about = _about(folder)
         if about.get("bits") != index.bits or None not in (about.get("space"), index.space) and about["space"] != index.space:
             raise InputError(f"its codes, {about.get('bits')} bits of the space '{about.get('space')}', are not the index's, "
