@@ -34,7 +34,8 @@ from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.views.encoding import encode
 from jax_brcd.methods import TeacherKnowledge, create_method
-from jax_brcd.models import create_hash_model
+from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.models.resnet import BasicBlock, ResNet
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.loop import fit, start
 from jax_brcd.views.sources import KeptTeacher, PixelViews
@@ -55,8 +56,9 @@ random = np.random.default_rng(0)
 images = random.integers(256, size=(20, 8, 8, 3), dtype=np.uint8)
 codes = random.choice([-1.0, 1.0], (20, 8)).astype(np.float32)
 with devices.session(int(place[0]), int(place[1]), place[2]):
-    student, teacher = (create_hash_model(name, 8, rngs=nnx.Rngs(0)) for name in ("resnet8", "vit_lite_4_8"))
-    views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=32), train=True)
+    teacher, rngs = create_hash_model("vit_lite_4_8", 8, rngs=nnx.Rngs(0)), nnx.Rngs(0)
+    student = HashModel(ResNet(BasicBlock, (1,), width=8, image_size=16, small_stem=True, rngs=rngs), 8, rngs=rngs)
+    views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=16), train=True)
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
     method = create_method("brcd", clusters=2, cluster_restarts=1)
     stage, parameters, carry = student_stage(

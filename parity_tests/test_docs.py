@@ -26,8 +26,9 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = ("jax_brcd", "torch_ref", "benchmarks", "parity_tests")
 RUN, SHOWN = ("python", "bash"), ("text", "bibtex")
 SECONDS = 600
-# The run that the blocks call runs/my-run: a default run, but for how long it trains
-TINY = ["--teacher-weights", "random", "--teacher-epochs", "1", "--epochs", "1", "--views", "2", "--out", "runs/my-run"]
+# The run that the blocks call runs/my-run: a default run, but for how long it trains, and how much of the student
+TINY = ["--teacher-weights", "random", "--teacher-epochs", "1", "--epochs", "1", "--no-train-backbone", "--views", "2",
+        "--out", "runs/my-run"]
 
 
 class Block(NamedTuple):
