@@ -69,6 +69,8 @@ def test_an_image_comes_as_a_body_or_in_a_form(served, client):
     assert form["hits"] == plain["hits"] and form["code"] == plain["code"]
     assert "field 'image'" in refused(client.post("/v1/search", files={"photo": body}), 400)
     assert "form" in refused(client.post("/v1/search", content=body, headers={"content-type": "multipart/form-data"}), 400)
+    lost = client.post("/v1/search", files={"image": ("a.png", body)}, data={"k": "3"})
+    assert "other fields than 'image' (k)" in refused(lost, 400), "else k would be passed over"
 
 
 def test_photos_are_turned_as_their_tag_says_and_other_modes_become_colour(served, client):

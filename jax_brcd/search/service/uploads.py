@@ -61,7 +61,7 @@ async def image_of(request: "Request", body: bytes) -> bytes:
     """The bytes of the image that a request holds, as its body or as the field `image` of a form.
 
     Raises:
-        Refused: for no bytes, and for a form without such a field.
+        Refused: for no bytes, and for a form without such a field or with others.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == MULTIPART:
         body = await _of_form(request, body)
@@ -86,6 +86,9 @@ async def _of_form(request: "Request", body: bytes) -> bytes:
         file = form.get(FIELD)
         if not isinstance(file, UploadFile):
             raise Refused(400, f"a form without a file in its field '{FIELD}'; name it so")
+        others = ", ".join(sorted(set(form) - {FIELD}))
+        if others:
+            raise Refused(400, f"a form with other fields than '{FIELD}' ({others}); what is asked for goes into the URL")
         return await file.read()
     finally:
         await form.close()
