@@ -3,6 +3,7 @@
 Devices are four that XLA makes of the host; processes are two on this machine with collectives over its network.
 """
 
+import concurrent.futures
 import json
 import os
 import re
@@ -96,6 +97,12 @@ def printed(process: subprocess.Popen) -> str:
     return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))  # it names its peers
 
 
+def printed_together(pair: list[subprocess.Popen]) -> list[str]:
+    """Of processes that wait for one another: neither may be held up by output that nobody reads."""
+    with concurrent.futures.ThreadPoolExecutor(len(pair)) as readers:
+        return list(readers.map(printed, pair))
+
+
 def address() -> str:
     """A port of this machine that is free now."""
     with socket.socket() as free:
@@ -141,7 +148,7 @@ def test_four_devices_train_and_encode_like_one_and_one_goes_on_with_their_check
 def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(environment, undisturbed, tmp_path):
     place = address()
     pair = [running(environment, 1, "-c", STUDENT, str(tmp_path), "1", "2", str(number), place) for number in range(2)]
-    first, second = map(printed, pair)
+    first, second = printed_together(pair)
     assert second == ""  # only the first prints
     together = json.loads(first)
     assert together["devices"] == 2
@@ -157,7 +164,7 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
     place = address()
     pair = [running(environment, 1, *command, "--processes", "2", "--process-id", str(number), "--coordinator", place)
             for number in range(2)]
-    first, second = map(printed, pair)
+    first, second = printed_together(pair)
     assert "student, asymmetric" in first and second == ""
     assert "encodes 2 views of each image once." in first  # a student without batch norm
     metrics = tmp_path / "run" / "metrics.json"
