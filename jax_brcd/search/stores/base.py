@@ -12,6 +12,8 @@ from jax_brcd.retrieval.packing import Codes, whole_number
 from jax_brcd.retrieval.scores import Logits, RealMatrix, whole_logits
 from jax_brcd.runtime.errors import InputError
 
+FORMAT = "jax_brcd store 1"  # what a store that keeps its items says of itself
+
 Attributes = Mapping[str, Any]
 
 

@@ -5,7 +5,6 @@ no longer there. So whoever knows the database up to some number of each finds w
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import sqlite3
@@ -15,13 +14,12 @@ from typing import Any
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import workplace
-from jax_brcd.search.stores.base import CodeKind
+from jax_brcd.search.stores.base import FORMAT, CodeKind
+from jax_brcd.search.stores.spelling import as_text
 
 APPLICATION = 0x62726364  # "brcd", in the file's head
-FORMAT = "jax_brcd store 1"
 PATIENCE = 60  # seconds that a writer waits for another
 CACHE, LARGE_CACHE = -8192, -262144  # KiB of pages in memory, negative as SQLite wants it: for readers, for large additions
-JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)  # made once: making one takes longer than writing attributes
 # Path, size and so on are attributes like others; the columns show them to whoever reads the file with other tools
 TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -107,21 +105,6 @@ def transaction(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
-
-
-def as_blob(id: str) -> bytes:
-    """An id as it stands in the database: in the order of their bytes ids are in the order of Python's text."""
-    return id.encode("utf-8", "surrogatepass")
-
-
-def as_id(blob: bytes) -> str:
-    """The id again."""
-    return blob.decode("utf-8", "surrogatepass")
-
-
-def as_text(value: Any) -> str:
-    """JSON, always written alike."""
-    return JSON.encode(value)
 
 
 def loosely(where: dict[str, Any]) -> tuple[str, list[str]]:

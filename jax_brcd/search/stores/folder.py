@@ -16,12 +16,11 @@ import numpy as np
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path, make_folder, parse_json
-from jax_brcd.search.stores.base import CodeKind, check_kind, checked_ids, closed, nothing_there
+from jax_brcd.search.stores.base import FORMAT, CodeKind, check_kind, checked_ids, closed, nothing_there
 from jax_brcd.search.stores.items import Items, WholeStore
 
 SCHEME = "folder:"
 ITEMS, LOCK = "items.safetensors", ".lock"
-FORMAT = "jax_brcd store 1"
 
 Stamp = tuple[int, int, int]
 

@@ -4,28 +4,14 @@ import abc
 import bisect
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from jax_brcd.retrieval import HammingIndex, PackedCodes
-from jax_brcd.retrieval.packing import Codes
-from jax_brcd.retrieval.scores import RealMatrix
-from jax_brcd.search.stores.base import (
-    Attributes,
-    Batch,
-    Hit,
-    Item,
-    Query,
-    checked_ball,
-    checked_batch,
-    checked_ids,
-    checked_note,
-    checked_query,
-    checked_where,
-    matches,
-)
+from jax_brcd.search.stores.base import Batch, Hit, Item, Query, matches
+from jax_brcd.search.stores.checked import CheckedStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +98,8 @@ class Items:
         return dataclasses.replace(self, ids=ids, codes=self.codes[rows], attributes=attributes, thumbnails=thumbnails)
 
 
-class WholeStore(abc.ABC):
+class WholeStore(CheckedStore):
     """See Store. All that a store does but for keeping its items, which a subclass does by `_current` and `_change`."""
-
-    bits: int
-    space: str | None
 
     @abc.abstractmethod
     def _current(self) -> Items:
@@ -126,48 +109,32 @@ class WholeStore(abc.ABC):
     def _change(self, change: Callable[[Items], Items]) -> None:
         """Puts what `change` makes of the items in their place; it gives the same object where there is nothing to change."""
 
-    def add(
-        self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
-        thumbnails: Sequence[bytes | None] | None = None,
-    ) -> None:
-        """See Store."""
-        batch = checked_batch(self, ids, codes, attributes, thumbnails)
+    def _put(self, batch: Batch) -> None:
         self._change(lambda items: items.adding(batch))
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        gone = checked_ids(ids)
-        self._change(lambda items: items.without(gone))
+    def _drop(self, ids: list[str]) -> None:
+        self._change(lambda items: items.without(ids))
 
-    def search(
-        self, query_codes: Codes | RealMatrix, k: SupportsIndex, where: Attributes | None = None, *, soft: bool = False
-    ) -> list[list[Hit]]:
-        """See Store."""
-        return self._current().search(checked_query(self, query_codes, k, where, soft))
+    def _nearest_hits(self, query: Query) -> list[list[Hit]]:
+        return self._current().search(query)
 
-    def search_radius(self, query_codes: Codes, radius: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        return self._current().within(*checked_ball(self, query_codes, radius, where))
+    def _hits_within(self, codes: PackedCodes, radius: int, where: dict[str, Any]) -> list[list[Hit]]:
+        return self._current().within(codes, radius, where)
 
-    def get(self, ids: Sequence[str]) -> list[Item | None]:
-        """See Store."""
+    def _fetch(self, ids: list[str]) -> list[Item | None]:
         items = self._current()
-        return [None if (row := items.row(id)) is None else items[row] for id in checked_ids(ids)]
+        return [None if (row := items.row(id)) is None else items[row] for id in ids]
 
-    def items(self, where: Attributes | None = None) -> Iterator[Item]:
-        """See Store."""
-        items = self._current().matching(checked_where(where))
+    def _each(self, where: dict[str, Any]) -> Iterator[Item]:
+        items = self._current().matching(where)
         return (items[row] for row in range(len(items)))
 
-    def thumbnail(self, id: str) -> bytes | None:
-        """See Store."""
+    def _picture(self, id: str) -> bytes | None:
         items = self._current()
-        row = items.row(*checked_ids([id]))
+        row = items.row(id)
         return None if row is None else items.thumbnails[row]
 
-    def note(self, name: str, value: str) -> None:
-        """See Store."""
-        name, value = checked_note(name, value)
+    def _keep_note(self, name: str, value: str) -> None:
         self._change(lambda items: items.noting(name, value))
 
     def noted(self, name: str) -> str | None:

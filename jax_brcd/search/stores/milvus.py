@@ -14,39 +14,22 @@ import logging
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jax_brcd.retrieval import PackedCodes
-from jax_brcd.retrieval.packing import Codes
-from jax_brcd.retrieval.scores import RealMatrix
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, make_folder, parse_json
-from jax_brcd.search.stores.base import (
-    Attributes,
-    Batch,
-    CodeKind,
-    Hit,
-    Item,
-    check_kind,
-    checked_ball,
-    checked_batch,
-    checked_ids,
-    checked_note,
-    checked_query,
-    checked_where,
-    closed,
-    nothing_there,
-)
-from jax_brcd.search.stores.database import as_blob, as_id, as_text
+from jax_brcd.search.stores.base import FORMAT, Batch, CodeKind, Hit, Item, Query, check_kind, closed, nothing_there
+from jax_brcd.search.stores.checked import CheckedStore
 from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, token, tokens, without_password
+from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-FORMAT = "jax_brcd store 1"
 NAME = "jax_brcd"  # the collection where the URL names none
 LONGEST = 65_535  # bytes of a text
 MANY = 1000  # attributes of an item
@@ -59,7 +42,7 @@ ITEM = ["id", "hex", "attributes"]
 STRONG = {"consistency_level": "Strong", "timeout": SECONDS}  # else what was deleted stays visible for a while
 
 
-class MilvusStore:
+class MilvusStore(CheckedStore):
     """See Store. `items` is no snapshot: it may give some of what is added meanwhile. Threads may share one."""
 
     def __init__(self, client: "MilvusClient", url: str, name: str):
@@ -72,12 +55,8 @@ class MilvusStore:
         self.bits, self.space = about["bits"], about["space"]
         _make_ready(client, name)
 
-    def add(
-        self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
-        thumbnails: Sequence[bytes | None] | None = None,
-    ) -> None:
-        """See Store. Raises InputError for what is longer than Milvus keeps."""
-        batch = checked_batch(self, ids, codes, attributes, thumbnails)
+    def _put(self, batch: Batch) -> None:
+        """Raises InputError for what is longer than Milvus keeps."""
         rows = _rows(batch)
         with self._told() as client:
             begin, size = 0, 0
@@ -87,45 +66,33 @@ class MilvusStore:
                     client.upsert(self._name, rows[begin : place + 1], timeout=SECONDS)
                     begin, size = place + 1, 0
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        keys = [_key(id) for id in checked_ids(ids)]
+    def _drop(self, ids: list[str]) -> None:
+        keys = [_key(id) for id in ids]
         with self._told() as client:
             for begin in range(0, len(keys), MANY):
                 client.delete(self._name, ids=keys[begin : begin + MANY], timeout=SECONDS)
 
-    def search(
-        self, query_codes: Codes | RealMatrix, k: SupportsIndex, where: Attributes | None = None, *, soft: bool = False
-    ) -> list[list[Hit]]:
-        """See Store."""
-        query = checked_query(self, query_codes, k, where, soft)
+    def _nearest_hits(self, query: Query) -> list[list[Hit]]:
         if query.logits is None:
             return [nearest_first(self._nearest(code, query.k, query.where))[: query.k] for code in query.codes]
         return soft_hits(query.logits, query.k, self.bits, lambda code, k: self._nearest(code, k, query.where)[:k],
                          lambda code, radius: self._within(code, radius, query.where))
 
-    def search_radius(self, query_codes: Codes, radius: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        codes, radius, where = checked_ball(self, query_codes, radius, where)
+    def _hits_within(self, codes: PackedCodes, radius: int, where: dict[str, Any]) -> list[list[Hit]]:
         return [nearest_first(self._within(code, radius, where)) for code in codes]
 
-    def get(self, ids: Sequence[str]) -> list[Item | None]:
-        """See Store."""
-        found = {row["id"]: _item(row) for row in self._rows_of(checked_ids(ids), ITEM)}
+    def _fetch(self, ids: list[str]) -> list[Item | None]:
+        found = {row["id"]: _item(row) for row in self._rows_of(ids, ITEM)}
         return [found.get(_key(id)) for id in ids]
 
-    def items(self, where: Attributes | None = None) -> Iterator[Item]:
-        """See Store."""
-        return map(_item, self._all(checked_where(where)))
+    def _each(self, where: dict[str, Any]) -> Iterator[Item]:
+        return map(_item, self._all(where))
 
-    def thumbnail(self, id: str) -> bytes | None:
-        """See Store."""
-        rows = self._rows_of(checked_ids([id]), ["thumbnail"])
+    def _picture(self, id: str) -> bytes | None:
+        rows = self._rows_of([id], ["thumbnail"])
         return base64.b64decode(rows[0]["thumbnail"][1:]) if rows and rows[0]["thumbnail"] else None
 
-    def note(self, name: str, value: str) -> None:
-        """See Store."""
-        name, value = checked_note(name, value)
+    def _keep_note(self, name: str, value: str) -> None:
         notes = f"{self._name}_notes"
         with self._told() as client:
             if not client.has_collection(notes, timeout=SECONDS):
@@ -175,7 +142,7 @@ class MilvusStore:
 
     def _look(self, code: PackedCodes, radius: int, where: dict[str, Any]) -> list[Found]:
         """All within a radius by looking at every item here, where they are more than Milvus gives at once."""
-        distances = ((item, int(np.bitwise_count(item.packed ^ code.packed[0]).sum())) for item in self.items(where))
+        distances = ((item, int(np.bitwise_count(item.packed ^ code.packed[0]).sum())) for item in self._each(where))
         return [Found(item, distance) for item, distance in distances if distance <= radius]
 
     def _search(self, code: PackedCodes, limit: int, where: dict[str, Any], params: dict[str, int]) -> list[Found]:

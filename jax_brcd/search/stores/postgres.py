@@ -7,38 +7,22 @@ An index is a schema of the database, `jax_brcd` where none is named. Codes are 
 import contextlib
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jax_brcd.retrieval import PackedCodes
-from jax_brcd.retrieval.packing import Codes
-from jax_brcd.retrieval.scores import RealMatrix
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import parse_json
-from jax_brcd.search.stores.base import (
-    Attributes,
-    CodeKind,
-    Hit,
-    Item,
-    check_kind,
-    checked_ball,
-    checked_batch,
-    checked_ids,
-    checked_note,
-    checked_query,
-    checked_where,
-    closed,
-    nothing_there,
-)
-from jax_brcd.search.stores.database import as_blob, as_id, as_text
+from jax_brcd.search.stores.base import FORMAT, Batch, CodeKind, Hit, Item, Query, check_kind, closed, nothing_there
+from jax_brcd.search.stores.checked import CheckedStore
 from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, tokens, without_password
+from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 
 if TYPE_CHECKING:
     import psycopg
 
-FORMAT = "jax_brcd store 1"
 INDEX = "jax_brcd"  # the schema where the URL names none
 ROWS = 2000  # fetched together
 # Tokens stand for attributes in filters (see servers.py): JSON of PostgreSQL knows neither NUL nor lone surrogates
@@ -51,7 +35,7 @@ CREATE INDEX ON {index}.items USING gin (tokens);
 """
 
 
-class PostgresStore:
+class PostgresStore(CheckedStore):
     """See Store. Threads may share one: they take turns."""
 
     def __init__(self, connection: "psycopg.Connection", url: str, index: str):
@@ -65,12 +49,7 @@ class PostgresStore:
         code = f"%s::bit({self.bits})"
         self._distance = f'(code OPERATOR("{vector[0][0]}".<~>) {code})::int' if vector else f"bit_count(code # {code})::int"
 
-    def add(
-        self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
-        thumbnails: Sequence[bytes | None] | None = None,
-    ) -> None:
-        """See Store."""
-        batch = checked_batch(self, ids, codes, attributes, thumbnails)
+    def _put(self, batch: Batch) -> None:
         with self._told() as connection, connection.transaction():
             connection.execute(self._sql("CREATE TEMPORARY TABLE coming (LIKE {index}.items) ON COMMIT DROP"))
             with connection.cursor().copy("COPY coming (id, code, attributes, tokens, thumbnail) FROM STDIN") as copy:
@@ -80,35 +59,25 @@ class PostgresStore:
                 "INSERT INTO {index}.items SELECT * FROM coming ORDER BY id ON CONFLICT (id) DO UPDATE SET code = excluded.code, "
                 "attributes = excluded.attributes, tokens = excluded.tokens, thumbnail = excluded.thumbnail"))
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        self._run("DELETE FROM {index}.items WHERE id = ANY(%s)", [as_blob(id) for id in checked_ids(ids)])
+    def _drop(self, ids: list[str]) -> None:
+        self._run("DELETE FROM {index}.items WHERE id = ANY(%s)", [as_blob(id) for id in ids])
 
-    def search(
-        self, query_codes: Codes | RealMatrix, k: SupportsIndex, where: Attributes | None = None, *, soft: bool = False
-    ) -> list[list[Hit]]:
-        """See Store."""
-        query = checked_query(self, query_codes, k, where, soft)
+    def _nearest_hits(self, query: Query) -> list[list[Hit]]:
         if query.logits is None:
             return [nearest_first(self._nearest(code, query.k, query.where)) for code in query.codes]
         return soft_hits(query.logits, query.k, self.bits, lambda code, k: self._nearest(code, k, query.where),
                          lambda code, radius: self._within(code, radius, query.where))
 
-    def search_radius(self, query_codes: Codes, radius: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        codes, radius, where = checked_ball(self, query_codes, radius, where)
+    def _hits_within(self, codes: PackedCodes, radius: int, where: dict[str, Any]) -> list[list[Hit]]:
         return [nearest_first(self._within(code, radius, where)) for code in codes]
 
-    def get(self, ids: Sequence[str]) -> list[Item | None]:
-        """See Store."""
-        ids = checked_ids(ids)
+    def _fetch(self, ids: list[str]) -> list[Item | None]:
         rows = self._run("SELECT id, code::text, attributes FROM {index}.items WHERE id = ANY(%s)", [as_blob(id) for id in ids])
         found = {item.id: item for item in map(_item, rows)}
         return [found.get(id) for id in ids]
 
-    def items(self, where: Attributes | None = None) -> Iterator[Item]:
-        """See Store. They are read through a connection of their own, so the store may be changed meanwhile."""
-        where = checked_where(where)
+    def _each(self, where: dict[str, Any]) -> Iterator[Item]:
+        """They are read through a connection of their own, so the store may be changed meanwhile."""
         with self._told():
             connection = _connect(self._url)
             connection.autocommit = False  # a cursor of the server lives in a transaction
@@ -123,15 +92,13 @@ class PostgresStore:
 
         return read()
 
-    def thumbnail(self, id: str) -> bytes | None:
-        """See Store."""
-        rows = self._run("SELECT thumbnail FROM {index}.items WHERE id = %s", as_blob(*checked_ids([id])))
+    def _picture(self, id: str) -> bytes | None:
+        rows = self._run("SELECT thumbnail FROM {index}.items WHERE id = %s", as_blob(id))
         return rows[0][0] if rows else None
 
-    def note(self, name: str, value: str) -> None:
-        """See Store."""
+    def _keep_note(self, name: str, value: str) -> None:
         self._run("INSERT INTO {index}.notes VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                  *map(as_blob, checked_note(name, value)))
+                  as_blob(name), as_blob(value))
 
     def noted(self, name: str) -> str | None:
         """See Store."""

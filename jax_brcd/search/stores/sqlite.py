@@ -9,33 +9,29 @@ import contextlib
 import pathlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from typing import SupportsIndex
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from jax_brcd.retrieval.packing import Codes
-from jax_brcd.retrieval.scores import RealMatrix
+from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, parse_json
 from jax_brcd.search.stores import database
 from jax_brcd.search.stores.base import (
-    Attributes,
+    FORMAT,
+    Batch,
     CodeKind,
     Hit,
     Item,
+    Query,
     check_kind,
-    checked_ball,
-    checked_batch,
-    checked_ids,
-    checked_note,
-    checked_query,
-    checked_where,
     closed,
     matches,
     nothing_there,
 )
-from jax_brcd.search.stores.database import as_blob, as_id, as_text
+from jax_brcd.search.stores.checked import CheckedStore
+from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 from jax_brcd.search.stores.view import Near, View
 
 SCHEME = "sqlite:"
@@ -44,7 +40,7 @@ MANY = 4096  # items that are worth more memory while they are added
 ITEM = "id, code, attributes"
 
 
-class SQLiteStore:
+class SQLiteStore(CheckedStore):
     """See Store. Threads may share one: they take turns."""
 
     def __init__(self, path: pathlib.Path):
@@ -53,17 +49,12 @@ class SQLiteStore:
         with database.told(path):
             self._connection: sqlite3.Connection | None = database.connect(path)
             about = dict(self._connection.execute("SELECT name, value FROM about"))
-        if about.get("format") != database.FORMAT:
-            raise InputError(f"{path}: a store of the format {about.get('format')!r}, not {database.FORMAT!r}; give another place")
+        if about.get("format") != FORMAT:
+            raise InputError(f"{path}: a store of the format {about.get('format')!r}, not {FORMAT!r}; give another place")
         self.bits, self.space = int(about["bits"]), about["space"]
         self._view = View(path.with_name(path.name + "-codes"), about["owner"], self)
 
-    def add(
-        self, ids: Sequence[str], codes: Codes, attributes: Sequence[Attributes] | None = None,
-        thumbnails: Sequence[bytes | None] | None = None,
-    ) -> None:
-        """See Store."""
-        batch = checked_batch(self, ids, codes, attributes, thumbnails)
+    def _put(self, batch: Batch) -> None:
         keys, width = [as_blob(id) for id in batch.ids], batch.codes.packed.shape[1]
         bytes_ = batch.codes.packed.tobytes()
         rows = ((keys[place], bytes_[place * width : (place + 1) * width], as_text(batch.attributes[place]))
@@ -73,38 +64,28 @@ class SQLiteStore:
             connection.executemany("INSERT OR REPLACE INTO items (id, code, attributes) VALUES (?, ?, ?)", rows)
             connection.executemany("INSERT INTO thumbnails SELECT number, ? FROM items WHERE id = ?", pictures)
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """See Store."""
-        keys = [(as_blob(id),) for id in checked_ids(ids)]
+    def _drop(self, ids: list[str]) -> None:
+        keys = [(as_blob(id),) for id in ids]
         with self._writing(len(keys)) as connection:
             connection.executemany("DELETE FROM items WHERE id = ?", keys)
 
-    def search(
-        self, query_codes: Codes | RealMatrix, k: SupportsIndex, where: Attributes | None = None, *, soft: bool = False
-    ) -> list[list[Hit]]:
-        """See Store."""
-        query = checked_query(self, query_codes, k, where, soft)
+    def _nearest_hits(self, query: Query) -> list[list[Hit]]:
         with self._reading() as connection:
             self._view.follow(connection)
             return [hits[: query.k] for hits in _hits(connection, self._view.search(connection, query))]
 
-    def search_radius(self, query_codes: Codes, radius: SupportsIndex, where: Attributes | None = None) -> list[list[Hit]]:
-        """See Store."""
-        ball = checked_ball(self, query_codes, radius, where)
+    def _hits_within(self, codes: PackedCodes, radius: int, where: dict[str, Any]) -> list[list[Hit]]:
         with self._reading() as connection:
             self._view.follow(connection)
-            return _hits(connection, self._view.within(connection, *ball))
+            return _hits(connection, self._view.within(connection, codes, radius, where))
 
-    def get(self, ids: Sequence[str]) -> list[Item | None]:
-        """See Store."""
-        ids = checked_ids(ids)
+    def _fetch(self, ids: list[str]) -> list[Item | None]:
         with self._reading() as connection:
             rows = [connection.execute(f"SELECT {ITEM} FROM items WHERE id = ?", [as_blob(id)]).fetchone() for id in ids]
         return [None if row is None else _item(row) for row in rows]
 
-    def items(self, where: Attributes | None = None) -> Iterator[Item]:
-        """See Store. They are read through a connection of their own, so the store may be changed meanwhile."""
-        where = checked_where(where)
+    def _each(self, where: dict[str, Any]) -> Iterator[Item]:
+        """They are read through a connection of their own, so the store may be changed meanwhile."""
         condition, parameters = database.loosely(where)
         with self._reading(), database.told(self._path):
             connection = database.connect(self._path)
@@ -117,15 +98,12 @@ class SQLiteStore:
 
         return read()
 
-    def thumbnail(self, id: str) -> bytes | None:
-        """See Store."""
-        (id,) = checked_ids([id])
+    def _picture(self, id: str) -> bytes | None:
         return self._one("SELECT picture FROM items JOIN thumbnails USING (number) WHERE id = ?", as_blob(id))
 
-    def note(self, name: str, value: str) -> None:
-        """See Store."""
+    def _keep_note(self, name: str, value: str) -> None:
         with self._writing(1) as connection:
-            connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", checked_note(name, value))
+            connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def noted(self, name: str) -> str | None:
         """See Store."""

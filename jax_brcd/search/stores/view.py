@@ -16,8 +16,9 @@ from jax_brcd.retrieval.scan import Mask
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import parse_json
 from jax_brcd.search.stores.base import CodeKind, Query, matches
-from jax_brcd.search.stores.database import as_text, loosely
+from jax_brcd.search.stores.database import loosely
 from jax_brcd.search.stores.packed import Packed, read_packed, write_packed
+from jax_brcd.search.stores.spelling import as_text
 
 FEW = 4096  # items that are not worth a file of their own, nor packing anew
 SHARE = 16  # the codes are packed anew when more than one in so many came or went
@@ -46,13 +47,13 @@ class View:
 
     def follow(self, connection: sqlite3.Connection) -> None:
         """Brings the view to the state of the transaction that is open."""
-        added, gone = (_count(connection, table) for table in ("items", "gone"))
+        added, gone = _counts(connection)
         if (added, gone) == (self._added, self._gone):
             return
         self._matching.clear()
         if added < self._added or gone < self._gone:  # the packed codes are of a later state: a database was put back
             self._put(self._none())
-        if added + gone - self._packed.added - self._packed.gone > max(FEW, len(self._packed) // SHARE):
+        if self._is_stale(added, gone):
             self._pack(connection, added, gone)
             return
         came = [Recent(id, number, code) for number, id, code in connection.execute(
@@ -90,9 +91,13 @@ class View:
 
     def keep(self, connection: sqlite3.Connection) -> None:
         """Packs the codes where that is worth it, so that the next process opens them at once."""
-        added, gone = (_count(connection, table) for table in ("items", "gone"))
-        if added + gone - self._packed.added - self._packed.gone > max(FEW, len(self._packed) // SHARE):
+        added, gone = _counts(connection)
+        if self._is_stale(added, gone):
             self._pack(connection, added, gone)
+
+    def _is_stale(self, added: int, gone: int) -> bool:
+        """Whether the codes are worth packing anew, in a database that has counted so far."""
+        return added + gone - self._packed.added - self._packed.gone > max(FEW, len(self._packed) // SHARE)
 
     def _parts(
         self, connection: sqlite3.Connection, where: dict[str, Any]
@@ -155,10 +160,10 @@ class View:
         return Packed(codes, np.empty(0, np.int64), 0, 0)
 
 
-def _count(connection: sqlite3.Connection, table: str) -> int:
-    """The largest number that a table has given."""
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [table]).fetchone()
-    return 0 if row is None else row[0]
+def _counts(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The largest numbers that items, and those that are gone, have been given."""
+    given = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    return given.get("items", 0), given.get("gone", 0)
 
 
 def _together(parts: tuple[Near, ...]) -> Near:
