@@ -43,9 +43,22 @@ def load_encoder(place: os.PathLike | str, *, progress: Progress = silent) -> Ha
     """
     with of_setting("encoder", place):
         encoder = load(place, progress=progress)
-        if encoder.over_embeddings:
-            raise InputError("encodes rows of embeddings and no images; give an encoder of images, such as its student")
+        check_sees_images(encoder)
     return encoder
+
+
+def check_sees_images(encoder: HashEncoder) -> None:
+    """Raises InputError for an encoder over embeddings."""
+    if encoder.over_embeddings:
+        raise InputError("encodes rows of embeddings and no images; give an encoder of images, such as its student")
+
+
+def check_encoder(encoder: HashEncoder, store: Store) -> None:
+    """Raises InputError where an encoder's codes of images cannot be compared with those of a store."""
+    check_sees_images(encoder)
+    if encoder.bits != store.bits:
+        raise InputError(f"gives codes of {encoder.bits} bits, where the index has {store.bits}; give one of its length")
+    check_spaces(encoder, store)
 
 
 def place_of(encoder: os.PathLike | str) -> str:
@@ -69,10 +82,8 @@ def note_filler(store: Store, encoder: HashEncoder, place: str) -> str:
     Raises:
         InputError: where its codes are of another length or space than the index's.
     """
-    if encoder.bits != store.bits:
-        raise InputError(f"gives codes of {encoder.bits} bits, and the index holds codes of {store.bits}; give one of its "
-                         "length", field="encoder", value=place)
-    check_spaces(encoder, store)
+    with of_setting("encoder", place):
+        check_encoder(encoder, store)
     identity, known = identity_of(encoder), fillers(store)
     now = known | {identity: Filler(place, encoder.role, encoder.backbone)}
     if now != known:
@@ -99,7 +110,5 @@ def query_encoder(store: Store, place: os.PathLike | str | None, *, progress: Pr
     place = noted_encoder(store) if place is None else place
     encoder = load_encoder(place, progress=progress)
     with of_setting("encoder", place):
-        check_spaces(encoder, store)
-        if encoder.bits != store.bits:
-            raise InputError(f"gives codes of {encoder.bits} bits, and the index holds codes of {store.bits}")
+        check_encoder(encoder, store)
     return encoder

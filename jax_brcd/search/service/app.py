@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -150,16 +150,10 @@ class Service:
             return logits, {"decode": decoded - began, "encode": time.perf_counter() - decoded}
 
     async def _found(self, query: Query) -> list[Found]:
-        try:
-            return await self.engine.search(query)
-        except (InputError, OSError) as error:
-            raise Refused(503, f"the index does not answer: {error}") from None
+        return await _told_of_index(self.engine.search(query))
 
     async def _stored(self, call: Any) -> Any:
-        try:
-            return await self.engine.ask(call)
-        except (InputError, OSError) as error:
-            raise Refused(503, f"the index does not answer: {error}") from None
+        return await _told_of_index(self.engine.ask(call))
 
     async def _decoded(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
@@ -205,6 +199,14 @@ def create_app(
               Route("/", service.page), Route("/page/{name}", service.page), Route("/runtime/{name}", service.runtime)]
     # A redirect to a path with or without a slash would be made of the Host header, which is a client's
     return Gate(Router(routes, redirect_slashes=False, lifespan=lifespan), service.metrics, limits, token, OPEN)
+
+
+async def _told_of_index(answer: Awaitable[Any]) -> Any:
+    """What the index answers. Raises Refused where it does not."""
+    try:
+        return await answer
+    except (InputError, OSError) as error:
+        raise Refused(503, f"the index does not answer: {error}") from None
 
 
 def _file(path: pathlib.Path | None) -> Response:

@@ -1,7 +1,7 @@
 """What the service answers, without a word of HTTP: encodings and searches, gathered into batches."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jax_brcd.encoder import HashEncoder
-from jax_brcd.retrieval import PackedCodes, check_spaces
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.retrieval import PackedCodes
+from jax_brcd.search.encoders import check_encoder
 from jax_brcd.search.searching import nearest
 from jax_brcd.search.service.batching import Batcher
-from jax_brcd.search.stores import Store
+from jax_brcd.search.stores import Hit, Item, Store
 from jax_brcd.views.fitting import check_fits
 
 SYMMETRIC, ASYMMETRIC = "symmetric", "asymmetric"
@@ -101,25 +101,20 @@ class Engine:
                 hits = nearest(self._store, np.stack([query.logits for query in some]), k, soft=True)
             else:
                 hits = nearest(self._store, PackedCodes(np.stack([query.packed for query in some]), self.bits, self.space), k)
+            items = self._items(hit.id for of_one in hits for hit in of_one)
             for number, of_one in zip(numbers, hits, strict=True):
-                found[number] = self._described(queries[number], of_one, soft)
+                found[number] = [_described(queries[number], hit, items[hit.id], soft) for hit in of_one if hit.id in items]
         return found
 
-    def _described(self, query: Query, hits: list[Any], soft: bool) -> list[Found]:
-        """Hits with their codes; those that another process has deleted meanwhile are left out."""
-        items = self._store.get([hit.id for hit in hits])
-        return [Found(hit.id, int(np.bitwise_count(query.packed ^ item.packed).sum()), float(hit.distance) if soft else None,
-                      item.packed, hit.attributes)
-                for hit, item in zip(hits, items, strict=True) if item is not None]
+    def _items(self, ids: Iterable[str]) -> dict[str, Item]:
+        """The items of hits, each fetched once; those that another process has deleted meanwhile are left out."""
+        return {item.id: item for item in self._store.get(list(dict.fromkeys(ids))) if item is not None}
 
 
-def check_encoder(encoder: HashEncoder, store: Store) -> None:
-    """Raises InputError where an encoder's codes are none to search a store with."""
-    if encoder.over_embeddings:
-        raise InputError("an encoder of embeddings, which takes no images; give one of images")
-    if encoder.bits != store.bits:
-        raise InputError(f"codes of {encoder.bits} bits, where the index has {store.bits}; give the encoder that filled it")
-    check_spaces(encoder, store)
+def _described(query: Query, hit: Hit, item: Item, soft: bool) -> Found:
+    """A hit with its code."""
+    return Found(hit.id, int(np.bitwise_count(query.packed ^ item.packed).sum()), float(hit.distance) if soft else None,
+                 item.packed, hit.attributes)
 
 
 def pack(logits: Float[np.ndarray, " bits"]) -> UInt8[np.ndarray, " bytes"]:
