@@ -63,10 +63,10 @@ def _check(given: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together."""
     if given.duplicates is None and not given.images:
         raise InputError("no image to search for; name image files, or give `duplicates`")
-    for name, value in (("images", given.images), ("soft", given.soft), ("missing", given.missing)):
-        if given.duplicates is not None and value:
-            raise InputError(f"compares the images of the index with each other; leave out `{name}`" if name != "images" else
-                             "compares the images of the index with each other; name no image", field="duplicates",
+    for told, remedy in ((given.images, "name no image"), (given.soft, "leave out `soft`"),
+                         (given.missing, "leave out `missing`")):
+        if given.duplicates is not None and told:
+            raise InputError(f"compares the images of the index with each other; {remedy}", field="duplicates",
                              value=given.duplicates)
     if given.html is not None:
         check_file(as_path(given.html), field="html")

@@ -95,7 +95,7 @@ def duplicates(store: Store, radius: int, *, progress: Progress = silent) -> lis
     Raises:
         InputError: for radius < 0.
     """
-    ids, packed = _present(store)
+    ids, packed, copied = _present(store)
     group = _Groups(ids)
     for begin in range(0, len(ids), TOGETHER):
         rows = slice(begin, begin + TOGETHER)
@@ -104,17 +104,21 @@ def duplicates(store: Store, radius: int, *, progress: Progress = silent) -> lis
             for hit in hits:
                 group.join(id, hit.id)
         progress("compare codes", min(begin + TOGETHER, len(ids)), len(ids))
-    answers = (_group(store, members) for members in group.all())
-    several = [pictures for pictures in answers if sum(len(each.paths) for each in pictures) > 1]
+    several = [_group(store, members) for members in group.all() if len(members) > 1 or members[0] in copied]
     several.sort(key=lambda pictures: (-sum(len(each.paths) for each in pictures), pictures[0].path))
     return [Answer(f"Group {number} of {len(several)}", pictures) for number, pictures in enumerate(several, start=1)]
 
 
-def _present(store: Store) -> tuple[list[str], UInt8[np.ndarray, "items bytes"]]:
-    """Ids and codes of the items that are not missing."""
-    kept = [(item.id, item.packed) for item in store.items() if not item.attributes.get(MISSING)]
-    packed = np.stack([each for _, each in kept]) if kept else np.empty((0, -(-store.bits // 8)), np.uint8)
-    return [id for id, _ in kept], packed
+def _present(store: Store) -> tuple[list[str], UInt8[np.ndarray, "items bytes"], set[str]]:
+    """Ids and codes of the items that are not missing, and the ids of those that several equal files have."""
+    ids, packed, copied = [], [], set()
+    for item in store.items():
+        if not item.attributes.get(MISSING):
+            ids.append(item.id)
+            packed.append(item.packed)
+            if len(Picture.of(1, item.id, ORIGIN, item.attributes).paths) > 1:
+                copied.add(item.id)
+    return ids, np.stack(packed) if packed else np.empty((0, -(-store.bits // 8)), np.uint8), copied
 
 
 class _Groups:
