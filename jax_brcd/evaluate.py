@@ -4,8 +4,6 @@ import dataclasses
 
 from jax_brcd.settings.command_line import bars, run_command, say
 
-FURTHER_SETTINGS = ("decode_workers", "compile_cache")
-
 
 def main(argv: list[str] | None = None) -> None:
     """Searches the database of a data set with its test queries and prints the measures.
@@ -21,10 +19,10 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
     from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
-    from jax_brcd.stages.provenance import PLACES, PROTOCOL, known_settings
+    from jax_brcd.stages.provenance import FURTHER, PLACES, PROTOCOL, known_settings
     from jax_brcd.stages.sight import told_sizes
 
-    parser = create_parser("python -m jax_brcd.evaluate", __doc__, {*PROTOCOL, *PLACES, *FURTHER_SETTINGS}.__contains__,
+    parser = create_parser("python -m jax_brcd.evaluate", __doc__, {*PROTOCOL, *PLACES, *FURTHER}.__contains__,
                            presets=False)
     parser.add_argument("--queries", required=True, metavar="DIR", help="folder of the encoder that encodes the test queries, or "
                         "hf:USER/NAME of the Hugging Face hub")

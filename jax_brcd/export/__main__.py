@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from jax_brcd.data import ImageDataset
     from jax_brcd.encoder import HashEncoder
 
-FURTHER_SETTINGS = ("decode_workers", "compile_cache")  # beside those of the data set
 CALIBRATION = 256  # images
 
 
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.runtime.files import as_path, check_folder, read_json
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config
-    from jax_brcd.stages.provenance import known_settings
+    from jax_brcd.stages.provenance import FURTHER, known_settings
 
     given = vars(create_export_parser().parse_args(argv))
     name, to, out, quantize, calibrate, count = (given.pop(each) for each in (
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     config = create_config(**known | given)
     with session(config) as progress:
         photos = None if calibrate is None else images_below(calibrate, count, say)
-        told = bool(given.keys() - FURTHER_SETTINGS)
+        told = bool(given.keys() - FURTHER)
         dataset = dataset_of(config, encoder, progress, told=told) if told or (quantize is not None and known) else None
         with named_places({"out": as_path(out)}):
             written = export(encoder, to, out, **vars(material_of(photos, dataset, count, quantize, progress)))
@@ -57,9 +56,9 @@ def create_export_parser() -> OneLineParser:
     from jax_brcd.export import EXPORTERS
     from jax_brcd.export.base import INT8
     from jax_brcd.stages.configuration import create_parser
-    from jax_brcd.stages.provenance import PLACES, PROTOCOL
+    from jax_brcd.stages.provenance import FURTHER, PLACES, PROTOCOL
 
-    settings = {*PROTOCOL, *PLACES, *FURTHER_SETTINGS} - {"embeddings"}
+    settings = {*PROTOCOL, *PLACES, *FURTHER} - {"embeddings"}
     parser = create_parser("python -m jax_brcd.export", main.__doc__, settings.__contains__, presets=False)
     parser.add_argument("encoder", metavar="ENCODER", help="folder of the encoder, or hf:USER/NAME of the Hugging Face hub")
     parser.add_argument("--to", required=True, metavar="FORMAT", help=f"one of {', '.join(EXPORTERS)}")

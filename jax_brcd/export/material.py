@@ -1,8 +1,6 @@
 """What an export is tried, and quantised, with: images of a folder, or of the data set of the encoder's run."""
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -12,9 +10,7 @@ from jax_brcd.export.base import Material
 from jax_brcd.images import read_item
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
-from jax_brcd.runtime.progress import Progress
-
-Say = Callable[[str], Any]
+from jax_brcd.runtime.progress import Progress, Say
 
 
 def material_of(

@@ -8,9 +8,8 @@ import numpy as np
 from jax_brcd.encoder import HashEncoder
 from jax_brcd.export.base import Material
 from jax_brcd.export.reference import reference_model
+from jax_brcd.export.torchvision import export_safetensors
 from jax_brcd.export.trial import inputs_for, squares, try_batches
-from jax_brcd.models.layouts import LAYOUTS
-from jax_brcd.models.weights import write_weights
 
 PROGRAM, WEIGHTS = "encoder.pt2", "encoder.safetensors"
 
@@ -39,8 +38,5 @@ def write(encoder: HashEncoder, folder: pathlib.Path, material: Material) -> dic
         return logits.numpy(), codes.numpy()
 
     figures = try_batches(encoder, run, tried)
-    layout = encoder.model.backbone.layout
-    told = {"model": encoder.backbone, "bits": str(encoder.bits),
-            **({} if encoder.model.form is None else {"head": encoder.model.form})}
-    write_weights(folder / WEIGHTS, LAYOUTS[layout].state(encoder.model), **told)
-    return {"layout": layout, "verified": {PROGRAM: figures}}
+    export_safetensors(encoder.model, folder / WEIGHTS, name=encoder.backbone, bits=encoder.bits)
+    return {"layout": encoder.model.backbone.layout, "verified": {PROGRAM: figures}}

@@ -5,23 +5,23 @@ import os
 import pathlib
 
 from jax_brcd.export.base import Exportable
-from jax_brcd.models import HashModel, torchvision_state
+from jax_brcd.models import HashModel
+from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models.weights import write_weights
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, write_json
+from jax_brcd.runtime.files import write_json
 
 LAYOUT = "torchvision"
 
 
 def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, bits: int) -> None:
-    """Writes the model's state_dict to `path`; the file's metadata says which model it is of, and of which form its head.
+    """Writes the model's state_dict, in the layout of its family, to `path`; the file's metadata says which model it is of, and
+    of which form its head.
 
     Raises OSError where it cannot be written.
     """
-    import safetensors.numpy
-
     about = {"model": name, "bits": str(bits), **({} if model.form is None else {"head": model.form})}
-    with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(torchvision_state(model), temporary, metadata=about)
+    write_weights(path, LAYOUTS[model.backbone.layout].state(model), **about)
 
 
 def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:

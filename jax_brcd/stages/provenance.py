@@ -9,6 +9,7 @@ from jax_brcd.runtime.files import as_path
 # Taken over from the encoder's run; places where they are on this machine too
 PROTOCOL = ("dataset", "split", "train_images", "label_format", "k", "max_bad_images", "seed")
 PLACES = ("data_dir", "cache_dir", "embeddings")
+FURTHER = ("decode_workers", "compile_cache")  # what is told anew each time
 
 
 def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
