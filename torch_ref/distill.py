@@ -26,6 +26,7 @@ from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
+from jax_brcd.settings.stages import CLEAN
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
 from jax_brcd.stages.learning import check_learning
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
@@ -112,7 +113,6 @@ class Experiment:
 
         outputs = in_batches(both, model, channels_first(getattr(self.dataset, part).images))
         return Encoded(outputs[:, : -self.config.objective.bits], outputs[:, -self.config.objective.bits :])
-
 
     def codes(self, role: str, model: nn.Module, part: str) -> np.ndarray:
         """Codes of the same images."""
@@ -246,7 +246,7 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     """
     whole, needs = experiment.config.student.train_backbone, experiment.config.method.needs
     partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
-    clean = clean_outputs(experiment, teacher) if experiment.config.learning.teacher_view == "clean" else None
+    clean = clean_outputs(experiment, teacher) if experiment.config.learning.teacher_view == CLEAN else None
     if experiment.kept_views is None:
         def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
             pixels = experiment.fresh_pixels(TEACHER, indices, numbers, derivation, partners)

@@ -97,6 +97,10 @@ class StudentConfig:
     min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
 
 
+SAME, CLEAN = "same", "clean"  # views of a student's, and of the image as it is evaluated
+EACH, BOTH = "each", "both"  # an encoder for each search, and one for both, which is then called so
+
+
 @dataclasses.dataclass(frozen=True)
 class LearningConfig:
     """How a student learns: what moves its weights, what it is shown of its teacher, and which of its states is kept."""
@@ -124,12 +128,12 @@ class LearningConfig:
                                      above=0, high=0.999999)
     own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without it a "
                                  "method that sees one view encodes one")
-    teacher_view: str = option("same", "what the teacher sees: the same view as the student, or the clean image, encoded once",
-                               choices=("same", "clean"))
+    teacher_view: str = option(SAME, "what the teacher sees: the same view as the student, or the clean image, encoded once",
+                               choices=(SAME, CLEAN))
     mixup: float = option(0.0, "parameter of the Beta distribution by which each view is mixed with another of its batch, and "
                           "so the teacher's outputs; 0 for no mixing", low=0)
-    keep: str = option("each", "which states are kept and exported: each, the best of either search, or both, the best mean of "
-                       "both, as one encoder", choices=("each", "both"))
+    keep: str = option(EACH, "which states are kept and exported: each, the best of either search, or both, the best mean of "
+                       "both, as one encoder", choices=(EACH, BOTH))
 
 
 @dataclasses.dataclass(frozen=True)

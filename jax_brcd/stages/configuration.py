@@ -18,6 +18,7 @@ from jax_brcd.settings import options
 from jax_brcd.settings.command_line import OneLineParser, add_options, flag
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import (
+    BOTH,
     STAGES,
     TITLES,
     DataConfig,
@@ -37,7 +38,6 @@ UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds"
               "process_id", "coordinator")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
-BOTH = "both"  # the value of `keep` under which one encoder serves both searches, and what that is called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Config:
     def kept(self) -> dict[Search, str]:
         """What the state is called that is kept for each search, and the encoder made of it: its own, or one for both."""
         return {search: BOTH if self.learning.keep == BOTH else str(search) for search in SEARCHES}
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """What the student's encoders are called, each once."""
+        return tuple(dict.fromkeys(self.kept.values()))
 
     @property
     def teacher_batch_size(self) -> int:

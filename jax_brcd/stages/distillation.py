@@ -16,8 +16,9 @@ from jax_brcd.retrieval import mean_average_precision, nearest_neighbours
 from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.settings.stages import BOTH, CLEAN
 from jax_brcd.stages.clusters import know
-from jax_brcd.stages.configuration import BOTH, Config, unusual
+from jax_brcd.stages.configuration import Config, unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built
@@ -29,7 +30,6 @@ from jax_brcd.views.features import weights_digest
 from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
-CLEAN = "clean"  # the value of `teacher_view` under which the teacher sees the un-augmented images
 # Settings that a student depends on by what becomes of them
 TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "bits")
 
@@ -86,7 +86,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
             fitted = _train(context, folder, built.model, teacher, knowledge)
             _write(context, folder, built.model, teacher, fitted)
     with folder.reading():
-        loaded = {name: load(folder.path / name) for name in dict.fromkeys(config.kept.values())}
+        loaded = {name: load(folder.path / name) for name in config.students}
         sections = tuple(map(section_from_dict, read_json(folder.path / SECTIONS)))
         return Student(folder, {search: loaded[name] for search, name in config.kept.items()},
                        read_history(folder.path / HISTORY), sections, context)
@@ -131,7 +131,7 @@ def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[st
 
     The teacher's own mAP is the same for both searches, so that the best mean share of it is the best mean.
     """
-    dataset, kept = context.dataset, context.config.kept
+    dataset, students = context.dataset, context.config.students
     if not dataset.labelled:
         return {}
     parts, teacher_codes = student_parts(context, model), teacher.codes("database")
@@ -142,9 +142,9 @@ def _validation(context: Context, model: HashModel, teacher: Teacher) -> dict[st
         databases = {"student": parts.codes(model, "database"), "teacher": teacher_codes}
         found = {str(search): mean_average_precision(queries, databases[search.database], dataset.validation.labels,
                                                      dataset.database.labels, context.k) for search in SEARCHES}
-        return found | ({BOTH: sum(found.values()) / len(found)} if BOTH in kept.values() else {})
+        return found | ({BOTH: sum(found.values()) / len(found)} if BOTH in students else {})
 
-    return {"validate": validate, "searches": tuple(dict.fromkeys(kept.values()))}
+    return {"validate": validate, "searches": students}
 
 
 def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, fitted: Fit) -> None:
@@ -153,7 +153,7 @@ def _write(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
     if devices.is_first():
         # A student whose queries are for the teacher's database speaks the teacher's bits, where the method taught them
         for_teachers = {name for search, name in config.kept.items() if search.database == encoders.TEACHER}
-        for name in dict.fromkeys(config.kept.values()):
+        for name in config.students:
             space = teacher.space if name in for_teachers and config.method.meets_teacher else None
             create_encoder(put(model, fitted.best.get(name, fitted.state)), config.student.student,
                            context.student_preprocessing, bits=config.objective.bits, role=encoders.STUDENT, space=space,

@@ -8,7 +8,7 @@ from jax_brcd.methods.base import Method
 from jax_brcd.models import HashModel
 from jax_brcd.models.blocks import depth_of
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.stages import LearningConfig
+from jax_brcd.settings.stages import CLEAN, LearningConfig
 from jax_brcd.stages.configuration import Config
 from jax_brcd.training.optimizers import OPTIMIZERS
 from jax_brcd.training.rates import SCHEDULES, Course, Rate
@@ -121,10 +121,10 @@ def _check_method(config: Config) -> None:
     if not settings.own_objective and not needs.views:
         raise InputError(f"method {name} learns nothing from the teacher, and so nothing would be learnt; name another "
                          "`method`, or leave it out", field="own_objective", value=False)
-    if settings.teacher_view == "clean" and needs.derivations and needs.teacher:
+    if settings.teacher_view == CLEAN and needs.derivations and needs.teacher:
         made = ", ".join(derivation.name for derivation in needs.derivations)
         raise InputError(f"method {name} compares the teacher's outputs of what is made of views ({made}); name another "
-                         "`method`, or `teacher_view` same", field="teacher_view", value="clean")
+                         "`method`, or `teacher_view` same", field="teacher_view", value=CLEAN)
 
 
 def _check_mixup(method: Method) -> None:

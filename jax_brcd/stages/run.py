@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -89,8 +89,7 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         changed = changes(config, data, earlier, student=student)
         if changed and not student:
             check_no_student(out, changed)
-        names = dict.fromkeys(config.kept.values()) if student else ()
-        metrics = _finished(out, earlier, names, labelled=context.dataset.labelled) if not changed else None
+        metrics = _finished(out, earlier, config.students if student else (), labelled=context.dataset.labelled) if not changed else None
         if metrics is not None:
             say(f"{out}: already there; nothing was run again.")
             return metrics
@@ -143,12 +142,12 @@ def _carry_out(
     return dict(found.metrics)
 
 
-def _finished(out: pathlib.Path, earlier: Claim, students: Iterable[str], *, labelled: bool) -> dict[str, Any] | None:
+def _finished(out: pathlib.Path, earlier: Claim, students: tuple[str, ...], *, labelled: bool) -> dict[str, Any] | None:
     """The metrics of a run that has ended and is whole; `students` are what its encoders are called."""
     roles = ("teacher", *(f"student_{name}" for name in students))
     files = [METRICS, HISTORY, CODES, PAGE, *(f"{role}{file}" for role in roles
                                               for file in (".safetensors", "/config.json", "/model.safetensors"))]
-    whole = earlier.finished and earlier.student >= (len(roles) > 1) and all((out / file).exists() for file in files)
+    whole = earlier.finished and earlier.student >= bool(students) and all((out / file).exists() for file in files)
     if not devices.agreed(whole):
         return None
     try:
@@ -246,7 +245,7 @@ def _write(
     teacher.save(out / "teacher", metrics=found.metrics.get("teacher"), notes=list(teacher.remarks), **came_from)
     _flat_copy(out, "teacher")
     if student is not None:
-        for name in dict.fromkeys(config.kept.values()):
+        for name in config.students:
             searches = [search for search in SEARCHES if config.kept[search] == name]
             measured = found.metrics.get("student")
             # of an encoder for both, its own search's with the other beside them
