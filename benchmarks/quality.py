@@ -31,6 +31,7 @@ from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 
 BITS, SEEDS = (16, 32, 64), (0, 1, 2)
+BACKBONES = ("vit_lite_7_4", "resnet18_32")  # of the teacher and of the student, as their weight files are called
 DETAIL_BITS = 64  # of the ablation, the sensitivity and the search
 # BRCD's parts, each added to the ones before it; the last is the default
 PARTS = {
@@ -178,23 +179,39 @@ def outcome(directory: pathlib.Path) -> dict[str, Any]:
             "epochs": history[-1]["epoch"]}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line of the study."""
-    parser = OneLineParser(prog="python -m benchmarks.quality", description=__doc__, allow_abbrev=False)
+def study_parser(name: str, description: str | None, weights: Iterable[str]) -> OneLineParser:
+    """The options that studies on CIFAR-10 share; `weights` are the files that one needs, without their ending."""
+    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
     parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="folder of CIFAR-10's binary layout")
+    files = " and ".join(f"{each}.safetensors" for each in weights)
     parser.add_argument("--weights", type=pathlib.Path, default=pathlib.Path("../shared/weights"),
-                        help="folder of vit_lite_7_4.safetensors and resnet18_32.safetensors (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="distillation methods (default: all)")
+                        help=f"folder of {files} (default: %(default)s)")
     parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), help="code lengths in bits (default: 16 32 64)")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds (default: 0 1 2)")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs") / name,
+                        help="folder of the run directories (default: %(default)s)")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results") / name,
+                        help="folder of the JSON, the tables and the figures (default: %(default)s)")
+    return parser
+
+
+def weight_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
+    """The paths of weight files by their names. Raises InputError for one that is not there."""
+    files = {name: folder / f"{name}.safetensors" for name in names}
+    for path in files.values():
+        if not path.is_file():
+            raise InputError(f"{path}: no such weight file; give its folder by --weights")
+    return {name: str(path) for name, path in files.items()}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of the study."""
+    parser = study_parser("quality", __doc__, BACKBONES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="distillation methods (default: all)")
     parser.add_argument("--parts", nargs="+", default=list(STUDY), help=f"parts of the study (default: {' '.join(STUDY)})")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of distillation at most (default: %(default)s)")
     parser.add_argument("--views", type=int, default=4, help="kept views an image (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: the cores)")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/quality"),
-                        help="folder of the run directories (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/quality"),
-                        help="folder of the JSON, the tables and the figures (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -204,13 +221,10 @@ def main(argv: list[str] | None = None) -> None:
     for registry, names in ((METHODS, options.methods), (STUDY, options.parts)):
         for name in names:
             registry[name]
-    weights = {name: options.weights / f"{name}.safetensors" for name in ("vit_lite_7_4", "resnet18_32")}
-    for path in weights.values():
-        if not path.is_file():
-            raise InputError(f"{path}: no such weight file; give their folder by --weights")
+    teacher_weights, student_weights = weight_files(options.weights, BACKBONES).values()
     shared = {"dataset": "cifar10", "data_dir": options.data_dir, "teacher": "vit_lite_7_4",
-              "teacher_weights": str(weights["vit_lite_7_4"]), "student": "resnet18",
-              "student_weights": str(weights["resnet18_32"]), "epochs": options.epochs, "views": options.views}
+              "teacher_weights": teacher_weights, "student": "resnet18",
+              "student_weights": student_weights, "epochs": options.epochs, "views": options.views}
     study = Study(options.runs, shared, options.jobs)
     runs = [one for part in options.parts for one in STUDY[part](options.methods, options.bits, options.seeds)]
     results = study.carry_out(runs)

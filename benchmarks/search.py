@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 import shutil
 import tempfile
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.memory import peak_in_child
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
@@ -36,7 +35,7 @@ class Size:
     memory: int
 
 
-QUICK, FULL = Size(1_000_000, 1_000, 10_000_000), Size(1_000_000, 1_000, 10_000_000)
+QUICK = FULL = Size(1_000_000, 1_000, 10_000_000)  # fewer would say nothing of memory's speed
 
 
 def random_codes(count: int, seed: int) -> PackedCodes:
@@ -53,7 +52,7 @@ def searches(codes: PackedCodes, queries: PackedCodes) -> dict[str, Callable[[],
         return doubled // 2, positions
 
     calls = {OURS: lambda: index.search(queries, K), XLA: by_xla}
-    if importlib.util.find_spec("faiss"):
+    if machine.installed("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(1)
@@ -98,7 +97,7 @@ def memory_call(file: str):
 def measure_search(settings: Settings, size: Size | None = None) -> Iterator[Row | Skipped]:
     """Every case in turn."""
     size = size or (QUICK if settings.quick else FULL)
-    timing = types.SimpleNamespace(samples=settings.samples, budget=settings.case_seconds)
+    timing = {"samples": settings.samples, "budget": settings.case_seconds}
     codes = random_codes(size.codes, 0)
     for count, case in ((1, "1 query"), (size.queries, f"{size.queries:,} queries")):
         calls = searches(codes, random_codes(count, 1))
@@ -106,7 +105,7 @@ def measure_search(settings: Settings, size: Size | None = None) -> Iterator[Row
         if FAISS not in calls:
             yield Skipped(FAISS, "pip install faiss-cpu")
         yield from measure(f"{case}, {size.codes:,} codes", [Contender(name, call) for name, call in calls.items()],
-                           items=count, unit="queries", **vars(timing))
+                           items=count, unit="queries", **timing)
         del calls
     folder = pathlib.Path(tempfile.mkdtemp(prefix="benchmark"))
     try:
@@ -117,7 +116,7 @@ def measure_search(settings: Settings, size: Size | None = None) -> Iterator[Row
         shutil.rmtree(folder)
 
 
-def _of_store(folder: pathlib.Path, codes: PackedCodes, timing: types.SimpleNamespace) -> Iterator[Row]:
+def _of_store(folder: pathlib.Path, codes: PackedCodes, timing: Mapping[str, Any]) -> Iterator[Row]:
     """Adding to a SQLite store, and opening it."""
     numbers = iter(range(1000))
 
@@ -130,7 +129,7 @@ def _of_store(folder: pathlib.Path, codes: PackedCodes, timing: types.SimpleName
                        samples=1, budget=0.0)
     path, query = str(folder / "0" / "photos.brcd"), random_codes(1, 1)
     yield from measure(f"opening a SQLite store of {len(codes):,} codes, with a search",
-                       [Contender(OURS, lambda: opened(path, query))], **vars(timing))
+                       [Contender(OURS, lambda: opened(path, query))], **timing)
 
 
 def _of_memory(folder: pathlib.Path, size: Size) -> Iterator[Row | Skipped]:

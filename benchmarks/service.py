@@ -34,6 +34,7 @@ from jax_brcd.models import create_hash_model
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
+from jax_brcd.search.service.metrics import resident_bytes
 from jax_brcd.settings.command_line import OneLineParser, add_options, run_command
 from jax_brcd.settings.options import convert, option
 
@@ -289,14 +290,9 @@ def under_load(place: Place, load: Load, pid: int) -> Measured:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        measured.memory.append(resident_mib(pid))
+        measured.memory.append(resident_bytes(pid) / 2**20)
         time.sleep(min(1.0, load.seconds / 10))
     return measured
-
-
-def resident_mib(pid: int) -> float:
-    """The memory of a process."""
-    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def table(measured: Measured) -> str:

@@ -15,16 +15,15 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from benchmarks.quality import study_parser, weight_files
 from benchmarks.quality_report import read_history, spread, table
-from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, write_json
-from jax_brcd.settings.command_line import OneLineParser, run_command
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run_teacher
 from jax_brcd.teachers.objectives import OBJECTIVES
 
 TEACHER = "vit_lite_7_4"
-BITS, SEEDS = (16, 32, 64), (0, 1, 2)
 VIEWS = {"published": 4, "all": 2}  # kept ones of an image, by the images that train: 5,000 and 50,000
 MEASURES = {"map": "mAP", "soft_map": "soft mAP"}
 
@@ -86,19 +85,10 @@ def _values(records: list[Mapping[str, Any]], objective: str, bits: int, measure
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line of the comparison."""
-    parser = OneLineParser(prog="python -m benchmarks.teachers", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--data-dir", type=pathlib.Path, required=True, help="folder of CIFAR-10's binary layout")
-    parser.add_argument("--weights", type=pathlib.Path, default=pathlib.Path("../shared/weights"),
-                        help="folder of its weights, vit_lite_7_4.safetensors (default: %(default)s)")
+    parser = study_parser("teachers", __doc__, [TEACHER])
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="teacher objectives (default: all)")
-    parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), help="code lengths in bits (default: 16 32 64)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds (default: 0 1 2)")
     parser.add_argument("--images", nargs="+", default=list(VIEWS), choices=VIEWS,
                         help="training images (default: published all)")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/teachers"),
-                        help="folder of the run directories (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/teachers"),
-                        help="folder of the JSON and the tables (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -107,10 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     for name in options.objectives:
         OBJECTIVES[name]
-    weights = options.weights / f"{TEACHER}.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{weights}: no such weight file; give its folder by --weights")
-    shared = {"dataset": "cifar10", "data_dir": options.data_dir, "teacher": TEACHER, "teacher_weights": str(weights)}
+    weights = weight_files(options.weights, [TEACHER])
+    shared = {"dataset": "cifar10", "data_dir": options.data_dir, "teacher": TEACHER, "teacher_weights": weights[TEACHER]}
     # Teachers of one choice of images, recipe and seed share the views that the first of them encodes
     teachers = [Trained(images, objective, bits, seed) for images in options.images for seed in options.seeds
                 for objective in options.objectives for bits in options.bits]

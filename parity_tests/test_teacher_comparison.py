@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import teachers
-from benchmarks.teachers import BITS, SEEDS, VIEWS, Trained, comparison
+from benchmarks.quality import BITS, SEEDS
+from benchmarks.teachers import VIEWS, Trained, comparison
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.teachers.objectives import OBJECTIVES

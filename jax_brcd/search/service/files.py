@@ -38,7 +38,8 @@ def browser_files(export: os.PathLike | str, runtime: os.PathLike | str, index: 
     """The student's export and onnxruntime-web's files.
 
     Args:
-        export: a folder that `python -m jax_brcd.export` wrote. runtime: the folder of onnxruntime-web's files, or its package's. index: what the codes are to be searched in.
+        export: a folder that `python -m jax_brcd.export` wrote. runtime: the folder of onnxruntime-web's files, or its package's.
+        index: what the codes are to be searched in.
 
     Raises:
         InputError: for folders without these files, and for an encoder whose codes are not the index's.

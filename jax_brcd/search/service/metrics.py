@@ -62,8 +62,8 @@ def _family(name: str, kind: str, help: str, samples: list[tuple[str, int | floa
                                                                else f"{name}{labels} {value}" for labels, value in samples)]
 
 
-def resident_bytes() -> int:
-    """The memory of this process, 0 where the system does not tell."""
+def resident_bytes(process: int | str = "self") -> int:
+    """The memory of a process by its number, 0 where the system does not tell."""
     with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
