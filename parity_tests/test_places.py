@@ -6,6 +6,8 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import jax_brcd
 from jax_brcd import distill, evaluate, teacher
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, atomic_path, lock_beside, locked, replacing_folder, write_json
+from jax_brcd.runtime.files import as_path, atomic_path, lock_beside, locked, make_folder, replacing_folder, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.folder import StageFolder
 
@@ -152,6 +154,24 @@ def main(argv):
 
 run_command(main)
 """
+
+
+def test_a_folder_that_several_make_at_once_is_no_file(tmp_path):
+    """As processes of one run do, and runs that want the same stage."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(100):
+            folder, together = tmp_path / str(number) / "a" / "b", threading.Barrier(4)
+
+            def make(_, folder=folder, together=together):
+                together.wait()
+                return make_folder(folder)
+
+            with ThreadPoolExecutor(4) as threads:
+                assert set(threads.map(make, range(4))) == {folder}
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def test_a_checkpoint_that_fills_the_disk_ends_in_its_line_alone(small_disk):

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -22,6 +23,7 @@ TEMPORARY = re.compile(r"\.[^/]*\.[a-z0-9_]{8}")  # how temporary folders are ca
 LONGEST = 50  # characters of a name that are part of another: a file's name has 255 bytes at most, a character up to 4
 EXCHANGE = 2  # renameat2's flag for two paths that take each other's place at once
 HERE = -100  # paths are relative to the working directory
+NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # what the system says of a place where nothing is
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells of the operating system's errors
 
 
@@ -68,16 +70,27 @@ def check_folder(folder: pathlib.Path, field: str | None = None) -> None:
     `field` is the setting that names the folder.
     """
     for place in (folder, *folder.parents):
-        if place.is_dir():
+        kind = _kind(place)
+        if kind is not None and stat.S_ISDIR(kind):
             return
-        if place.is_symlink() and not place.exists():
-            problem = f"is a link to {os.readlink(place)}, which is not there; make that folder, or name another"
-        elif place.exists():
+        if kind is not None:
             problem = "is a file; name a folder"
+        elif place.is_symlink() and not place.exists():
+            problem = f"is a link to {os.readlink(place)}, which is not there; make that folder, or name another"
         else:
             continue
         start = "" if field is not None and place == folder else f"{place}{':' if place == folder else ''} "
         raise InputError(start + problem, field=field, value=None if field is None else folder)
+
+
+def _kind(place: pathlib.Path) -> int | None:
+    """What lies at a place, None for nothing. It is looked at once: another process may make a folder there meanwhile."""
+    try:
+        return place.stat().st_mode
+    except OSError as error:
+        if error.errno not in NOTHING:
+            raise
+        return None
 
 
 def check_file(path: pathlib.Path, field: str | None = None) -> None:
