@@ -36,6 +36,9 @@ MANY = 1000  # attributes of an item
 MOST = 16_384  # items of an answer
 MESSAGE = 8 << 20  # bytes that are sent together
 SECONDS = 60  # for an answer: without a limit the client tries again for minutes
+# Of the connection: pymilvus asks every ten seconds whether the server is there, and servers of gRPC, Milvus Lite's among them,
+# break off with a client that asks more than once in five minutes while nothing is at work
+QUIET = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
 USED, USED_LOCK = collections.Counter(), threading.Lock()  # files of Milvus Lite, and how many stores of this process use them
 # Milvus Lite does not give codes with what a search found, so they stand in hexadecimal beside
 ITEM = ["id", "hex", "attributes"]
@@ -230,7 +233,7 @@ def _connect(url: str, address: str, who: str, opened: contextlib.ExitStack) -> 
     if not address.startswith("http://"):
         make_folder(as_path(address).parent)
         opened.enter_context(_lite(address))
-    client = MilvusClient(uri=address, token=who, timeout=SECONDS)
+    client = MilvusClient(uri=address, token=who, timeout=SECONDS, grpc_options=QUIET)
     opened.callback(client.close)
     return client
 
