@@ -6,6 +6,7 @@ Devices are four that XLA makes of the host; processes are two on this machine w
 import concurrent.futures
 import json
 import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -35,8 +36,9 @@ from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.views.encoding import encode
 from jax_brcd.methods import TeacherKnowledge, create_method
-from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.models import HashModel
 from jax_brcd.models.resnet import BasicBlock, ResNet
+from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.loop import fit, start
 from jax_brcd.views.sources import KeptTeacher, PixelViews
@@ -57,7 +59,7 @@ random = np.random.default_rng(0)
 images = random.integers(256, size=(20, 8, 8, 3), dtype=np.uint8)
 codes = random.choice([-1.0, 1.0], (20, 8)).astype(np.float32)
 with devices.session(int(place[0]), int(place[1]), place[2]):
-    teacher, rngs = create_hash_model("vit_lite_4_8", 8, rngs=nnx.Rngs(0)), nnx.Rngs(0)
+    teacher, rngs = VisionTransformer(16, 8, 1, 2, 16, 32, rngs=nnx.Rngs(0)), nnx.Rngs(0)
     student = HashModel(ResNet(BasicBlock, (1,), width=8, image_size=16, small_stem=True, rngs=rngs), 8, rngs=rngs)
     views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=16), train=True)
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
@@ -71,12 +73,21 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
         fitted = fit(stage, start(stage, parameters, carry), Checkpoints(pathlib.Path(directory)))
     except KeyboardInterrupt:
         pass
-    features = encode(teacher.backbone, images, size=32, description="")
+    features = encode(teacher, images, size=16, description="")
     found = {"devices": jax.device_count(), "features": features.tolist()}
     if fitted:
         found["losses"] = [[record[name] for name in ("loss", "contrastive", "distillation")] for record in fitted.history]
         found["statistics"] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(fitted.state.carry["statistics"])]
     print(json.dumps(found))
+"""
+
+RUN = """
+import sys
+from toy_runs import toys
+from jax_brcd import distill
+from jax_brcd.settings.command_line import run_command
+with toys():
+    run_command(distill.main, sys.argv[1:])
 """
 
 
@@ -157,16 +168,18 @@ def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(envi
 
 
 def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_path):
-    """The whole command, frozen backbones: kept features, validation, checkpoints, both searches, report."""
-    command = ["-m", "jax_brcd.distill", "--bits", "16", "--views", "2", "--teacher-weights", "random", "--teacher-epochs",
-               "2", "--student", "vit_lite_4_8", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
+    """The whole command, frozen toy backbones: kept features, validation, checkpoints, both searches, report."""
+    environment = environment | {"PYTHONPATH": os.pathsep.join((str(pathlib.Path(__file__).parent),
+                                                                environment.get("PYTHONPATH", "")))}
+    command = ["-c", RUN, "--bits", "16", "--views", "2", "--teacher", "toy", "--teacher-weights", "random", "--teacher-epochs",
+               "2", "--student", "small_toy", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
                "--checkpoint-seconds", "0", "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
     place = address()
     pair = [running(environment, 1, *command, "--processes", "2", "--process-id", str(number), "--coordinator", place)
             for number in range(2)]
     first, second = printed_together(pair)
     assert "student, asymmetric" in first and second == ""
-    assert "encodes 2 views of each image once." in first  # a student without batch norm
+    assert "encodes 2 views of each image once" in first
     metrics = tmp_path / "run" / "metrics.json"
     together = json.loads(metrics.read_text())
     metrics.unlink()

@@ -28,8 +28,7 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     views every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
     paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "PYTHONPATH": paths}
 
     def command(name):
         return [sys.executable, "-c", COMMAND, "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",

@@ -21,12 +21,9 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Runs share what they compile, so that starting again is cheap."""
-    compiled = str(tmp_path_factory.mktemp("compiled"))
+def environment():
     paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
-    return {**os.environ, "PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": compiled,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**os.environ, "PYTHONPATH": paths}
 
 
 def command(folder: pathlib.Path) -> list[str]:
