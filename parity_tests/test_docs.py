@@ -115,7 +115,8 @@ def workplace(tmp_path_factory):
 
 def python(place, *arguments, root=ROOT):
     """Runs Python in `place`, with the packages of `root` and its caches there; fails with what it wrote."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place)}
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place),
+                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True,
                           timeout=SECONDS, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
