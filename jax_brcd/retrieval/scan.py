@@ -7,12 +7,13 @@ keeps no words in between and so is faster (docs/stores.md, "Speed", has what wa
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, UInt, UInt8
+from jaxtyping import Array, Bool, Int, UInt, UInt8
 
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
@@ -22,7 +23,9 @@ QUERIES_A_TASK, FEW_A_TASK = 64, 8  # of a thread, by XLA and by NumPy
 FEW = 32  # queries that NumPy is faster for
 WORD = 8  # bytes of the widest word that NumPy counts in
 HEAD = 1 << 11  # codes that say where the search begins to look
-SLACK = 64  # candidates beyond twice k that are kept before the nearest are picked from them
+SLACK = 64  # codes of a query beyond twice k that are kept before the nearest are picked from them
+GROUP = 16  # codes whose smallest distance says whether they are looked at
+POSITION = 40  # bits of a position, more than memory has codes
 
 Found = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]  # distances in bits int32, positions int64
 Mask = Bool[np.ndarray, "items"] | None
@@ -49,28 +52,31 @@ class Scan:
 
     def nearest(self, queries: CodeBits, k: int, mask: Mask = None) -> list[Found]:
         """Of each query the k nearest codes (of those in `mask`), nearest first, ties by position; fewer where there are fewer."""
-        return self._map(queries, functools.partial(_Nearest, k, self.bits), mask)
+        return self._map(queries, functools.partial(_Nearest, self.bits, k), mask)
 
     def within(self, queries: CodeBits, radius: int, mask: Mask = None) -> list[Found]:
         """Of each query all codes (of those in `mask`) at no more than `radius` bits, nearest first, ties by position."""
-        return self._map(queries, functools.partial(_Within, radius), mask)
+        return self._map(queries, functools.partial(_Within, self.bits, radius), mask)
 
-    def _map(self, queries: CodeBits, collector: Callable[[], "_Within"], mask: Mask) -> list[Found]:
-        """What a new collector each finds for the queries: a few at a time on all cores, and one alone on one."""
+    def _map(self, queries: CodeBits, collector: Callable[[int], "_Within"], mask: Mask) -> list[Found]:
+        """What a new collector finds for a few queries at a time, on all cores; one query alone on one."""
         words = _words(queries.positive)
         counter, together = (_ByNumPy, FEW_A_TASK) if words.shape[1] <= FEW else (_ByXLA, QUERIES_A_TASK)
 
         def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
-            collectors = [collector() for _ in rows]
+            own, asked = collector(len(rows)), words[:, rows.start : rows.stop]
             for begin in range(0, len(self), BLOCK):
-                block = self.words[:, begin : begin + BLOCK]
                 allowed = None if mask is None else mask[begin : begin + BLOCK]
-                for own, distances in zip(collectors, lent.distances(block, words[:, rows.start : rows.stop]), strict=True):
-                    own.look(begin, distances, allowed)
-            return [own.found() for own in collectors]
+                own.look(begin, lent.distances(self.words[:, begin : begin + BLOCK], asked), allowed)
+            return own.found()
 
         parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits))
         return [found for part in parts for found in part]
+
+
+def _distance_type(bits: int) -> np.dtype:
+    """The narrowest type for distances and, above all of them, a bound that none reaches."""
+    return np.min_scalar_type(bits + 1)
 
 
 class _ByNumPy:
@@ -78,27 +84,28 @@ class _ByNumPy:
 
     def __init__(self, word: np.dtype, bits: int):
         self.differ, self.ones = np.empty(BLOCK, word), np.empty(BLOCK, np.uint8)
-        self.total = np.empty(BLOCK, np.min_scalar_type(bits))
+        self.total = np.empty((FEW_A_TASK, BLOCK), _distance_type(bits))
 
     def distances(
         self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
-    ) -> Iterator[UInt[np.ndarray, "codes"]]:
-        """Of each query in bits, lent until the next are asked for."""
-        differ, ones, total = (part[: block.shape[1]] for part in (self.differ, self.ones, self.total))
-        for query in queries.T:
-            for number, (codes, word) in enumerate(zip(block, query, strict=True)):
-                np.bitwise_xor(codes, word, out=differ)
-                np.bitwise_count(differ, out=ones)
-                if len(block) > 1:
-                    np.add(total, ones, out=total) if number else np.copyto(total, ones)
-            yield ones if len(block) == 1 else total
+    ) -> UInt[np.ndarray, "queries codes"]:
+        """In bits, lent until the next are asked for."""
+        codes = block.shape[1]
+        differ, ones, found = self.differ[:codes], self.ones[:codes], self.total[: queries.shape[1], :codes]
+        for query, total in zip(queries.T, found, strict=True):
+            for number, (some, word) in enumerate(zip(block, query, strict=True)):
+                np.bitwise_xor(some, word, out=differ)
+                np.bitwise_count(differ, out=ones if number else total)
+                if number:
+                    np.add(total, ones, out=total)
+        return found
 
 
 class _ByXLA:
     """Distances of all queries of a task at once."""
 
     def __init__(self, word: np.dtype, bits: int):
-        self.type = np.min_scalar_type(bits)
+        self.type = _distance_type(bits)
 
     def distances(
         self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
@@ -125,70 +132,96 @@ def _narrow(words: UInt[np.ndarray, "words n"], size: int) -> UInt[np.ndarray, "
 
 
 class _Within:
-    """Collects all codes at no more than some bits."""
+    """Collects of each query of a task all codes at no more than some bits.
 
-    def __init__(self, radius: int):
-        self.limit = radius  # the largest distance that is looked for
-        self.distances: list[np.ndarray] = []
-        self.positions: list[np.ndarray] = []
-        self.count = 0
+    A code that was found is one number: its query, its distance and, in the last bits, its position. So sorting them puts each
+    query's in order, nearest first, ties by position.
+    """
 
-    def look(self, begin: int, distances: UInt[np.ndarray, "codes"], allowed: Mask) -> None:
+    def __init__(self, bits: int, radius: int, queries: int):
+        self.bits, self.queries = bits, queries
+        self.bound = np.full(queries, radius + 1, _distance_type(bits))  # of each query; what is looked for is nearer
+        self.kept: list[Int[np.ndarray, "some"]] = []
+
+    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
         """Sees the next codes, which begin at that position."""
-        if distances.min() > self.limit:
-            return
-        positions = np.flatnonzero(distances <= self.limit if allowed is None else (distances <= self.limit) & allowed)
-        if len(positions):
-            self._keep(distances[positions].astype(np.int32), positions + begin)
+        rows, columns = _nearer(distances, self.bound, allowed)
+        if len(rows):
+            self._keep(rows * (self.bits + 1) + distances[rows, columns], columns + begin)
 
-    def found(self) -> Found:
-        """Distances and positions, nearest first."""
-        if not self.count:
-            return np.empty(0, np.int32), np.empty(0, np.int64)
-        distances, positions = np.concatenate(self.distances), np.concatenate(self.positions)
-        order = np.argsort(distances, kind="stable")
-        return distances[order], positions[order]
+    def found(self) -> list[Found]:
+        """Of each query distances and positions, nearest first."""
+        kept = self._sorted()
+        starts = self._starts(kept)
+        distances = ((kept >> POSITION) % (self.bits + 1)).astype(np.int32)
+        positions = kept & ((1 << POSITION) - 1)
+        return [(distances[begin:end], positions[begin:end]) for begin, end in itertools.pairwise(starts)]
 
-    def _keep(self, distances: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
-        self.distances.append(distances)
-        self.positions.append(positions)
-        self.count += len(positions)
+    def _keep(self, places: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
+        """Keeps codes. Their places are those of their query and distance in a table (queries, bits + 1)."""
+        self.kept.append((places << POSITION) | positions)
+
+    def _sorted(self) -> Int[np.ndarray, "kept"]:
+        return np.sort(np.concatenate([np.empty(0, np.int64), *self.kept]))
+
+    def _starts(self, kept: Int[np.ndarray, "kept"]) -> list[int]:
+        """Where each query's begin among what is sorted, and where the last one's end."""
+        return np.searchsorted(kept, np.arange(self.queries + 1) * (self.bits + 1) << POSITION).tolist()
 
 
 class _Nearest(_Within):
-    """Collects the k nearest codes. Once k are picked a later one must be nearer than the last of them, so ties are by position."""
+    """Collects the k nearest codes. Once k are found a later one must be nearer than the last of them, so ties are by position."""
 
-    def __init__(self, k: int, bits: int):
-        super().__init__(bits)
-        self.k = k
-        self.begun = self.picked = False
+    def __init__(self, bits: int, k: int, queries: int):
+        super().__init__(bits, bits, queries)
+        self.k, self.begun, self.count = k, False, 0
+        self.table = np.zeros((queries, bits + 1), np.int64)  # how many codes were kept at each distance
 
-    def look(self, begin: int, distances: UInt[np.ndarray, "codes"], allowed: Mask) -> None:
+    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
         """See _Within."""
         if not self.begun:  # a few codes bound the k-th distance of all, so that the first block need not be kept whole
             self.begun = True
-            head = distances[:HEAD] if allowed is None else distances[:HEAD][allowed[:HEAD]]
-            self.limit = _kth_smallest(head, self.k) if len(head) >= self.k else self.limit
+            head = distances[:, :HEAD] if allowed is None else distances[:, :HEAD][:, allowed[:HEAD]]
+            if head.shape[1] >= self.k:
+                self.bound = np.partition(head, self.k - 1)[:, self.k - 1] + self.bound.dtype.type(1)
         super().look(begin, distances, allowed)
 
-    def found(self) -> Found:
+    def found(self) -> list[Found]:
         """See _Within."""
-        distances, positions = super().found()
-        return distances[: self.k], positions[: self.k]
+        return [(distances[: self.k], positions[: self.k]) for distances, positions in super().found()]
 
-    def _keep(self, distances: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
-        if len(positions) > self.k:
-            near = distances <= _kth_smallest(distances, self.k)
-            distances, positions = distances[near], positions[near]
-        super()._keep(distances, positions)
-        if self.count >= (2 * self.k + SLACK if self.picked else self.k):
-            distances, positions = self.found()
-            self.distances, self.positions, self.count = [distances], [positions], len(positions)
-            self.limit, self.picked = int(distances[-1]) - 1, True
+    def _keep(self, places: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
+        super()._keep(places, positions)
+        self.table += np.bincount(places, minlength=self.table.size).reshape(self.table.shape)
+        reached = np.cumsum(self.table, axis=1) >= self.k
+        self.bound = np.where(reached[:, -1], reached.argmax(axis=1), self.bound).astype(self.bound.dtype)
+        self.count += len(places)
+        if self.count > self.queries * (2 * self.k + SLACK):
+            kept = self._sorted()
+            ranks = np.concatenate([np.arange(end - begin) for begin, end in itertools.pairwise(self._starts(kept))])
+            self.kept = [kept[ranks < self.k]]
+            self.count = len(self.kept[0])
 
 
-def _kth_smallest(distances: Integer[np.ndarray, "some"], k: int) -> int:
-    return int(np.searchsorted(np.cumsum(np.bincount(distances)), k))
+def _nearer(
+    distances: UInt[np.ndarray, "queries codes"], bound: UInt[np.ndarray, "queries"], allowed: Mask
+) -> tuple[Int[np.ndarray, "some"], Int[np.ndarray, "some"]]:
+    """Rows and columns of the distances below their row's bound.
+
+    The smallest of each GROUP of codes, which lie far apart so that whole vectors are compared, mostly leave few to look into.
+    """
+    queries, codes = distances.shape
+    if codes % GROUP == 0:
+        groups = distances.reshape(queries, GROUP, -1)
+        smallest = groups.min(axis=1)
+        near = np.flatnonzero(smallest < bound[:, None])
+        if len(near) * GROUP < smallest.size:
+            rows, columns = np.divmod(near, smallest.shape[1])
+            hits, members = np.nonzero(groups[rows, :, columns] < bound[rows, None])
+            rows, columns = rows[hits], members * smallest.shape[1] + columns[hits]
+            return (rows, columns) if allowed is None else (rows[allowed[columns]], columns[allowed[columns]])
+    near = distances < bound[:, None]
+    return np.divmod(np.flatnonzero(near if allowed is None else near & allowed), codes)
 
 
 def _words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
