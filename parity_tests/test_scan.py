@@ -10,7 +10,9 @@ from jax_brcd.retrieval.packing import code_bits
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(scan, "BLOCK", 256)
-    monkeypatch.setattr(scan, "HEAD", 32)
+    monkeypatch.setattr(scan, "BLOCKS_A_LOOK", 2)
+    monkeypatch.setattr(scan, "GROUP", 4)
+    monkeypatch.setattr(scan, "FOLD", 16)
 
 
 def random_packed(count, bits, seed):

@@ -8,7 +8,7 @@ keeps no words in between and so is faster (docs/stores.md, "Speed", has what wa
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from jax_brcd.retrieval.ranking import on_all_cores
 
 BLOCK = 1 << 16  # codes whose distances are held at once: with their words they stay in a core's own cache
 QUERIES_A_TASK, FEW_A_TASK = 64, 8  # of a thread, by XLA and by NumPy
+BLOCKS_A_LOOK = 16  # that NumPy counts before the near ones are picked: Python is slow beside it
 FEW = 32  # queries that NumPy is faster for
 WORD = 8  # bytes of the widest word that NumPy counts in
-HEAD = 1 << 11  # codes that say where the search begins to look
 SLACK = 64  # codes of a query beyond twice k that are kept before the nearest are picked from them
-GROUP = 16  # codes whose smallest distance says whether they are looked at
+GROUP = 64  # codes whose smallest distance says whether they are looked at
+FOLD = 1 << 10  # groups of groups that say where the search begins to look
 POSITION = 40  # bits of a position, more than memory has codes
 
 Found = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]  # distances in bits int32, positions int64
@@ -65,9 +66,9 @@ class Scan:
 
         def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
             own, asked = collector(len(rows)), words[:, rows.start : rows.stop]
-            for begin in range(0, len(self), BLOCK):
-                allowed = None if mask is None else mask[begin : begin + BLOCK]
-                own.look(begin, lent.distances(self.words[:, begin : begin + BLOCK], asked), allowed)
+            for begin in range(0, len(self), lent.codes):
+                next_codes = slice(begin, begin + lent.codes)
+                own.look(begin, lent.distances(self.words[:, next_codes], asked), None if mask is None else mask[next_codes])
             return own.found()
 
         parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits))
@@ -80,32 +81,39 @@ def _distance_type(bits: int) -> np.dtype:
 
 
 class _ByNumPy:
-    """Distances of a query at a time; the memory for a block is one thread's own."""
+    """Distances of a query and a block at a time; the memory for them is one thread's own."""
 
     def __init__(self, word: np.dtype, bits: int):
+        self.codes = BLOCKS_A_LOOK * BLOCK
         self.differ, self.ones = np.empty(BLOCK, word), np.empty(BLOCK, np.uint8)
-        self.total = np.empty((FEW_A_TASK, BLOCK), _distance_type(bits))
+        self.total = np.empty((FEW_A_TASK, self.codes), _distance_type(bits))
 
     def distances(
-        self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
+        self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
     ) -> UInt[np.ndarray, "queries codes"]:
-        """In bits, lent until the next are asked for."""
-        codes = block.shape[1]
-        differ, ones, found = self.differ[:codes], self.ones[:codes], self.total[: queries.shape[1], :codes]
-        for query, total in zip(queries.T, found, strict=True):
-            for number, (some, word) in enumerate(zip(block, query, strict=True)):
-                np.bitwise_xor(some, word, out=differ)
-                np.bitwise_count(differ, out=ones if number else total)
-                if number:
-                    np.add(total, ones, out=total)
+        """In bits, of as many `codes` at most; lent until the next are asked for."""
+        found = self.total[: queries.shape[1], : words.shape[1]]
+        for begin in range(0, words.shape[1], BLOCK):
+            for query, whole in zip(queries.T, found, strict=True):
+                self._count(words[:, begin : begin + BLOCK], query, whole[begin : begin + BLOCK])
         return found
+
+    def _count(
+        self, block: UInt[np.ndarray, "words codes"], query: UInt[np.ndarray, "words"], total: UInt[np.ndarray, "codes"]
+    ) -> None:
+        differ, ones = self.differ[: len(total)], self.ones[: len(total)]
+        for number, (codes, word) in enumerate(zip(block, query, strict=True)):
+            np.bitwise_xor(codes, word, out=differ)
+            np.bitwise_count(differ, out=ones if number else total)
+            if number:
+                np.add(total, ones, out=total)
 
 
 class _ByXLA:
     """Distances of all queries of a task at once."""
 
     def __init__(self, word: np.dtype, bits: int):
-        self.type = _distance_type(bits)
+        self.codes, self.type = BLOCK, _distance_type(bits)
 
     def distances(
         self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
@@ -145,28 +153,30 @@ class _Within:
 
     def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
         """Sees the next codes, which begin at that position."""
-        rows, columns = _nearer(distances, self.bound, allowed)
+        if allowed is not None:
+            distances = np.where(allowed, distances, np.iinfo(distances.dtype).max)
+        smallest = _groups(distances).min(axis=1)
+        self._tighten(smallest, distances)
+        rows, columns = _nearer(distances, smallest, self.bound)
         if len(rows):
-            self._keep(rows * (self.bits + 1) + distances[rows, columns], columns + begin)
+            self.kept.append((rows * (self.bits + 1) + distances[rows, columns] << POSITION) | columns + begin)
 
     def found(self) -> list[Found]:
         """Of each query distances and positions, nearest first."""
         kept = self._sorted()
-        starts = self._starts(kept)
         distances = ((kept >> POSITION) % (self.bits + 1)).astype(np.int32)
         positions = kept & ((1 << POSITION) - 1)
-        return [(distances[begin:end], positions[begin:end]) for begin, end in itertools.pairwise(starts)]
+        return [(distances[begin:end], positions[begin:end]) for begin, end in self._each(kept)]
 
-    def _keep(self, places: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
-        """Keeps codes. Their places are those of their query and distance in a table (queries, bits + 1)."""
-        self.kept.append((places << POSITION) | positions)
+    def _tighten(self, smallest: UInt[np.ndarray, "queries groups"], distances: UInt[np.ndarray, "queries codes"]) -> None:
+        """Lowers the bounds by what is seen next."""
 
     def _sorted(self) -> Int[np.ndarray, "kept"]:
         return np.sort(np.concatenate([np.empty(0, np.int64), *self.kept]))
 
-    def _starts(self, kept: Int[np.ndarray, "kept"]) -> list[int]:
-        """Where each query's begin among what is sorted, and where the last one's end."""
-        return np.searchsorted(kept, np.arange(self.queries + 1) * (self.bits + 1) << POSITION).tolist()
+    def _each(self, kept: Int[np.ndarray, "kept"]) -> Iterator[tuple[int, int]]:
+        """Where each query's begin and end among what is sorted."""
+        return itertools.pairwise(np.searchsorted(kept, np.arange(self.queries + 1) * (self.bits + 1) << POSITION).tolist())
 
 
 class _Nearest(_Within):
@@ -174,54 +184,65 @@ class _Nearest(_Within):
 
     def __init__(self, bits: int, k: int, queries: int):
         super().__init__(bits, bits, queries)
-        self.k, self.begun, self.count = k, False, 0
+        self.k, self.counted, self.full = k, 0, False
         self.table = np.zeros((queries, bits + 1), np.int64)  # how many codes were kept at each distance
 
     def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
         """See _Within."""
-        if not self.begun:  # a few codes bound the k-th distance of all, so that the first block need not be kept whole
-            self.begun = True
-            head = distances[:, :HEAD] if allowed is None else distances[:, :HEAD][:, allowed[:HEAD]]
-            if head.shape[1] >= self.k:
-                self.bound = np.partition(head, self.k - 1)[:, self.k - 1] + self.bound.dtype.type(1)
+        if len(self.kept) > self.counted:
+            self._count_kept()
         super().look(begin, distances, allowed)
 
     def found(self) -> list[Found]:
         """See _Within."""
         return [(distances[: self.k], positions[: self.k]) for distances, positions in super().found()]
 
-    def _keep(self, places: Int[np.ndarray, "some"], positions: Int[np.ndarray, "some"]) -> None:
-        super()._keep(places, positions)
+    def _tighten(self, smallest: UInt[np.ndarray, "queries groups"], distances: UInt[np.ndarray, "queries codes"]) -> None:
+        """The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, and of larger groups' as well."""
+        if self.full:
+            return
+        wide = smallest.shape[1] // FOLD * FOLD
+        folded = smallest[:, :wide].reshape(len(smallest), -1, FOLD).min(axis=1) if wide else smallest
+        seen = next((some for some in (folded, smallest) if some.shape[1] >= 2 * self.k), distances)
+        if seen.shape[1] >= self.k:
+            last = np.partition(seen, self.k - 1)[:, self.k - 1]
+            self.bound = np.minimum(last, self.bound - 1) + self.bound.dtype.type(1)
+
+    def _count_kept(self) -> None:
+        """Bounds what is looked for by what was kept since the last time, of which the nearest stay."""
+        places = np.concatenate(self.kept[self.counted :]) >> POSITION
         self.table += np.bincount(places, minlength=self.table.size).reshape(self.table.shape)
         reached = np.cumsum(self.table, axis=1) >= self.k
         self.bound = np.where(reached[:, -1], reached.argmax(axis=1), self.bound).astype(self.bound.dtype)
-        self.count += len(places)
-        if self.count > self.queries * (2 * self.k + SLACK):
+        self.full = bool(reached[:, -1].all())
+        if sum(map(len, self.kept)) > self.queries * (2 * self.k + SLACK):
             kept = self._sorted()
-            ranks = np.concatenate([np.arange(end - begin) for begin, end in itertools.pairwise(self._starts(kept))])
+            ranks = np.concatenate([np.arange(end - begin) for begin, end in self._each(kept)])
             self.kept = [kept[ranks < self.k]]
-            self.count = len(self.kept[0])
+        self.counted = len(self.kept)
 
 
 def _nearer(
-    distances: UInt[np.ndarray, "queries codes"], bound: UInt[np.ndarray, "queries"], allowed: Mask
+    distances: UInt[np.ndarray, "queries codes"], smallest: UInt[np.ndarray, "queries groups"], bound: UInt[np.ndarray, "queries"]
 ) -> tuple[Int[np.ndarray, "some"], Int[np.ndarray, "some"]]:
-    """Rows and columns of the distances below their row's bound.
+    """Rows and columns of the distances below their row's bound, of which the groups' smallest mostly leave few to look into."""
+    count = smallest.shape[1]
+    near, last = np.flatnonzero(smallest < bound[:, None]), distances[:, count * GROUP :]
+    if len(near) * GROUP > smallest.size:
+        return np.divmod(np.flatnonzero(distances < bound[:, None]), distances.shape[1])
+    rows, columns = np.divmod(near, count)
+    hits, members = np.nonzero(_groups(distances)[rows, :, columns] < bound[rows, None])
+    rows, columns = rows[hits], members * count + columns[hits]
+    if last.shape[1]:
+        others, beyond = np.nonzero(last < bound[:, None])
+        rows, columns = np.concatenate([rows, others]), np.concatenate([columns, beyond + count * GROUP])
+    return rows, columns
 
-    The smallest of each GROUP of codes, which lie far apart so that whole vectors are compared, mostly leave few to look into.
-    """
-    queries, codes = distances.shape
-    if codes % GROUP == 0:
-        groups = distances.reshape(queries, GROUP, -1)
-        smallest = groups.min(axis=1)
-        near = np.flatnonzero(smallest < bound[:, None])
-        if len(near) * GROUP < smallest.size:
-            rows, columns = np.divmod(near, smallest.shape[1])
-            hits, members = np.nonzero(groups[rows, :, columns] < bound[rows, None])
-            rows, columns = rows[hits], members * smallest.shape[1] + columns[hits]
-            return (rows, columns) if allowed is None else (rows[allowed[columns]], columns[allowed[columns]])
-    near = distances < bound[:, None]
-    return np.divmod(np.flatnonzero(near if allowed is None else near & allowed), codes)
+
+def _groups(distances: UInt[np.ndarray, "queries codes"]) -> UInt[np.ndarray, "queries members groups"]:
+    """GROUP distances each, which lie far apart so that whole vectors are compared; without the last, too few for all."""
+    count = distances.shape[1] // GROUP
+    return distances[:, : count * GROUP].reshape(len(distances), GROUP, count)
 
 
 def _words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
