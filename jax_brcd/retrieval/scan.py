@@ -20,7 +20,7 @@ from jax_brcd.retrieval.ranking import on_all_cores
 
 BLOCK = 1 << 16  # codes whose distances are held at once: with their words they stay in a core's own cache
 QUERIES_A_TASK, FEW_A_TASK = 64, 8  # of a thread, by XLA and by NumPy
-BLOCKS_A_LOOK = 16  # that NumPy counts before the near ones are picked: Python is slow beside it
+BLOCKS_A_LOOK = 16  # of distances that NumPy counts before the near ones are picked, since Python is slow beside it
 FEW = 32  # queries that NumPy is faster for
 WORD = 8  # bytes of the widest word that NumPy counts in
 SLACK = 64  # codes of a query beyond twice k that are kept before the nearest are picked from them
@@ -71,7 +71,7 @@ class Scan:
                 own.look(begin, lent.distances(self.words[:, next_codes], asked), None if mask is None else mask[next_codes])
             return own.found()
 
-        parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits))
+        parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits, words.shape[1]))
         return [found for part in parts for found in part]
 
 
@@ -83,10 +83,11 @@ def _distance_type(bits: int) -> np.dtype:
 class _ByNumPy:
     """Distances of a query and a block at a time; the memory for them is one thread's own."""
 
-    def __init__(self, word: np.dtype, bits: int):
-        self.codes = BLOCKS_A_LOOK * BLOCK
+    def __init__(self, word: np.dtype, bits: int, queries: int):
+        together = min(queries, FEW_A_TASK)
+        self.codes = max(1, BLOCKS_A_LOOK // together) * BLOCK  # that are looked at together
         self.differ, self.ones = np.empty(BLOCK, word), np.empty(BLOCK, np.uint8)
-        self.total = np.empty((FEW_A_TASK, self.codes), _distance_type(bits))
+        self.total = np.empty((together, self.codes), _distance_type(bits))
 
     def distances(
         self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
@@ -101,18 +102,17 @@ class _ByNumPy:
     def _count(
         self, block: UInt[np.ndarray, "words codes"], query: UInt[np.ndarray, "words"], total: UInt[np.ndarray, "codes"]
     ) -> None:
-        differ, ones = self.differ[: len(total)], self.ones[: len(total)]
-        for number, (codes, word) in enumerate(zip(block, query, strict=True)):
-            np.bitwise_xor(codes, word, out=differ)
-            np.bitwise_count(differ, out=ones if number else total)
-            if number:
-                np.add(total, ones, out=total)
+        differ = self.differ[: len(total)]
+        np.bitwise_count(np.bitwise_xor(block[0], query[0], out=differ), out=total)
+        for codes, word in zip(block[1:], query[1:], strict=True):
+            ones = np.bitwise_count(np.bitwise_xor(codes, word, out=differ), out=self.ones[: len(total)])
+            np.add(total, ones, out=total)
 
 
 class _ByXLA:
     """Distances of all queries of a task at once."""
 
-    def __init__(self, word: np.dtype, bits: int):
+    def __init__(self, word: np.dtype, bits: int, queries: int):
         self.codes, self.type = BLOCK, _distance_type(bits)
 
     def distances(
