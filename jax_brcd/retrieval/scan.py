@@ -67,8 +67,8 @@ class Scan:
         def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
             own, asked = collector(len(rows)), words[:, rows.start : rows.stop]
             for begin in range(0, len(self), lent.codes):
-                next_codes = slice(begin, begin + lent.codes)
-                own.look(begin, lent.distances(self.words[:, next_codes], asked), None if mask is None else mask[next_codes])
+                allowed = None if mask is None else mask[begin : begin + lent.codes]
+                own.look(begin, lent.distances(self.words[:, begin : begin + lent.codes], asked, allowed))
             return own.found()
 
         parts = on_all_cores(task, words.shape[1], together, lambda: counter(self.words.dtype, self.bits, words.shape[1]))
@@ -78,6 +78,11 @@ class Scan:
 def _distance_type(bits: int) -> np.dtype:
     """The narrowest type for distances and, above all of them, a bound that none reaches."""
     return np.min_scalar_type(bits + 1)
+
+
+def _hidden(allowed: Bool[np.ndarray, "codes"], dtype: np.dtype) -> UInt[np.ndarray, "codes"]:
+    """What makes distances of codes that are not allowed the largest number there is, once it is or-ed to them: 0 or all ones."""
+    return np.subtract(allowed, 1, dtype=dtype)
 
 
 class _ByNumPy:
@@ -90,13 +95,15 @@ class _ByNumPy:
         self.total = np.empty((together, self.codes), _distance_type(bits))
 
     def distances(
-        self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
+        self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
         """In bits, of as many `codes` at most; lent until the next are asked for."""
         found = self.total[: queries.shape[1], : words.shape[1]]
         for begin in range(0, words.shape[1], BLOCK):
             for query, whole in zip(queries.T, found, strict=True):
                 self._count(words[:, begin : begin + BLOCK], query, whole[begin : begin + BLOCK])
+        if allowed is not None:
+            np.bitwise_or(found, _hidden(allowed, found.dtype), out=found)
         return found
 
     def _count(
@@ -116,19 +123,23 @@ class _ByXLA:
         self.codes, self.type = BLOCK, _distance_type(bits)
 
     def distances(
-        self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"]
+        self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
         """In bits. Codes are padded to a whole block and queries to a whole task, so that no number of them compiles anew."""
         count, codes = queries.shape[1], block.shape[1]
-        found = _distances(_narrow(queries, QUERIES_A_TASK), _narrow(block, BLOCK), dtype=self.type)
+        hidden = np.zeros(BLOCK, self.type)
+        if allowed is not None:
+            hidden[:codes] = _hidden(allowed, self.type)
+        found = _distances(_narrow(queries, QUERIES_A_TASK), _narrow(block, BLOCK), hidden)
         return np.asarray(found)[:count, :codes]
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@jax.jit
 def _distances(
-    queries: UInt[Array, "words queries"], codes: UInt[Array, "words codes"], *, dtype: np.dtype
+    queries: UInt[Array, "words queries"], codes: UInt[Array, "words codes"], hidden: UInt[Array, "codes"]
 ) -> UInt[Array, "queries codes"]:
-    return jnp.sum(jax.lax.population_count(queries[:, :, None] ^ codes[:, None, :]).astype(dtype), axis=0, dtype=dtype)
+    ones = jax.lax.population_count(queries[:, :, None] ^ codes[:, None, :]).astype(hidden.dtype)
+    return jnp.sum(ones, axis=0, dtype=hidden.dtype) | hidden
 
 
 def _narrow(words: UInt[np.ndarray, "words n"], size: int) -> UInt[np.ndarray, "halves size"]:
@@ -146,18 +157,18 @@ class _Within:
     query's in order, nearest first, ties by position.
     """
 
+    most: int | None = None  # codes of a query that are asked for
+
     def __init__(self, bits: int, radius: int, queries: int):
         self.bits, self.queries = bits, queries
         self.bound = np.full(queries, radius + 1, _distance_type(bits))  # of each query; what is looked for is nearer
         self.kept: list[Int[np.ndarray, "some"]] = []
 
-    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
+    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"]) -> None:
         """Sees the next codes, which begin at that position."""
-        if allowed is not None:
-            distances = np.where(allowed, distances, np.iinfo(distances.dtype).max)
         smallest = _groups(distances).min(axis=1)
         self._tighten(smallest, distances)
-        rows, columns = _nearer(distances, smallest, self.bound)
+        rows, columns = _nearer(distances, smallest, self.bound, self.most)
         if len(rows):
             self.kept.append((rows * (self.bits + 1) + distances[rows, columns] << POSITION) | columns + begin)
 
@@ -184,18 +195,18 @@ class _Nearest(_Within):
 
     def __init__(self, bits: int, k: int, queries: int):
         super().__init__(bits, bits, queries)
-        self.k, self.counted, self.full = k, 0, False
+        self.most, self.counted, self.full = k, 0, False
         self.table = np.zeros((queries, bits + 1), np.int64)  # how many codes were kept at each distance
 
-    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"], allowed: Mask) -> None:
+    def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"]) -> None:
         """See _Within."""
         if len(self.kept) > self.counted:
             self._count_kept()
-        super().look(begin, distances, allowed)
+        super().look(begin, distances)
 
     def found(self) -> list[Found]:
         """See _Within."""
-        return [(distances[: self.k], positions[: self.k]) for distances, positions in super().found()]
+        return [(distances[: self.most], positions[: self.most]) for distances, positions in super().found()]
 
     def _tighten(self, smallest: UInt[np.ndarray, "queries groups"], distances: UInt[np.ndarray, "queries codes"]) -> None:
         """The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, and of larger groups' as well."""
@@ -203,33 +214,38 @@ class _Nearest(_Within):
             return
         wide = smallest.shape[1] // FOLD * FOLD
         folded = smallest[:, :wide].reshape(len(smallest), -1, FOLD).min(axis=1) if wide else smallest
-        seen = next((some for some in (folded, smallest) if some.shape[1] >= 2 * self.k), distances)
-        if seen.shape[1] >= self.k:
-            last = np.partition(seen, self.k - 1)[:, self.k - 1]
+        seen = next((some for some in (folded, smallest) if some.shape[1] >= 2 * self.most), distances)
+        if seen.shape[1] >= self.most:
+            last = np.partition(seen, self.most - 1)[:, self.most - 1]
             self.bound = np.minimum(last, self.bound - 1) + self.bound.dtype.type(1)
 
     def _count_kept(self) -> None:
         """Bounds what is looked for by what was kept since the last time, of which the nearest stay."""
         places = np.concatenate(self.kept[self.counted :]) >> POSITION
         self.table += np.bincount(places, minlength=self.table.size).reshape(self.table.shape)
-        reached = np.cumsum(self.table, axis=1) >= self.k
+        reached = np.cumsum(self.table, axis=1) >= self.most
         self.bound = np.where(reached[:, -1], reached.argmax(axis=1), self.bound).astype(self.bound.dtype)
         self.full = bool(reached[:, -1].all())
-        if sum(map(len, self.kept)) > self.queries * (2 * self.k + SLACK):
+        if sum(map(len, self.kept)) > self.queries * (2 * self.most + SLACK):
             kept = self._sorted()
             ranks = np.concatenate([np.arange(end - begin) for begin, end in self._each(kept)])
-            self.kept = [kept[ranks < self.k]]
+            self.kept = [kept[ranks < self.most]]
         self.counted = len(self.kept)
 
 
 def _nearer(
-    distances: UInt[np.ndarray, "queries codes"], smallest: UInt[np.ndarray, "queries groups"], bound: UInt[np.ndarray, "queries"]
+    distances: UInt[np.ndarray, "queries codes"], smallest: UInt[np.ndarray, "queries groups"], bound: UInt[np.ndarray, "queries"],
+    most: int | None,
 ) -> tuple[Int[np.ndarray, "some"], Int[np.ndarray, "some"]]:
-    """Rows and columns of the distances below their row's bound, of which the groups' smallest mostly leave few to look into."""
+    """Rows and columns of the distances below their row's bound, of which the groups' smallest mostly leave few to look into.
+
+    Where they leave many, rows are looked at one by one, for the `most` nearest.
+    """
     count = smallest.shape[1]
     near, last = np.flatnonzero(smallest < bound[:, None]), distances[:, count * GROUP :]
     if len(near) * GROUP > smallest.size:
-        return np.divmod(np.flatnonzero(distances < bound[:, None]), distances.shape[1])
+        found = [_nearest_below(own, below, most) for own, below in zip(distances, bound, strict=True)]
+        return np.repeat(np.arange(len(found)), [len(columns) for columns in found]), np.concatenate(found)
     rows, columns = np.divmod(near, count)
     hits, members = np.nonzero(_groups(distances)[rows, :, columns] < bound[rows, None])
     rows, columns = rows[hits], members * count + columns[hits]
@@ -237,6 +253,14 @@ def _nearer(
         others, beyond = np.nonzero(last < bound[:, None])
         rows, columns = np.concatenate([rows, others]), np.concatenate([columns, beyond + count * GROUP])
     return rows, columns
+
+
+def _nearest_below(distances: UInt[np.ndarray, "codes"], bound: np.unsignedinteger, most: int | None) -> Int[np.ndarray, "some"]:
+    """Columns of the distances below a bound, and where there are more, of the `most` smallest, ties by column."""
+    columns = np.flatnonzero(distances < bound)
+    if most is None or len(columns) <= most:
+        return columns
+    return columns[np.argsort(distances[columns], kind="stable")[:most]]
 
 
 def _groups(distances: UInt[np.ndarray, "queries codes"]) -> UInt[np.ndarray, "queries members groups"]:
