@@ -43,6 +43,24 @@ def test_the_nearest_and_all_within_a_radius_are_those_of_a_stable_sort(queries,
         assert (distances <= radius).all()
 
 
+@pytest.mark.parametrize("queries", [2, 40])
+@pytest.mark.parametrize("bits", [254, 255])  # the longest code whose distances and what is beyond them fit a byte, and the next
+@pytest.mark.parametrize("masked", [False, True])
+def test_of_many_equal_codes_the_first_are_found(queries, bits, masked):
+    few = random_packed(3, bits, 0)
+    database = few[np.random.default_rng(1).integers(0, 3, 1500)]
+    mask = np.arange(1500) >= 700 if masked else None
+    there = np.arange(1500) if mask is None else np.flatnonzero(mask)
+    asked = few[np.arange(queries) % 3]
+    scanned = scan.Scan.of(code_bits(database))
+    for k, found in ((4, scanned.nearest(code_bits(asked), 4, mask)), (1500, scanned.within(code_bits(asked), bits, mask))):
+        for (distances, positions), query in zip(found, asked, strict=True):
+            expected = np.bitwise_count(database.packed[there] ^ query.packed[0]).sum(axis=1)
+            order = np.argsort(expected, kind="stable")[:k]
+            np.testing.assert_array_equal(positions, there[order])
+            np.testing.assert_array_equal(distances, expected[order])
+
+
 def test_mapped_codes_of_a_word_stay_in_their_file_and_others_are_copied(tmp_path):
     for bits, mapped in ((64, True), (72, False)):
         random_packed(10, bits, 0).save(tmp_path / "codes")

@@ -1,8 +1,10 @@
 """Exact Hamming search by looking at every code, in the order they lie in, from packed bits as they are.
 
-No distance outlives its block, so a search needs little memory beside the codes, which may lie in a file that is mapped. For a
-few queries NumPy counts the bits of whole words, at the speed of memory and with nothing to compile; for many XLA does, which
-keeps no words in between and so is faster (docs/stores.md, "Speed", has what was measured).
+A million distances are held at once by each thread, or a few more, so a search needs little memory beside the codes, which may
+lie in a file that is mapped. For a few queries NumPy counts the bits of whole words, at the speed of memory and with nothing to
+compile; for many XLA does, which keeps no words in between and so is faster. The near ones are then picked for all queries of a
+task together: a look at each query's would hold the interpreter longer than counting (docs/stores.md, "Speed", has what was
+measured).
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from jaxtyping import Array, Bool, Int, UInt, UInt8
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
 
-BLOCK = 1 << 16  # codes whose distances are held at once: with their words they stay in a core's own cache
+BLOCK = 1 << 16  # codes that are compared at once: their words stay in a core's own cache
 QUERIES_A_TASK, FEW_A_TASK = 64, 8  # of a thread, by XLA and by NumPy
 BLOCKS_A_LOOK = 16  # of distances that NumPy counts before the near ones are picked, since Python is slow beside it
 FEW = 32  # queries that NumPy is faster for
@@ -26,6 +28,7 @@ WORD = 8  # bytes of the widest word that NumPy counts in
 SLACK = 64  # codes of a query beyond twice k that are kept before the nearest are picked from them
 GROUP = 64  # codes whose smallest distance says whether they are looked at
 FOLD = 1 << 10  # groups of groups that say where the search begins to look
+HEAD = 8  # codes for each that is asked for that say so where there are not enough groups
 POSITION = 40  # bits of a position, more than memory has codes
 
 Found = tuple[Int[np.ndarray, "found"], Int[np.ndarray, "found"]]  # distances in bits int32, positions int64
@@ -86,18 +89,22 @@ def _hidden(allowed: Bool[np.ndarray, "codes"], dtype: np.dtype) -> UInt[np.ndar
 
 
 class _ByNumPy:
-    """Distances of a query and a block at a time; the memory for them is one thread's own."""
+    """Distances of a query and a block at a time; the memory for them is one thread's own.
+
+    Attributes:
+        codes: how many are looked at together, fewer for more queries, so that their distances take as much memory.
+    """
 
     def __init__(self, word: np.dtype, bits: int, queries: int):
         together = min(queries, FEW_A_TASK)
-        self.codes = max(1, BLOCKS_A_LOOK // together) * BLOCK  # that are looked at together
+        self.codes = max(1, BLOCKS_A_LOOK // together) * BLOCK
         self.differ, self.ones = np.empty(BLOCK, word), np.empty(BLOCK, np.uint8)
         self.total = np.empty((together, self.codes), _distance_type(bits))
 
     def distances(
         self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
-        """In bits, of as many `codes` at most; lent until the next are asked for."""
+        """In bits, of as many `codes` at most, and of those that are not allowed the largest number; lent until the next call."""
         found = self.total[: queries.shape[1], : words.shape[1]]
         for begin in range(0, words.shape[1], BLOCK):
             for query, whole in zip(queries.T, found, strict=True):
@@ -117,7 +124,7 @@ class _ByNumPy:
 
 
 class _ByXLA:
-    """Distances of all queries of a task at once."""
+    """Distances of all queries of a task and a block at once."""
 
     def __init__(self, word: np.dtype, bits: int, queries: int):
         self.codes, self.type = BLOCK, _distance_type(bits)
@@ -125,7 +132,7 @@ class _ByXLA:
     def distances(
         self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
-        """In bits. Codes are padded to a whole block and queries to a whole task, so that no number of them compiles anew."""
+        """As by NumPy. Codes are padded to a whole block and queries to a whole task, so that no number of them compiles anew."""
         count, codes = queries.shape[1], block.shape[1]
         hidden = np.zeros(BLOCK, self.type)
         if allowed is not None:
@@ -170,7 +177,8 @@ class _Within:
         self._tighten(smallest, distances)
         rows, columns = _nearer(distances, smallest, self.bound, self.most)
         if len(rows):
-            self.kept.append((rows * (self.bits + 1) + distances[rows, columns] << POSITION) | columns + begin)
+            places = rows * (self.bits + 1) + distances[rows, columns]  # in a table (queries, bits + 1)
+            self.kept.append((places << POSITION) | (columns + begin))
 
     def found(self) -> list[Found]:
         """Of each query distances and positions, nearest first."""
@@ -214,10 +222,10 @@ class _Nearest(_Within):
             return
         wide = smallest.shape[1] // FOLD * FOLD
         folded = smallest[:, :wide].reshape(len(smallest), -1, FOLD).min(axis=1) if wide else smallest
-        seen = next((some for some in (folded, smallest) if some.shape[1] >= 2 * self.most), distances)
+        seen = next((some for some in (folded, smallest) if some.shape[1] >= 2 * self.most), distances[:, : HEAD * self.most])
         if seen.shape[1] >= self.most:
             last = np.partition(seen, self.most - 1)[:, self.most - 1]
-            self.bound = np.minimum(last, self.bound - 1) + self.bound.dtype.type(1)
+            self.bound = np.where(last < self.bound, last + 1, self.bound)
 
     def _count_kept(self) -> None:
         """Bounds what is looked for by what was kept since the last time, of which the nearest stay."""
