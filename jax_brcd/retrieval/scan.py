@@ -84,7 +84,7 @@ def _distance_type(bits: int) -> np.dtype:
 
 
 def _hidden(allowed: Bool[np.ndarray, "codes"], dtype: np.dtype) -> UInt[np.ndarray, "codes"]:
-    """What makes distances of codes that are not allowed the largest number there is, once it is or-ed to them: 0 or all ones."""
+    """0, or all ones for codes that are not allowed: or-ed to their distances these are the largest number there is."""
     return np.subtract(allowed, 1, dtype=dtype)
 
 
@@ -104,7 +104,7 @@ class _ByNumPy:
     def distances(
         self, words: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
-        """In bits, of as many `codes` at most, and of those that are not allowed the largest number; lent until the next call."""
+        """In bits, of `codes` at most, and of those that are not allowed the largest number; lent until the next call."""
         found = self.total[: queries.shape[1], : words.shape[1]]
         for begin in range(0, words.shape[1], BLOCK):
             for query, whole in zip(queries.T, found, strict=True):
@@ -132,7 +132,7 @@ class _ByXLA:
     def distances(
         self, block: UInt[np.ndarray, "words codes"], queries: UInt[np.ndarray, "words queries"], allowed: Mask
     ) -> UInt[np.ndarray, "queries codes"]:
-        """As by NumPy. Codes are padded to a whole block and queries to a whole task, so that no number of them compiles anew."""
+        """As by NumPy. Codes are padded to a whole block, queries to a whole task, so that no number of them compiles anew."""
         count, codes = queries.shape[1], block.shape[1]
         hidden = np.zeros(BLOCK, self.type)
         if allowed is not None:
@@ -202,8 +202,8 @@ class _Nearest(_Within):
     """Collects the k nearest codes. Once k are found a later one must be nearer than the last of them, so ties are by position."""
 
     def __init__(self, bits: int, k: int, queries: int):
-        super().__init__(bits, bits, queries)
-        self.most, self.counted, self.full = k, 0, False
+        super().__init__(bits, bits if k else -1, queries)
+        self.most, self.counted, self.full = k, 0, not k
         self.table = np.zeros((queries, bits + 1), np.int64)  # how many codes were kept at each distance
 
     def look(self, begin: int, distances: UInt[np.ndarray, "queries codes"]) -> None:
@@ -217,7 +217,7 @@ class _Nearest(_Within):
         return [(distances[: self.most], positions[: self.most]) for distances, positions in super().found()]
 
     def _tighten(self, smallest: UInt[np.ndarray, "queries groups"], distances: UInt[np.ndarray, "queries codes"]) -> None:
-        """The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, and of larger groups' as well."""
+        """The k-th smallest of the groups' smallest distances bounds the k-th smallest of all, and so does larger groups'."""
         if self.full:
             return
         wide = smallest.shape[1] // FOLD * FOLD
@@ -242,8 +242,8 @@ class _Nearest(_Within):
 
 
 def _nearer(
-    distances: UInt[np.ndarray, "queries codes"], smallest: UInt[np.ndarray, "queries groups"], bound: UInt[np.ndarray, "queries"],
-    most: int | None,
+    distances: UInt[np.ndarray, "queries codes"], smallest: UInt[np.ndarray, "queries groups"],
+    bound: UInt[np.ndarray, "queries"], most: int | None,
 ) -> tuple[Int[np.ndarray, "some"], Int[np.ndarray, "some"]]:
     """Rows and columns of the distances below their row's bound, of which the groups' smallest mostly leave few to look into.
 
@@ -263,7 +263,9 @@ def _nearer(
     return rows, columns
 
 
-def _nearest_below(distances: UInt[np.ndarray, "codes"], bound: np.unsignedinteger, most: int | None) -> Int[np.ndarray, "some"]:
+def _nearest_below(
+    distances: UInt[np.ndarray, "codes"], bound: np.unsignedinteger, most: int | None
+) -> Int[np.ndarray, "some"]:
     """Columns of the distances below a bound, and where there are more, of the `most` smallest, ties by column."""
     columns = np.flatnonzero(distances < bound)
     if most is None or len(columns) <= most:
