@@ -15,6 +15,7 @@ from flax import nnx
 from benchmarks import compiled, machine, tables
 from benchmarks.encode import jax_call, torch_call
 from benchmarks.results import Row, Skipped, measure
+from benchmarks.signals import own_signal_stack
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from jax_brcd.data import ImageDataset
@@ -149,7 +150,12 @@ def openvino_program(name: str, folder: pathlib.Path, square: np.ndarray, thread
     import openvino
 
     told = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    any_size, squared = (openvino.Core().compile_model(folder / file, "CPU", told) for file in (ANY_SIZE, SQUARES))
+
+    @own_signal_stack()
+    def model_of(file: str) -> openvino.CompiledModel:
+        return openvino.Core().compile_model(folder / file, "CPU", told)
+
+    any_size, squared = map(model_of, (ANY_SIZE, SQUARES))
     return Program(name, lambda pixels: np.asarray(any_size(pixels)[1]), lambda: squared(square), numbers=folder.name)
 
 

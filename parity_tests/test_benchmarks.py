@@ -1,5 +1,6 @@
 """The benchmarks compute what they claim to, on sizes that take no time; no test looks at how fast anything is."""
 
+import ctypes
 import dataclasses
 import json
 import subprocess
@@ -22,6 +23,7 @@ from benchmarks import (
     published,
     run,
     search,
+    signals,
     tables,
     targets,
     train_step,
@@ -176,6 +178,19 @@ def test_peak_memory_is_what_the_call_needs_and_not_what_was_there():
     assert not reason and peak < 2**28
     peak, reason = memory.peak_in_child("loss", "nobody", 64, 64)
     assert peak is None and "nobody" in reason
+
+
+def test_a_thread_handles_signals_where_it_did_before_another_stack_was_laid_under_it():
+    """As OpenVINO lays one under each model that it compiles."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux's stack_t is known here")
+    before, other = signals.signal_stack(), ctypes.create_string_buffer(1 << 17)
+    with signals.own_signal_stack():
+        laid = signals.SignalStack(ctypes.addressof(other), 0, len(other))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(laid), None) == 0
+        assert signals.signal_stack().pointer == ctypes.addressof(other)
+    after = signals.signal_stack()
+    assert (after.pointer, after.flags, after.size) == (before.pointer, before.flags, before.size)
 
 
 # Suites
