@@ -5,8 +5,6 @@ Devices are four that XLA makes of the host; processes are two on this machine w
 
 import concurrent.futures
 import json
-import os
-import pathlib
 import re
 import socket
 import subprocess
@@ -14,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from toy_runs import distilling, environment_of_toys
 
 from jax_brcd.runtime.devices import session
 from jax_brcd.runtime.errors import InputError
@@ -81,19 +80,10 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
     print(json.dumps(found))
 """
 
-RUN = """
-import sys
-from toy_runs import toys
-from jax_brcd import distill
-from jax_brcd.settings.command_line import run_command
-with toys():
-    run_command(distill.main, sys.argv[1:])
-"""
-
 
 @pytest.fixture(scope="module")
 def environment():
-    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return environment_of_toys() | {"JAX_PLATFORMS": "cpu"}
 
 
 def running(environment, devices: int, *command: str) -> subprocess.Popen:
@@ -168,18 +158,16 @@ def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(envi
 
 
 def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_path):
-    """The whole command, frozen toy backbones: kept features, validation, checkpoints, both searches, report."""
-    environment = environment | {"PYTHONPATH": os.pathsep.join((str(pathlib.Path(__file__).parent),
-                                                                environment.get("PYTHONPATH", "")))}
-    command = ["-c", RUN, "--bits", "16", "--views", "2", "--teacher", "toy", "--teacher-weights", "random", "--teacher-epochs",
-               "2", "--student", "small_toy", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
+    """The whole command, a toy teacher and a frozen student: kept features, validation, checkpoints, both searches, report."""
+    command = [*distilling(), "--bits", "16", "--views", "2", "--teacher", "toy", "--teacher-weights", "random", "--teacher-epochs",
+               "2", "--student", "vit_lite_4_8", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
                "--checkpoint-seconds", "0", "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
     place = address()
     pair = [running(environment, 1, *command, "--processes", "2", "--process-id", str(number), "--coordinator", place)
             for number in range(2)]
     first, second = printed_together(pair)
     assert "student, asymmetric" in first and second == ""
-    assert "encodes 2 views of each image once" in first
+    assert "encodes 2 views of each image once." in first  # a student without batch norm
     metrics = tmp_path / "run" / "metrics.json"
     together = json.loads(metrics.read_text())
     metrics.unlink()

@@ -1,8 +1,6 @@
 """A run on list files at 224 pixels, from JPEG files to the report, killed in the middle of an epoch."""
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,11 +8,11 @@ import time
 
 import pytest
 from image_trees import write_lists
+from toy_runs import distilling, environment_of_toys
 
 pytestmark = pytest.mark.long
 
 # Toy backbones of 224 pixels, so that a process takes seconds
-COMMAND = "import sys\nfrom toy_runs import toys\nfrom jax_brcd import distill\nwith toys(): distill.main(sys.argv[1:])"
 OPTIONS = ["--teacher", "large_toy", "--teacher-weights", "random", "--student", "large_toy", "--student-weights", "random",
            "--bits", "16", "--clusters", "3", "--k", "5", "--fresh-views", "--resident-mib", "0", "--teacher-epochs", "1",
            "--epochs", "2", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "3", "--checkpoint-seconds", "0"]
@@ -27,11 +25,10 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new
     views every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
-    paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": paths}
+    environment = environment_of_toys()
 
     def command(name):
-        return [sys.executable, "-c", COMMAND, "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
+        return [sys.executable, *distilling(), "--dataset", "list", "--data-dir", str(tree), *OPTIONS, "--out",
                 str(tmp_path / name), "--cache-dir", str(tmp_path / f"cache-{name}")]
 
     def finish(name):

@@ -1,7 +1,6 @@
 """A run that is killed at any moment goes on and ends with the numbers of an undisturbed one."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -9,11 +8,11 @@ import sys
 import time
 
 import pytest
+from toy_runs import distilling, environment_of_toys
 
 pytestmark = pytest.mark.long
 
 # Toy backbones, so that a process takes seconds
-COMMAND = "import sys\nfrom toy_runs import toys\nfrom jax_brcd import distill\nwith toys(plots=True): distill.main(sys.argv[1:])"
 OPTIONS = ["--teacher", "toy", "--student", "small_toy", "--bits", "16", "--views", "2", "--pretraining-epochs", "2",
            "--teacher-epochs", "2", "--epochs", "3", "--min-epochs", "0", "--validation-interval", "1", "--batch-size", "256",
            "--checkpoint-seconds", "0"]
@@ -22,12 +21,11 @@ SECONDS = 300
 
 @pytest.fixture(scope="module")
 def environment():
-    paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
-    return {**os.environ, "PYTHONPATH": paths}
+    return environment_of_toys()
 
 
 def command(folder: pathlib.Path) -> list[str]:
-    return [sys.executable, "-c", COMMAND, *OPTIONS, "--out", str(folder / "run"), "--cache-dir",
+    return [sys.executable, *distilling(plots=True), *OPTIONS, "--out", str(folder / "run"), "--cache-dir",
             str(folder / "cache")]
 
 

@@ -1,13 +1,12 @@
 """A whole run, short, again: into another directory it compiles nothing; in 64 bits it is the same."""
 
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
+from toy_runs import environment_of_toys
 
 pytestmark = pytest.mark.long
 
@@ -31,10 +30,9 @@ SECONDS = 600
 
 def run(cache, out, **environment):
     """Compilations that were asked for and those that were kept, the metrics but for costs, and the history but for seconds."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
-    paths = os.pathsep.join((str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    own = {name: value for name, value in environment_of_toys().items() if not name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
     done = subprocess.run([sys.executable, "-c", COUNTED, *OPTIONS, "--cache-dir", cache, "--out", out],
-                          env=own | {"PYTHONPATH": paths} | environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+                          env=own | environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     history = [json.loads(line) | {"seconds": 0} for line in (out / "history.jsonl").read_text().splitlines()]
     return json.loads(done.stdout.splitlines()[-1]), json.loads((out / "metrics.json").read_text()) | {"costs": None}, history

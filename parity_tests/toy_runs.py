@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax.numpy as jnp
@@ -81,6 +82,19 @@ def toys(*, plots=False):
             BACKBONES.register(name)(Variant(lambda *, rngs, width=width: Toy(width, rngs), own))
         BACKBONES.register("large_toy")(Variant(lambda *, rngs: Toy(6, rngs, LARGE), Preprocessing(LARGE)))
         yield
+
+
+def distilling(*, plots=False):
+    """What Python is told to run `jax_brcd.distill` with the toys in the registry; the command's options come behind it."""
+    lines = ("import sys", "from toy_runs import toys", "from jax_brcd import distill",
+             f"with toys(plots={plots}): distill.main(sys.argv[1:])")
+    return ["-c", "\n".join(lines)]
+
+
+def environment_of_toys():
+    """The environment of a process that imports this file."""
+    paths = (str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def name_of(stage):
