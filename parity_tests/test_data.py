@@ -79,6 +79,17 @@ def test_all_images_may_train(tree):
     assert len(load(tree, train_images="all").train) == 1000
 
 
+def test_so_many_images_as_are_told_train(tree):
+    whole, some, again, other = (load(tree, train_images=count, seed=seed)
+                                 for count, seed in (("all", 0), (300, 0), (300, 0), (300, 1)))
+    assert len(some.train) == len(identities(some.train)) == 300 and identities(some.train) < identities(whole.train)
+    np.testing.assert_array_equal(some.train.images, again.train.images)
+    assert identities(some.train) != identities(other.train)
+    assert identities(some.test) == identities(whole.test) and len(some.database) == 1000
+    with pytest.raises(InputError, match="train_images 1001: cifar10 has 1000 to train on; give that or less"):
+        load(tree, train_images=1001)
+
+
 @pytest.mark.parametrize(("split", "sizes"), [  # of training, database and test queries, out of 1,000 and 200 images
     ("cifar10-I", (300, 1200 - 70 - 300, 70)),
     ("cifar10-II", (300, 1200 - 70, 70)),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.long
 # float32 products summed in another order than PyTorch's, through up to 152 layers
 RELATIVE = 1e-4
 # Of the others 224
-IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
+IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "resnet20": 32, "resnet56": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
               "efficientnet_b3": 300, "efficientnet_b4": 380, "efficientnet_b5": 456, "efficientnet_b6": 528,
               "efficientnet_b7": 600, "efficientnet_v2_s": 384}
 

@@ -17,24 +17,28 @@ from torch_ref import foundation
 ON_LOGITS = ("mobilenet_v2", *(f"efficientnet_b{number}" for number in range(8)))
 
 
-class ResNet8(nn.Module):
-    """He et al. (2016), section 4.2 with n = 1, named as torchvision names its ResNets."""
+class SmallResNet(nn.Module):
+    """He et al. (2016), section 4.2, of 6n + 2 layers, named as torchvision names its ResNets."""
 
-    def __init__(self, num_classes: int = 10):
+    def __init__(self, n: int, num_classes: int = 10):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(BasicBlock(16, 16))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, self._shortcut(16, 32)))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, self._shortcut(32, 64)))
+        self.layer1 = self._layer(n, 16, 16)
+        self.layer2 = self._layer(n, 16, 32)
+        self.layer3 = self._layer(n, 32, 64)
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @staticmethod
-    def _shortcut(inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+    def _layer(n: int, inputs: int, outputs: int) -> nn.Module:
+        stride, shortcut = 1, None
+        if inputs != outputs:
+            stride, shortcut = 2, nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+        first = BasicBlock(inputs, outputs, stride, shortcut)
+        return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(n - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x)).relu()
@@ -47,7 +51,7 @@ BUILDERS = {
                                       hidden_dim=256, mlp_dim=512),
     "vit_lite_4_8": functools.partial(models.VisionTransformer, image_size=32, patch_size=8, num_layers=4, num_heads=4,
                                       hidden_dim=128, mlp_dim=256),
-    "resnet8": ResNet8,
+    **{f"resnet{6 * n + 2}": functools.partial(SmallResNet, n) for n in (1, 3, 9)},
     **foundation.BUILDERS,
 }
 

@@ -1,14 +1,17 @@
 """Data sets by name; each is one file and one line here."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import RESIZED, ImageDataset, Images, Request
 from jax_brcd.data.embeddings import Embeddings, read_embeddings
 from jax_brcd.data.listfile import LABEL_FORMATS
-from jax_brcd.runtime.errors import UnknownName
+from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry, unknown_name
@@ -33,14 +36,14 @@ __all__ = ["DATASETS", "LABEL_FORMATS", "Embeddings", "ImageDataset", "Images", 
 
 def load_dataset(
     name: str, *, data_dir: os.PathLike | str | None = None, cache_dir: os.PathLike | str, split: str = "published",
-    train_images: str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
+    train_images: int | str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
     label_format: str | None = None, square_side: int = RESIZED, progress: Progress | None = None,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
     Args:
         data_dir: its folder; None for a place below `cache_dir`. split: name of the protocol.
-        train_images: "published" or "all". max_bad_images: image files that may be missing or corrupt and are skipped.
+        train_images: "published", "all", or how many of all, drawn by `seed`. max_bad_images: image files that may be missing or corrupt and are skipped.
         decode_workers: processes that decode image files; None for as many as pay, 0 for this one.
         label_format: how list files give labels: "multi-hot" for a 0 or 1 a class, "class-numbers" for the number of the one
             class; None for multi-hot labels of several classes, as published.
@@ -49,12 +52,24 @@ def load_dataset(
             files downloaded.
 
     Raises:
-        InputError: for an unknown name or split, or files that are absent, truncated or of another data set.
+        InputError: for an unknown name or split, files that are absent, truncated or of another data set, and more training
+            images than there are.
     """
     source = DATASETS[name]
     if split not in source.splits:
         raise UnknownName(unknown_name(f"split of {name}", split, source.splits))
     cache_dir = as_path(cache_dir)
-    return source.load(Request(
-        as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split, train_images, seed, max_bad_images,
-        decode_workers, square_side, label_format, silent if progress is None else progress))
+    dataset = source.load(Request(
+        as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split,
+        train_images if isinstance(train_images, str) else "all", seed, max_bad_images, decode_workers, square_side, label_format,
+        silent if progress is None else progress))
+    return dataset if isinstance(train_images, str) else _training_on(dataset, train_images, seed)
+
+
+def _training_on(dataset: ImageDataset, count: int, seed: int) -> ImageDataset:
+    """The data set with `count` of its training images, in their order."""
+    if count > len(dataset.train):
+        raise InputError(f"{dataset.name} has {len(dataset.train)} to train on; give that or less, or `train_images` all",
+                         field="train_images", value=count)
+    drawn = np.random.default_rng((seed, count)).choice(len(dataset.train), count, replace=False)
+    return dataclasses.replace(dataset, train=dataset.train.take(np.sort(drawn)))

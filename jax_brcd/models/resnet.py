@@ -1,4 +1,4 @@
-"""ResNet (He et al., CVPR 2016) as torchvision builds it, and the small CIFAR-style one for digits."""
+"""ResNet (He et al., CVPR 2016) as torchvision builds it, and the small ones of its section 4.2 for images of 32 pixels."""
 
 import functools
 from collections.abc import Sequence
@@ -137,6 +137,7 @@ VARIANTS = {
     "resnet50": imagenet(resnet(Bottleneck, (3, 4, 6, 3)), "resnet50-0676ba61.pth"),
     "resnet101": imagenet(resnet(Bottleneck, (3, 4, 23, 3)), "resnet101-63fe2227.pth"),
     "resnet152": imagenet(resnet(Bottleneck, (3, 8, 36, 3)), "resnet152-394f9c45.pth"),
-    # He et al. section 4.2 with n = 1
-    "resnet8": Variant(resnet(BasicBlock, (1, 1, 1), width=16, image_size=32, small_stem=True), Preprocessing(32)),
 }
+# He et al. section 4.2: 6n + 2 layers; a shortcut that changes shape is a projection, which is their option B
+VARIANTS |= {f"resnet{6 * n + 2}": Variant(resnet(BasicBlock, (n, n, n), width=16, image_size=32, small_stem=True),
+                                           Preprocessing(32)) for n in (1, 3, 9)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 from jax_brcd.data import LABEL_FORMATS
 from jax_brcd.settings.options import claiming, option
@@ -21,8 +22,8 @@ class DataConfig:
                                            "(train.txt, database.txt, test.txt) and image folders lie in it")
     split: str = option("published", "protocol that says which images train, are searched and are queries; CIFAR-10 also has "
                         "cifar10-I, cifar10-II and cifar10-III")
-    train_images: str = option("published", "unlabelled images to train on: the published subset or all",
-                               choices=("published", "all"))
+    train_images: int | Literal["published", "all"] = option("published", "unlabelled images to train on: the published subset, "
+                                                             "all, or how many of all, drawn by the seed", low=1)
     k: int | None = option(None, "ranks that mAP@k and precision@k look at", low=1)
     views: int = option(16, "augmented views an image that are encoded once and kept; naming them means no `fresh_views`",
                         low=2, high=2**16)

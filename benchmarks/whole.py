@@ -1,0 +1,342 @@
+"""python -m benchmarks.whole: which recipe makes a student that is trained whole match its teacher, on CIFAR-10 at 32 pixels.
+
+Teachers are trained once. Every student is a run of `jax_brcd.student --preset cifar10-32-whole`, but for what its row names. A
+result is kept in the JSON as soon as it is there, and what is there is not run again; an interrupted run goes on from its last
+checkpoint.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import whole_report
+from benchmarks.quality import PARTS, study_parser, weight_files
+from benchmarks.teachers import TEACHER, Trained
+from jax_brcd.encoder import TEACHER as TEACHER_ROLE
+from jax_brcd.encoder import WEIGHTS, read_config
+from jax_brcd.methods import METHODS
+from jax_brcd.retrieval import evaluate_search
+from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.runtime.xla import set_flags
+from jax_brcd.settings.command_line import flag, run_command
+from jax_brcd.settings.presets import PRESETS
+from jax_brcd.settings.stages import BOTH
+from jax_brcd.stages.claim import settled
+from jax_brcd.stages.configuration import Config, create_config
+from jax_brcd.stages.context import load_context
+from jax_brcd.stages.distillation import teach_student
+from jax_brcd.stages.run import build_models, run_teacher
+from jax_brcd.stages.teacher import train_teacher
+from jax_brcd.student import made_by
+from jax_brcd.training.loop import score_name
+
+PRESET = "cifar10-32-whole"
+STUDENT = "resnet18_32"  # the student's weight file
+TEACHERS = ("itq", "cibhash")  # objectives of their heads, the best first
+DETAIL_BITS = 64  # of all parts but the recipe
+RATES = (7e-4, 2e-3, 6e-3)  # that each method chooses from
+# What a method needs beside the recipe: one that learns nothing from a teacher its own objective, one that compares what is made
+# of views a teacher that sees them
+NEEDED: Mapping[str, Mapping[str, Any]] = {
+    "none": {"own_objective": True}, "packd": {"teacher_view": "same"}, "sskd": {"teacher_view": "same"},
+    "mse+brcd": {"method_weights": "1,0.1"}, "mse+rkd": {"method_weights": "1,0.02", "rkd_relations_on": "features"},
+    "mse+crovca": {"method_weights": "1,0.1"}, "mse+bits": {"method_weights": "1,0.1"}}
+SUMS = tuple(name for name in NEEDED if "+" in name)
+# The recipe with one part of it put back or exchanged. Of fewer images there are more epochs, so that all take as many steps
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "the recipe": {},
+    "signal: the teacher's bits": {"method": "bits"},
+    "signal: its chances of a bit": {"method": "bits", "bits_temperature": 0.5},
+    "signal: its features": {"method": "mse", "mse_on": "features"},
+    "teacher sees the same view": {"teacher_view": "same"},
+    "with the student's own objective": {"own_objective": True},
+    "BRCD as published, trained whole": {"method": "brcd", "own_objective": True, "teacher_view": "same", "view_recipe": "brcd"},
+    "views: published": {"view_recipe": "brcd"},
+    "views: published, teacher sees them": {"view_recipe": "brcd", "teacher_view": "same"},
+    "views: mixed": {"mixup": 0.2},
+    "schedule: constant": {"lr_schedule": "constant", "lr": 7e-4},
+    "schedule: constant, averaged": {"lr_schedule": "constant", "lr": 7e-4, "ema_decay": 0.998},
+    "schedule: cosine": {"lr_schedule": "cosine"},
+    "averaged": {"ema_decay": 0.998},
+    "optimizer: Adam": {"optimizer": "adam"},
+    "optimizer: SGD": {"optimizer": "sgd", "lr": 0.1},
+    "batches of 64": {"batch_size": 64, "lr": 1e-3},
+    "5,000 images": {"train_images": 5000, "epochs": 150, "validation_interval": 50},
+    "20,000 images": {"train_images": 20000, "epochs": 36, "validation_interval": 12},
+    "random start": {"student_weights": "random"},
+    "frozen": {"train_backbone": False},
+    "bfloat16": {"dtype": "bfloat16"},
+    "5 epochs": {"epochs": 5},
+    "30 epochs": {"epochs": 30, "validation_interval": 10},
+    "60 epochs": {"epochs": 60, "validation_interval": 20},
+}
+# Students of other sizes, trained from nothing for longer
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    name: {"student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3, "validation_interval": 10}
+    for name in ("resnet56", "resnet20", "resnet8")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """One student of the study: the part it belongs to, what tells it apart there, and its settings beside the recipe's."""
+
+    part: str
+    label: str
+    teacher: str  # the objective of its teacher's head
+    bits: int
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What its result is called. Students of the same settings share one, whichever part asks for them."""
+        usual = PRESETS[PRESET]
+        words = [f"{flag(name)[2:]}={value}" for name, value in sorted(self.settings.items()) if usual.get(name) != value]
+        return "-".join([self.teacher, f"bits={self.bits}", f"seed={self.seed}", *words])
+
+    @property
+    def trained(self) -> Trained:
+        """Its teacher."""
+        return Trained("all", self.teacher, self.bits, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the study is asked for.
+
+    Attributes:
+        teachers: objectives of their heads. budget: settings of the students whose methods are compared, the same for each.
+    """
+
+    teachers: list[str]
+    bits: list[int]
+    seeds: list[int]
+    methods: list[str]
+    rates: list[float]
+    budget: Mapping[str, Any]
+
+
+# The parts of the study, and the students of each, those that matter most first
+STUDY: Registry[Callable[[Asked], Iterator[Taught]]] = Registry("part of the study")
+
+
+@STUDY.register("recipe")
+def of_recipe(asked: Asked) -> Iterator[Taught]:
+    """The recipe as it is, at all code lengths."""
+    for seed in asked.seeds:
+        for teacher in asked.teachers:
+            for length in asked.bits:
+                yield Taught("recipe", "recipe", teacher, length, seed, {})
+
+
+@STUDY.register("sizes")
+def of_sizes(asked: Asked) -> Iterator[Taught]:
+    """Small students, of the first teacher."""
+    for seed in asked.seeds[:2]:
+        for label, settings in SIZES.items():
+            yield Taught("sizes", label, asked.teachers[0], DETAIL_BITS, seed, settings)
+
+
+@STUDY.register("search")
+def of_search(asked: Asked) -> Iterator[Taught]:
+    """Every method and sum of methods at every rate, at the first seed, for the validation queries to choose from."""
+    for teacher in asked.teachers:
+        for method in asked.methods:
+            for rate in asked.rates:
+                yield Taught("search", method, teacher, DETAIL_BITS, asked.seeds[0],
+                             {**of_method(method, rate), **asked.budget})
+
+
+@STUDY.register("variants")
+def of_variants(asked: Asked) -> Iterator[Taught]:
+    """Parts of the recipe one by one, of the first teacher."""
+    for seed in asked.seeds[:2]:
+        for label, settings in VARIANTS.items():
+            yield Taught("variants", label, asked.teachers[0], DETAIL_BITS, seed, settings)
+
+
+@STUDY.register("parts of BRCD")
+def of_brcd(asked: Asked) -> Iterator[Taught]:
+    """BRCD's parts, each added to the ones before it."""
+    for seed in asked.seeds[:2]:
+        for teacher in asked.teachers:
+            for label, settings in PARTS.items():
+                yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed, {"method": "brcd", **settings, **asked.budget})
+
+
+def of_method(method: str, rate: float) -> dict[str, Any]:
+    """The settings of a method's student."""
+    return {"method": method, "lr": rate, **NEEDED.get(method, {})}
+
+
+def chosen(search: Iterable[Taught], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Taught]:
+    """Of each teacher every method at the rate that did best on the validation queries, at every seed."""
+    best: dict[tuple[str, str], Taught] = {}
+    for student in search:
+        place = student.teacher, student.label
+        if place not in best or results[student.name]["validation"] > results[best[place].name]["validation"]:
+            best[place] = student
+    return [dataclasses.replace(student, part="methods", seed=seed) for seed in seeds for student in best.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Where the study's runs and results lie and what they all share."""
+
+    runs: pathlib.Path
+    results: pathlib.Path
+    shared: Mapping[str, Any]
+    jobs: int
+
+    def carry_out(self, students: Iterable[Taught], described: str) -> None:
+        """Trains what has not been trained, teachers first."""
+        wanted = {student.name: student for student in students}
+        known = outcomes(self.results)
+        left = [student for name, student in wanted.items() if name not in known]
+        teachers = [teacher for teacher in dict.fromkeys(student.trained for student in left)
+                    if not (self.runs / "teachers" / teacher.name / "teacher" / WEIGHTS).exists()]
+        with tqdm(total=len(wanted) + len(teachers), initial=len(wanted) - len(left), desc=described, unit="run",
+                  dynamic_ncols=True, smoothing=0) as bar:
+            for _ in self._each(train, teachers):
+                bar.update()
+            for name, found in self._each(teach, left):
+                known[name] = found
+                write_json(self.results, {"outcomes": known})
+                bar.update()
+
+    def _each(self, work: Callable[..., Any], wanted: list[Any]) -> Iterator[Any]:
+        """What `work` gives for each, as they end, in processes that each do one after the other."""
+        with concurrent.futures.ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(work, self.runs, self.shared, one) for one in wanted]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def outcomes(results: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What is known of each student, by name."""
+    return read_json(results)["outcomes"] if results.exists() else {}
+
+
+@contextlib.contextmanager
+def logged(path: pathlib.Path) -> Iterator[None]:
+    """What is printed goes to a log; runs of other seeds and methods share compiled programs."""
+    set_flags()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path.parent.parent.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with open(path, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def train(folder: pathlib.Path, shared: Mapping[str, Any], teacher: Trained) -> None:
+    """A teacher, in a run directory of its own."""
+    out = folder / "teachers" / teacher.name
+    own = {name: shared[name] for name in ("data_dir", "teacher_weights")}
+    with logged(out.with_name(f"{out.name}.log")):
+        run_teacher(create_config(dataset="cifar10", teacher=TEACHER, cache_dir=folder / "cache", **own, **teacher.settings(),
+                                  out=out), say=print)
+
+
+def teach(folder: pathlib.Path, shared: Mapping[str, Any], student: Taught) -> tuple[str, dict[str, Any]]:
+    """A student's name and what the study keeps of it. Its stages are deleted when they have ended: there are hundreds."""
+    teacher = folder / "teachers" / student.trained.name / "teacher"
+    cache = folder / "students" / student.name
+    with logged(cache.with_name(f"{cache.name}.log")):  # a name may hold a point
+        for place in (cache, folder / "cache" / "features"):
+            place.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # features of images are everyone's
+            (cache / "features").symlink_to((folder / "cache" / "features").absolute())
+        settings = {**made_by(read_config(teacher)["provenance"]), "teacher": TEACHER, "teacher_weights": str(teacher),
+                    "data_dir": shared["data_dir"], "student_weights": shared["student_weights"], **student.settings}
+        began = time.monotonic()
+        found = outcome(create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run"))
+        found["elapsed"] = time.monotonic() - began
+        (cache / "features").unlink()
+        shutil.rmtree(cache)
+        return student.name, found
+
+
+def outcome(config: Config) -> dict[str, Any]:
+    """Of a student the scores of both searches by the test queries beside its teacher's, its validations, the best of them, the
+    seconds its epochs took, what it weighs, and what it ran on.
+
+    They are those of a run but for the cosine of features, which takes longer than all else.
+    """
+    context = load_context(config, say=print)
+    of_teacher, of_student = build_models(context, student=True)
+    context = dataclasses.replace(context, config=settled(config, head_came=of_teacher.head_came))
+    teacher, _ = train_teacher(context, of_teacher)
+    student = teach_student(context, of_student, teacher)
+    encoder = next(iter(student.encoders.values()))
+    queries, database = (student.parts.outputs(encoder.model, part) for part in ("test", "database"))
+    codes = teacher.codes("database")
+    searches = {TEACHER_ROLE: (teacher.outputs("test"), codes), "symmetric": (queries, database.codes), "asymmetric": (queries, codes)}
+    scores = {name: evaluate_search(seen.codes, searched, context.dataset.test.labels, context.dataset.database.labels, context.k,
+                                    query_logits=seen.logits) for name, (seen, searched) in searches.items()}
+    validations = [{name: record[name] for name in record if name == "epoch" or name.endswith("_map")}
+                   for record in student.history if score_name(BOTH) in record]
+    return {"protocol": context.protocol(),
+            **{name: {"map": score.map, "tie_aware_map": score.tie_aware_map, "soft_map": score.soft_map}
+               for name, score in scores.items()},
+            "cost": context.measure(encoder, context.dataset.test.images), "validations": validations,
+            "validation": max(record[score_name(BOTH)] for record in validations),
+            "seconds": sum(record["seconds"] for record in student.history), "epochs": len(student.history),
+            "device": jax.devices()[0].device_kind}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of the study."""
+    parser = study_parser("whole", __doc__, [TEACHER, STUDENT])
+    parser.add_argument("--teachers", nargs="+", default=list(TEACHERS), help="objectives of the teachers (default: itq cibhash)")
+    parser.add_argument("--parts", nargs="+", default=list(STUDY), help=f"parts of the study (default: {' '.join(STUDY)})")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *SUMS], help="methods to compare (default: all, and sums)")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES),
+                        help="learning rates that each method chooses from (default: 0.0007 0.002 0.006)")
+    parser.add_argument("--epochs", type=int, default=PRESETS[PRESET]["epochs"],
+                        help="epochs of the methods that are compared (default: %(default)s)")
+    parser.add_argument("--train-images", type=int, help="images that these train on (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: %(default)s)")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables and figures of what is there")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Carries out the study and writes its results."""
+    options = parse(argv)
+    for part in options.parts:
+        STUDY[part]
+    results = options.out / "whole.json"
+    budget = {"epochs": options.epochs} | ({} if options.train_images is None else {"train_images": options.train_images})
+    asked = Asked(options.teachers, options.bits, options.seeds, options.methods, options.rates, budget)
+    students = [student for part in options.parts for student in STUDY[part](asked)]
+    search = [student for student in students if student.part == "search"]
+    if not options.report:
+        weights = weight_files(options.weights, [TEACHER, STUDENT])
+        shared = {"data_dir": options.data_dir, "teacher_weights": weights[TEACHER], "student_weights": weights[STUDENT]}
+        study = Study(options.runs, results, shared, options.jobs)
+        study.carry_out(students, "study")
+        study.carry_out(chosen(search, outcomes(results), options.seeds), "chosen")
+    known = outcomes(results)
+    students += chosen((student for student in search if student.name in known), known, options.seeds)
+    records = [{**dataclasses.asdict(student), "result": known[student.name]} for student in students if student.name in known]
+    whole_report.write(options.out, records)
+    print((options.out / "whole.md").read_text())
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,200 @@
+"""The tables and figures of the study of students that are trained whole, from the records of its runs."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.quality_report import DOTS_PER_INCH, Records, distinct, scores, select, spread, table
+from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
+from jax_brcd.retrieval.searches import SEARCHES
+from jax_brcd.runtime.files import atomic_path
+
+COLORS = (BLUE, ORANGE, GREEN, VERMILION, GRAY)
+
+
+def shares(records: Records, search: str, measure: str = "map") -> np.ndarray:
+    """A student's measure of one search over its teacher's, one a seed."""
+    return scores(records, search, measure) / scores(records, "teacher", measure)
+
+
+def share(records: Records, search: str) -> str:
+    """The mean share over the seeds, and its deviation."""
+    values = shares(records, search)
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def searched(records: Records) -> list[str]:
+    """The cells of both searches: mAP, share of the teacher's, mAP of soft queries."""
+    return [cell for search in SEARCHES for cell in (spread(scores(records, search)), share(records, search),
+                                                     f"{scores(records, search, 'soft_map').mean():.4f}")]
+
+
+def searches_header() -> list[str]:
+    """What `searched` gives."""
+    return [f"{search}{what}" for search in SEARCHES for what in ("", " of teacher", ", soft")]
+
+
+def recipe_table(records: Records) -> str:
+    """The recipe's students beside their teachers at every code length."""
+    rows = []
+    for teacher in distinct(records, "teacher"):
+        for bits in distinct(records, "bits"):
+            chosen = [record for record in records if (record["teacher"], record["bits"]) == (teacher, bits)]
+            if chosen:
+                rows.append([f"{teacher}, {bits} bits", str(len(chosen)), spread(scores(chosen, "teacher")),
+                             f"{scores(chosen, 'teacher', 'soft_map').mean():.4f}", *searched(chosen)])
+    return table(["teacher", "seeds", "teacher mAP", "teacher, soft", *searches_header()], rows)
+
+
+def labels_table(records: Records, what: str) -> str:
+    """A row for each label, under each teacher."""
+    rows = []
+    for teacher in distinct(records, "teacher"):
+        for label in distinct(records, "label"):
+            chosen = [record for record in records if (record["teacher"], record["label"]) == (teacher, label)]
+            if chosen:
+                rows.append([label, teacher, str(len(chosen)), *searched(chosen)])
+    return table([what, "teacher", "seeds", *searches_header()], rows)
+
+
+def methods_table(records: Records) -> str:
+    """A row for each method, under each teacher, the best mean of both searches first, with the rate that it chose."""
+    rows = []
+    for teacher in distinct(records, "teacher"):
+        of_teacher = [record for record in records if record["teacher"] == teacher]
+        grouped = {label: [record for record in of_teacher if record["label"] == label] for label in distinct(of_teacher, "label")}
+        for label, chosen in sorted(grouped.items(), key=lambda one: -sum(shares(one[1], search).mean() for search in SEARCHES)):
+            rows.append([label, teacher, f"{chosen[0]['settings']['lr']:g}", str(len(chosen)), *searched(chosen)])
+    return table(["method", "teacher", "rate", "seeds", *searches_header()], rows)
+
+
+def winners(records: Records) -> str:
+    """Which method wins each search under each teacher, and by how much beyond the spread over the seeds."""
+    lines = []
+    for teacher in distinct(records, "teacher"):
+        of_teacher = [record for record in records if record["teacher"] == teacher]
+        for search in SEARCHES:
+            found = {label: scores([record for record in of_teacher if record["label"] == label], search)
+                     for label in distinct(of_teacher, "label")}
+            first, second = sorted(found, key=lambda label: -found[label].mean())[:2]
+            gain = found[first].mean() - found[second].mean()
+            deviation = np.sqrt(np.mean([values.var(ddof=1) for values in found.values() if len(values) > 1] or [np.nan]))
+            lines.append(f"- {teacher}, {search}: {first} by {gain:.4f} before {second}; a method's deviation over the seeds is "
+                         f"{deviation:.4f} in the root of the mean square")
+    return "\n".join(lines)
+
+
+def sizes_table(records: Records) -> str:
+    """Students by their size."""
+    rows = []
+    for label in distinct(records, "label"):
+        chosen = [record for record in records if record["label"] == label]
+        cost = chosen[0]["result"]["cost"]
+        rows.append([label, f"{cost['parameters']:,}", f"{cost['flops'] / 1e6:.1f} M", str(chosen[0]["result"]["epochs"]),
+                     str(len(chosen)), *searched(chosen)])
+    return table(["student", "parameters", "FLOPs an image", "epochs", "seeds", *searches_header()], rows)
+
+
+def protocols(records: Records) -> str:
+    """How the figures come about."""
+    protocol = records[0]["result"]["protocol"]
+    devices = ", ".join(sorted(distinct([record["result"] for record in records], "device")))
+    return (f"{protocol['dataset']}, split {protocol['split']}, {protocol['queries']:,} test queries, database of "
+            f"{protocol['database']:,}, mAP@{protocol['k']}, ties {protocol['ties']}; mean ± standard deviation over the seeds; "
+            f"trained on {devices}.")
+
+
+def summary(records: Records) -> str:
+    """The parts of the study that were carried out, as Markdown."""
+    sections = [protocols(records)]
+    for part, title, make in (
+        ("recipe", "The recipe", recipe_table),
+        ("methods", "Methods, each at the rate that the validation queries chose", lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
+        ("variants", "The recipe with one part exchanged", lambda one: labels_table(one, "recipe")),
+        ("parts of BRCD", "Parts of BRCD, each added to those above it", lambda one: labels_table(one, "parts")),
+        ("sizes", "Students of other sizes", sizes_table),
+    ):
+        chosen = select(records, part)
+        if chosen:
+            sections.append(f"### {title}\n\n{make(chosen)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def methods_figure(records: Records) -> Figure:
+    """The share of the teacher's mAP of every method, a panel for each search, a colour for each teacher."""
+    labels, teachers = distinct(records, "label"), distinct(records, "teacher")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    for axis, search in zip(figure.subplots(1, 2), SEARCHES, strict=True):
+        for place, (teacher, color) in enumerate(zip(teachers, COLORS, strict=False)):
+            shift = (place - (len(teachers) - 1) / 2) * 0.2
+            for number, label in enumerate(labels):
+                values = [record for record in records if (record["teacher"], record["label"]) == (teacher, label)]
+                if values:
+                    of_label = shares(values, search)
+                    axis.errorbar(number + shift, of_label.mean(), yerr=of_label.std(ddof=1) if len(of_label) > 1 else 0,
+                                  color=color, marker="o", capsize=3, label=f"{teacher} teacher" if number == 0 else None)
+        _share_axis(axis, f"{search} search")
+        axis.set_xticks(np.arange(len(labels)), labels, rotation=60, ha="right")
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _share_axis(axis: Any, title: str) -> None:
+    axis.axhline(1, color=GRAY, linestyle="--", linewidth=0.8)
+    axis.set(title=title, ylabel="share of the teacher's mAP")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def variants_figure(records: Records) -> Figure:
+    """The share of the teacher's mAP under each variant of the recipe."""
+    labels = distinct(records, "label")
+    figure = Figure(figsize=(8, 0.9 + 0.28 * len(labels)), layout="constrained")
+    axis = figure.subplots()
+    for search, color, shift in zip(SEARCHES, COLORS, (-0.12, 0.12), strict=False):
+        found = [shares([record for record in records if record["label"] == label], search) for label in labels]
+        axis.errorbar([values.mean() for values in found], np.arange(len(labels)) + shift, color=color, marker="o", linestyle="",
+                      xerr=[values.std(ddof=1) if len(values) > 1 else 0 for values in found], capsize=3, label=search)
+    axis.axvline(1, color=GRAY, linestyle="--", linewidth=0.8)
+    axis.set_yticks(np.arange(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the teacher's mAP")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def sizes_figure(records: Records) -> Figure:
+    """The share of the teacher's mAP against parameters, beside that of the validation queries against epochs."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    by_size, by_epoch = figure.subplots(1, 2)
+    for label, color in zip(distinct(records, "label"), COLORS, strict=False):
+        chosen = [record for record in records if record["label"] == label]
+        parameters = chosen[0]["result"]["cost"]["parameters"]
+        for search, marker in zip(SEARCHES, ("o", "s"), strict=True):
+            by_size.plot(parameters, shares(chosen, search).mean(), color=color, marker=marker, linestyle="",
+                         label=f"{label}, {search}")
+        validations = chosen[0]["result"]["validations"]
+        by_epoch.plot([one["epoch"] for one in validations], [one["both_map"] for one in validations], color=color, marker="o",
+                      label=label)
+    by_size.set(xscale="log", xlabel="parameters")
+    _share_axis(by_size, "")
+    by_size.legend(fontsize=7, frameon=False)
+    by_epoch.set(xlabel="epochs", ylabel="mAP of the validation queries, mean of both searches")
+    by_epoch.spines[["top", "right"]].set_visible(False)
+    by_epoch.legend(fontsize=8, frameon=False)
+    return figure
+
+
+FIGURES = {"methods": methods_figure, "variants": variants_figure, "sizes": sizes_figure}
+
+
+def write(directory: pathlib.Path, records: Records) -> None:
+    """Writes whole.md and the figures of the parts that were carried out, each whole or not at all."""
+    with atomic_path(directory / "whole.md") as temporary:
+        temporary.write_text(summary(records))
+    for part, draw in FIGURES.items():
+        if chosen := select(records, part):
+            with atomic_path(directory / f"{part}.png") as temporary:
+                draw(chosen).savefig(temporary, format="png", dpi=DOTS_PER_INCH)
