@@ -35,6 +35,8 @@ class Report:
     grid: RetrievalGrid | None = None
     sections: tuple[Section, ...] = ()  # what the distillation method shows of itself
     notes: tuple[str, ...] = ()
+    lost: RetrievalGrid | None = None  # the queries that the student lost most of
+    agreement: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # with the teacher, by encoder and bit (bits,)
 
 
 def figures(report: Report) -> dict[str, "Figure"]:
@@ -44,6 +46,12 @@ def figures(report: Report) -> dict[str, "Figure"]:
     drawn = {}
     if report.grid is not None:
         drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
+    if report.lost is not None:
+        drawn["queries_that_lost_most"] = plots.retrieval_grid_plot(report.lost)
+    if any(name.endswith("_map") for record in report.history for name in record):
+        drawn["student_and_teacher"] = plots.course_plot(report.history, report.metrics.get("validation"))
+    if report.agreement:
+        drawn["bit_agreement"] = plots.agreement_plot(report.agreement)
     if report.curves:
         drawn["precision_recall"] = plots.precision_recall_plot(report.curves)
     drawn |= {section.name: plots.section_plot(section) for section in report.sections}

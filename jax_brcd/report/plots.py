@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from jax_brcd.methods.sections import Curve, Heatmap, Section
 from jax_brcd.report.grid import RetrievalGrid
+from jax_brcd.retrieval.searches import SEARCHES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +57,50 @@ def _lines(axis, records: list[dict[str, Any]], names: list[str], title: str) ->
     axis.spines[["top", "right"]].set_visible(False)
     if names:
         axis.legend(fontsize=8, frameon=False)
+
+
+def course_plot(history: list[dict[str, Any]], validation: Mapping[str, Any] | None) -> "Figure":
+    """A student's validation mAP of each search against epochs and against seconds of training, beside its teacher's.
+
+    Args:
+        validation: the teacher's, as metrics.json holds it; None where it is not known.
+    """
+    records = [record for record in history if record["stage"] == "student"]
+    seconds = np.cumsum([record["seconds"] for record in records])
+    figure = _figure(figsize=(8.6, 3.6), layout="constrained")
+    by_epoch, by_second = figure.subplots(1, 2, sharey=True)
+    for search in SEARCHES:
+        color, line = SERIES[f"student {search}"]
+        scored = [(record["epoch"], second, record[f"{search}_map"])
+                  for record, second in zip(records, seconds, strict=True) if f"{search}_map" in record]
+        epochs, seen, scores = zip(*scored, strict=True)
+        for axis, where in ((by_epoch, epochs), (by_second, seen)):
+            axis.plot(where, scores, linestyle=line, color=color, marker="o", markersize=3, label=f"student {search}")
+    for axis, what in ((by_epoch, "epoch"), (by_second, "seconds of training")):
+        if validation is not None:
+            axis.axhline(validation["teacher"]["map"], color=GRAY, linewidth=1.2, label="teacher")
+        axis.set_xlim(left=0)
+        axis.set_xlabel(what)
+        axis.spines[["top", "right"]].set_visible(False)
+    by_epoch.set_ylabel("mAP of the validation queries")
+    by_epoch.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def agreement_plot(agreement: Mapping[str, Float[np.ndarray, "bits"]]) -> "Figure":
+    """For each bit the share of test queries of which student and teacher say the same, from chance at a half up."""
+    figure = _figure(figsize=(8, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, shares in agreement.items():
+        color, _ = SERIES[name]
+        axis.plot(np.arange(1, len(shares) + 1), shares, linestyle="", marker="o" if color == BLUE else "x", markersize=4,
+                  color=color, label=f"{name}, {shares.mean():.3f} on average")
+    axis.axhline(0.5, color=GRAY, linewidth=0.8, linestyle=":")
+    axis.set(xlabel="bit", ylabel="share of queries", ylim=(None, 1.01))
+    axis.set_title("Bits on which student and teacher agree (dotted: by chance)", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def precision_recall_plot(
@@ -118,24 +163,28 @@ def retrieval_grid_plot(grid: RetrievalGrid) -> "Figure":
     """Each row a query and its first results; a solid green frame is right, a dashed red one wrong."""
     queries, results = grid.correct.shape
     # Inches are the units of the one pair of axes: a pair for each picture would take seconds to lay out
-    width, height = CELL[0] * (results + 1) + 0.1, CELL[1] * queries + 0.6
+    down = CELL[1] + NAME_LINE * max(name.count("\n") for name in grid.query_names)
+    width, height = CELL[0] * (results + 1) + 0.1, down * queries + 0.6
     figure = _figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     for row in range(queries):
-        top = 0.5 + CELL[1] * row
+        top = 0.5 + down * row
         _picture(axes, (0.1, top), grid.query_images[row], grid.query_names[row], "black", "-")
         for column in range(results):
             right = grid.correct[row, column]
             _picture(axes, (0.1 + CELL[0] * (column + 1), top), grid.result_images[row, column], grid.result_names[row][column],
                      GREEN if right else VERMILION, "-" if right else (0, (2, 1)))
-    axes.text(0.1 + PICTURE / 2, 0.46, "query", ha="center", va="bottom", fontsize=8, fontweight="bold")
-    title = f"Queries and their first {results} results by Hamming distance (solid green: right, dashed red: wrong)"
+    heads = itertools.accumulate((count for _, count in grid.columns), initial=1)
+    for column, name in [(0, "query"), *zip(heads, (name for name, _ in grid.columns), strict=False)]:
+        axes.text(0.1 + CELL[0] * column + PICTURE / 2, 0.46, name, ha="center", va="bottom", fontsize=8, fontweight="bold")
+    title = f"{grid.title} (solid green: right, dashed red: wrong)"
     axes.text(width / 2, 0.1, title, ha="center", va="top", fontsize=10)
     return figure
 
 
 CELL, PICTURE = (0.86, 1.0), 0.76  # inches: from one picture to the next, to the right and down; a picture's side
+NAME_LINE = 0.12  # inches of a further line of a name
 
 
 def _picture(axes, place: tuple[float, float], image: np.ndarray, name: str, color: str, line) -> None:

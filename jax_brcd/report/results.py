@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_brcd.data import ImageDataset
 from jax_brcd.report.grid import RetrievalGrid
-from jax_brcd.retrieval import SearchScores, hamming_top_k
+from jax_brcd.retrieval import SearchScores, average_precisions, hamming_top_k
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
@@ -19,14 +19,14 @@ MEASURES = ("map", "tie_aware_map", "soft_map", "cosine_map", "precision")
 
 def metrics(
     protocol: Mapping[str, Any], *, scores: Mapping[str, SearchScores], costs: Mapping[str, Mapping[str, Any]],
-    remarks: Sequence[str] = (),
+    remarks: Sequence[str] = (), validation: float | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json.
 
     Args:
         scores: of the teacher ("teacher") and of the student's searches ("student symmetric", ...), as far as there are; empty
             where the data set has no labels. A measure is None where there is nothing to measure. costs: of each role, with its
-            model's name. remarks: on the teacher.
+            model's name. remarks: on the teacher. validation: its mAP of the validation queries, beside which a student's stand.
     """
     def row(score: SearchScores) -> dict[str, float | None]:
         return {measure: getattr(score, measure) for measure in MEASURES}
@@ -35,6 +35,8 @@ def metrics(
     searches = {str(search): row(scores[f"student {search}"]) for search in SEARCHES if f"student {search}" in scores}
     if searches:
         found["student"] = searches
+    if validation is not None:
+        found["validation"] = {"teacher": {"map": validation}}
     return {"protocol": dict(protocol), **found, "costs": {role: dict(cost) for role, cost in costs.items()},
             "remarks": list(remarks)}
 
@@ -59,20 +61,65 @@ def retrieval_grid(dataset: ImageDataset, path: pathlib.Path, encoder: str) -> R
     Args:
         path: of the codes that `save_codes` wrote. encoder: whose codes of queries and database are searched.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        test, database = (PackedCodes(arrays[f"{encoder}_{part}"], int(arrays["bits"])) for part in ("test", "database"))
+    test, database = _codes(path, encoder, "test"), _codes(path, encoder, "database")
     queries = _one_a_class(dataset.test.labels, GRID_QUERIES)
     indices, _ = hamming_top_k(test[queries], database, min(GRID_RESULTS, len(database)))
+    return _grid(dataset, queries, indices, _names(dataset, dataset.test.labels[queries]),
+                 f"Queries and their first {indices.shape[1]} results by Hamming distance")
+
+
+def lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int) -> RetrievalGrid | None:
+    """The test queries whose average precision fell most from the teacher's search to the student's symmetric one, with what either
+    found first; None where none fell.
+
+    Args:
+        path: of the codes that `save_codes` wrote. k: ranks that average precision looks at.
+    """
+    searched = {name: (_codes(path, encoder, "test"), _codes(path, encoder, "database"))
+                for name, encoder in (("teacher", "teacher"), ("student", str(SEARCHES[0])))}
+    scores = {name: average_precisions(*codes, dataset.test.labels, dataset.database.labels, k)
+              for name, codes in searched.items()}
+    lost = scores["teacher"] - scores["student"]
+    queries = np.argsort(-lost, kind="stable")[:GRID_QUERIES]
+    queries = queries[lost[queries] > 0]
+    if not len(queries):
+        return None
+    first = min(GRID_RESULTS // 2, len(dataset.database))
+    indices = np.concatenate([hamming_top_k(test[queries], database, first)[0] for test, database in searched.values()], axis=1)
+    names = [f"{name}\n{scores['teacher'][query]:.2f}, then {scores['student'][query]:.2f}"
+             for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
+    return _grid(dataset, queries, indices, names, "Queries of which the student lost most, by average precision of both searches",
+                 tuple((name, first) for name in searched))
+
+
+def bit_agreement(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """For each search's encoder and each bit (bits,) the share of test queries of which student and teacher give the same.
+
+    Args:
+        path: of the codes that `save_codes` wrote.
+    """
+    teacher = _codes(path, "teacher", "test").unpack()
+    return {f"student {search}": (_codes(path, str(search), "test").unpack() == teacher).mean(axis=0) for search in SEARCHES}
+
+
+def _codes(path: pathlib.Path, encoder: str, part: str) -> PackedCodes:
+    with np.load(path, allow_pickle=False) as arrays:
+        return PackedCodes(arrays[f"{encoder}_{part}"], int(arrays["bits"]))
+
+
+def _names(dataset: ImageDataset, labels: np.ndarray) -> list[str]:
+    return [dataset.class_names[row.argmax()] if row.any() else "no label" for row in labels]
+
+
+def _grid(dataset: ImageDataset, queries: np.ndarray, indices: np.ndarray, names: list[str], title: str,
+          columns: tuple[tuple[str, int], ...] = ()) -> RetrievalGrid:
+    """Queries by number with the database's images (queries, results) that were found for them."""
     labels = dataset.test.labels[queries]
     correct = np.einsum("qc,qrc->qr", labels.astype(int), dataset.database.labels[indices].astype(int)) > 0
-
-    def names(rows: np.ndarray) -> list[str]:
-        return [dataset.class_names[row.argmax()] if row.any() else "no label" for row in rows]
-
     return RetrievalGrid(
-        query_images=dataset.test.images[queries], query_names=names(labels),
-        result_images=dataset.database.images[indices], correct=correct,
-        result_names=[names(dataset.database.labels[row]) for row in indices])
+        query_images=dataset.test.images[queries], query_names=names, result_images=dataset.database.images[indices],
+        correct=correct, result_names=[_names(dataset, dataset.database.labels[row]) for row in indices], title=title,
+        columns=columns)
 
 
 def _one_a_class(labels: np.ndarray, count: int) -> np.ndarray:

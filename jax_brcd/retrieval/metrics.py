@@ -110,6 +110,16 @@ def mean_average_precision(
     return _mean(_average_precisions, _hamming(query_codes, database_codes), query_labels, database_labels, k)
 
 
+def average_precisions(
+    query_codes: Codes, database_codes: Codes, query_labels: Labels, database_labels: Labels, k: SupportsIndex
+) -> Float[np.ndarray, "queries"]:
+    """Each query's average precision among its top k, of which mAP@k is the mean. Arguments and errors as
+    `mean_average_precision`."""
+    ranking = _hamming(query_codes, database_codes)
+    (values,) = _measure(ranking, query_labels, database_labels, k, lambda found: (_average_precisions(found),), counted=False)
+    return values
+
+
 def soft_mean_average_precision(
     query_logits: RealMatrix,
     database_codes: Codes,

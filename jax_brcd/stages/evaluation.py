@@ -12,7 +12,7 @@ from jax_brcd.data.dataset import RESIZED, square_side
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
 from jax_brcd.report.results import MEASURES
-from jax_brcd.retrieval import SearchScores, evaluate_search
+from jax_brcd.retrieval import SearchScores, evaluate_search, mean_average_precision
 from jax_brcd.retrieval.packing import PackedCodes, check_spaces
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
@@ -58,7 +58,7 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     folder = context.folder("evaluation", {
         "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
         "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
-        "measures": list(MEASURES), **context.student_facts(), **context.data_facts(*TESTED)})
+        "measures": [*MEASURES, "map of validation"], **context.student_facts(), **context.data_facts(*TESTED)})
     with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -85,12 +85,22 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
         costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
     scores = {name: _score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
               for name, (queries, database) in searched.items()} if dataset.labelled else {}
+    validation = _validated(context, teacher)
     if devices.is_first():
         results.save_codes(folder.path / CODES, {name: encoded.codes for name, encoded in outputs.items()}, dataset)
         results.save_curves(folder.path / CURVES, {name: score.curve for name, score in scores.items()})
         write_json(folder.path / METRICS, results.metrics(context.protocol(), scores=scores, costs=costs,
-                                                          remarks=teacher.remarks))
+                                                          remarks=teacher.remarks, validation=validation))
     folder.finish()
+
+
+def _validated(context: Context, teacher: Teacher) -> float | None:
+    """The teacher's mAP of the validation queries, by which students were chosen; None where there are no such labels or rows."""
+    dataset = context.dataset
+    if not dataset.labelled or context.table is not None:
+        return None
+    return mean_average_precision(teacher.codes("validation"), teacher.codes("database"), dataset.validation.labels,
+                                  dataset.database.labels, context.k)
 
 
 def _score(context: Context, queries: Encoded, database: Encoded, *, alike: bool) -> SearchScores:

@@ -262,7 +262,8 @@ def _write(
         title=f"{' '.join(names)} on {dataset.name}, {config.objective.bits} bits", config=config.flat(), metrics=found.metrics,
         history=history, curves=found.curves, sections=() if student is None else student.sections,
         grid=results.retrieval_grid(dataset, found.codes, SEARCHES[0] if student else "teacher") if dataset.labelled else None,
-        notes=(*notes, *teacher.remarks)))
+        lost=results.lost_grid(dataset, found.codes, context.k) if dataset.labelled and student else None,
+        agreement=results.bit_agreement(found.codes) if student else {}, notes=(*notes, *teacher.remarks)))
     write_json(out / METRICS, found.metrics)
 
 
