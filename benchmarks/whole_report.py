@@ -78,6 +78,8 @@ def winners(records: Records) -> str:
         for search in SEARCHES:
             found = {label: scores([record for record in of_teacher if record["label"] == label], search)
                      for label in distinct(of_teacher, "label")}
+            if len(found) < 2:
+                continue
             first, second = sorted(found, key=lambda label: -found[label].mean())[:2]
             gain = found[first].mean() - found[second].mean()
             deviation = np.sqrt(np.mean([values.var(ddof=1) for values in found.values() if len(values) > 1] or [np.nan]))
@@ -86,15 +88,27 @@ def winners(records: Records) -> str:
     return "\n".join(lines)
 
 
+def curve_table(records: Records) -> str:
+    """The mean mAP of both searches by the validation queries, for which states are kept, after so many epochs."""
+    rows = []
+    for teacher in distinct(records, "teacher"):
+        for bits in distinct(records, "bits"):
+            chosen = [record["result"]["validations"] for record in records if (record["teacher"], record["bits"]) == (teacher, bits)]
+            if chosen:
+                rows.append([f"{teacher}, {bits} bits", *(spread(np.array([one[place]["both_map"] for one in chosen]))
+                                                          for place in range(len(chosen[0])))])
+    epochs = [one["epoch"] for one in records[0]["result"]["validations"]]
+    return table(["teacher", *(f"{epoch} epochs" for epoch in epochs)], rows)
+
+
 def sizes_table(records: Records) -> str:
     """Students by their size."""
     rows = []
     for label in distinct(records, "label"):
         chosen = [record for record in records if record["label"] == label]
-        cost = chosen[0]["result"]["cost"]
-        rows.append([label, f"{cost['parameters']:,}", f"{cost['flops'] / 1e6:.1f} M", str(chosen[0]["result"]["epochs"]),
-                     str(len(chosen)), *searched(chosen)])
-    return table(["student", "parameters", "FLOPs an image", "epochs", "seeds", *searches_header()], rows)
+        result = chosen[0]["result"]
+        rows.append([label, f"{result['cost']['parameters']:,}", str(result["epochs"]), str(len(chosen)), *searched(chosen)])
+    return table(["student", "parameters", "epochs", "seeds", *searches_header()], rows)
 
 
 def protocols(records: Records) -> str:
@@ -111,7 +125,9 @@ def summary(records: Records) -> str:
     sections = [protocols(records)]
     for part, title, make in (
         ("recipe", "The recipe", recipe_table),
-        ("methods", "Methods, each at the rate that the validation queries chose", lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
+        ("recipe", "Its course: mean mAP of both searches by the validation queries", curve_table),
+        ("methods", "Methods, each at the rate that the validation queries chose",
+         lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
         ("variants", "The recipe with one part exchanged", lambda one: labels_table(one, "recipe")),
         ("parts of BRCD", "Parts of BRCD, each added to those above it", lambda one: labels_table(one, "parts")),
         ("sizes", "Students of other sizes", sizes_table),

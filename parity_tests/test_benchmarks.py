@@ -28,6 +28,7 @@ from benchmarks import (
     targets,
     train_step,
     training,
+    whole_step,
 )
 from benchmarks.results import Row, Skipped, measure, read_results, record_suite, rows_of
 from benchmarks.suite import Settings, Suite
@@ -39,7 +40,7 @@ from torch_ref import retrieval
 pytestmark = pytest.mark.long
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
-           "latency": latency, "end_to_end": end_to_end, "search": search}
+           "latency": latency, "whole_step": whole_step, "end_to_end": end_to_end, "search": search}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",
            "python": "3", "versions": {"jax": "0"}, "xla_flags": "", "date": "2024-01-01"}
 
@@ -219,6 +220,7 @@ TINY = {
     "latency": lambda settings: latency.measure_latency(settings, [latency.random_case("student", "resnet8")], codes=1_000),
     "train_step": lambda settings: train_step.measure_train_step(
         settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
+    "whole_step": lambda settings: whole_step.measure_whole_step(settings, (whole_step.Case("resnet8", 32, 4, 2),)),
     "end_to_end": lambda settings: end_to_end.measure_end_to_end(settings, steps=1, torch_steps=1, images=4, queries=2),
 }
 
@@ -267,7 +269,10 @@ def test_the_targets_are_rows_that_the_suites_measure():
         "augment": {(f"{size.source} to {size.target} pixels", name) for size in augment.QUICK
                     for name in (augment.OURS, augment.WORKERS, augment.THREADS)},
         "encode": {(case.name, name) for case in encode.QUICK for name in (encode.FLOAT, "PyTorch fp32, compiled")},
-        "train_step": {(case.name, name) for case in train_step.QUICK for name in (train_step.OURS, train_step.BEST)},
+        "train_step": {(case.name, name) for case in train_step.FULL
+                       for name in (train_step.OURS, train_step.BEST, train_step.PUBLISHED)},
+        "whole_step": {(case.name, name) for case in whole_step.FULL
+                       for name in (whole_step.OURS, whole_step.EAGER, whole_step.COMPILED)},
         "evaluate": {(f"{size.queries:,} queries, {size.database:,} codes", name) for size in evaluate.QUICK
                      for name in (evaluate.OURS, evaluate.PUBLISHED)},
         "search": {(f"{case}, {search.QUICK.codes:,} codes", name) for case in ("1 query", f"{search.QUICK.queries:,} queries")

@@ -62,7 +62,8 @@ class KeptParts:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderCost:
-    """What an encoder weighs. `flops` are XLA's count for one image; `images_per_second` is the median of timed batches."""
+    """What an encoder weighs. `flops` are XLA's count for one image, before it compiles: what a GPU's libraries compute it does not
+    count afterwards. `images_per_second` is the median of timed batches."""
 
     parameters: int
     flops: float
@@ -93,7 +94,7 @@ def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCo
 def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> EncoderCost:
     """What a compiled function of a split model and a batch costs."""
     graph, state = devices.replicate(nnx.split(model))
-    compiled = encode.lower(graph, state, batch, **view).compile()
+    counted = encode.lower(graph, state, batch, **view).cost_analysis()
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         interruption.check()
@@ -102,6 +103,6 @@ def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> E
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        flops=float(compiled.cost_analysis()["flops"]) * devices.count() / len(batch),  # XLA counts one device's part
+        flops=float(counted["flops"]) / len(batch),
         images_per_second=len(batch) / float(np.median(seconds[1:])),
     )
