@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, BatchNorm, convolution
+from jax_brcd.models.pooling import max_pool
 from jax_brcd.models.variants import Preprocessing, Variant, imagenet
 
 
@@ -122,7 +123,7 @@ class ResNet(Backbone):
         """Features of normalised images; nothing is dropped."""
         x = nnx.relu(self.bn1(self.conv1(images), train=train, valid=valid))
         if not self.small_stem:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         for number in range(self.n_stages):
             for block in getattr(self, f"layer{number + 1}"):
                 x = block(x, train=train, valid=valid)
