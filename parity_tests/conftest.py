@@ -78,13 +78,6 @@ def forget() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_forget():
-    """What a module compiled is of no use to the next."""
-    yield
-    forget()
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item):
     stash = item.config.stash

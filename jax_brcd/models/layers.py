@@ -170,7 +170,8 @@ def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Arra
 
     Which platform it is is known when the program is lowered and not before: a program traced here may be exported for another.
 
-    Measured on two cores, forward: 3x3 convolutions to 2x2 outputs and smaller run at 3 GFLOP/s, as a matrix product at 80;
+    Measured on two cores, forward: 3x3 convolutions to 2x2 outputs and smaller run at 3 GFLOP/s, as a matrix product at 80, and over
+    one pixel without the eight ninths that meet padding alone a step of resnet18 at 32 pixels takes 0.78 of the time;
     a kernel for each channel (3x3, 5x5, 7x7; 112 to 7 pixels squared; batch 32) is 4 to 20 times faster as a sum of shifted
     images and 200 times at 2 pixels, its gradient 4 to 11 times.
     """
@@ -196,8 +197,19 @@ def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
 
 
 def _product(inputs, kernel, strides, padding, height, width) -> Array:
-    taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    size = kernel.shape[0]
+    taps = _taps(inputs, size, strides, padding, height, width)
+    rows, columns = (_that_see(size, inputs.shape[1 + axis], strides[axis], padding[axis][0], count)
+                     for axis, count in enumerate((height, width)))
+    seen = jnp.concatenate([taps[size * row + column] for row in rows for column in columns], axis=-1)
+    return seen @ kernel[rows.start : rows.stop, columns.start : columns.stop].reshape(-1, kernel.shape[-1])
+
+
+def _that_see(size: int, length: int, stride: int, before: int, count: int) -> range:
+    """The entries of a kernel's row or column that meet the image at all, of `length` pixels behind `before` of padding, in `count`
+    places; the others meet zeros alone. Of a 3x3 kernel over one pixel it is the middle one."""
+    seen = [entry for entry in range(size) if any(0 <= stride * place + entry - before < length for place in range(count))]
+    return range(seen[0], seen[-1] + 1)
 
 
 @functools.partial(jax.jit, static_argnames=("strides", "padding", "height", "width"))
