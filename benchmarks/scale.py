@@ -28,6 +28,7 @@ from jax_brcd.settings.command_line import OneLineParser, run_command
 
 SIDE, CLASSES, A_FOLDER, HELD = 40, 10, 1000, 1000  # pixels; classes; images a folder; images of database and test each
 EVERY = 0.5  # seconds between readings
+LATER = 20.0  # seconds from the first checkpoint to the kill
 PATIENCE = 120.0  # seconds that the other process may take to end once its partner is gone
 RECIPE = ["--preset", "cifar10-32-whole", "--dataset", "list", "--train-images", "published", "--teacher", "vit_lite_4_8",
           "--teacher-weights", "random", "--student", "resnet8", "--student-weights", "random", "--teacher-size", "32",
@@ -139,8 +140,11 @@ def measure(folder: pathlib.Path, data: pathlib.Path) -> dict:
         time.sleep(EVERY)
 
     try:
-        while not is_within_the_epoch(folder):
+        reached: float | None = None  # when the first checkpoint was there
+        while reached is None or time.monotonic() < reached + LATER:
             watch()
+            if reached is None and is_within_the_epoch(folder):
+                reached = time.monotonic()
             if any(process.poll() is not None for process in processes):
                 raise RuntimeError(f"a process ended before it was killed; see {folder}/process_0.log")
         processes[1].send_signal(signal.SIGKILL)

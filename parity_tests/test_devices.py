@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from toy_runs import distilling, environment_of_toys
@@ -187,3 +188,22 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
 def test_a_place_that_cannot_be_is_refused(place, message):
     with pytest.raises(InputError, match=message), session(*place):
         pass
+
+
+@pytest.fixture
+def alone_of_two(monkeypatch):
+    """What joins the other process, without it."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **settings: None)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
+    monkeypatch.setattr("orbax.checkpoint.multihost.sync_global_processes", lambda name: None)
+    monkeypatch.setattr("jax_brcd.runtime.devices.wait_for_all", lambda name: None)
+
+
+@pytest.mark.parametrize(("told", "raised"), [
+    ("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:12985: Connection reset by peer\nmore",
+     ConnectionError),
+    ("RESOURCE_EXHAUSTED: out of memory", jax.errors.JaxRuntimeError)])
+def test_a_process_whose_partner_has_gone_says_so(alone_of_two, told, raised):
+    with pytest.raises(raised, match=told.splitlines()[0].split(":")[0]) as caught, session(2, 0, "127.0.0.1:9876"):
+        raise jax.errors.JaxRuntimeError(told)
+    assert "more" not in str(caught.value) or raised is not ConnectionError

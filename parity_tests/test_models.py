@@ -21,7 +21,7 @@ from jax_brcd.models import (
 )
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.efficientnet import EfficientNetClassifier, Stage, mbconv
-from jax_brcd.models.layers import BatchNorm, convolution, convolve, dropout, stochastic_depth
+from jax_brcd.models.layers import BatchNorm, convolve, dropout, stochastic_depth
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError

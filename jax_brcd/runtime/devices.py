@@ -20,6 +20,7 @@ from jax_brcd.runtime.errors import InputError
 Tree = Any
 AXIS = "data"
 CONNECTION_SECONDS = 120
+PARTED = ("Gloo", "onnection", "oordination")  # in what JAX says where a process it computes with has gone
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def session(processes: int, process_id: int, coordinator: str) -> Iterator[None]
         processes: how many there are; 1 starts nothing. coordinator: HOST:PORT of process 0.
 
     Raises:
-        InputError: where the processes do not find each other.
+        InputError: where the processes do not find each other. ConnectionError: where one of them went while they computed.
     """
     if processes == 1:
         yield
@@ -55,7 +56,12 @@ def session(processes: int, process_id: int, coordinator: str) -> Iterator[None]
     ocp.multihost.sync_global_processes("started")
     wait_for_all("connected")
     with contextlib.nullcontext() if process_id == 0 else contextlib.redirect_stdout(io.StringIO()):
-        yield
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if not any(word in str(error) for word in PARTED):
+                raise
+            raise ConnectionError(str(error).splitlines()[0]) from error
     jax.distributed.shutdown()
 
 
