@@ -189,14 +189,25 @@ def _status(main, argv: list[str] | None) -> Any:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return 0
         if isinstance(error, ConnectionError):
-            return _complain(f"another process that this one works with has gone ({one_line(error)}); run the same command "
-                             "again to go on")
+            status = _complain(f"another process that this one works with has gone ({one_line(error)}); run the same command "
+                               "again to go on")
+            _leave_others(status)
+            return status
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or one_line(error)}; "
                          "free space or mend the path, then run the same command again to go on")
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from the last checkpoint", status=130)
     return 0
+
+
+def _leave_others(status: int) -> None:
+    """Ends a process that JAX works in with others. It would wait for the one that has gone, a minute or two, and then crash."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+        os._exit(status)
 
 
 def _reader_has_gone() -> bool:
