@@ -182,3 +182,23 @@ def test_the_options_of_the_command_are_read_before_anything_is_loaded(capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(distill.main, ["--bit", "64"])
     assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option '--bit': did you mean '--bits'?")
+
+
+LEFT = """
+import atexit, sys
+import jax
+from jax_brcd.settings.command_line import run_command
+jax.distributed.is_initialized = lambda: sys.argv[1] == "joined"
+atexit.register(print, "waited for the others")
+def main(argv):
+    raise ConnectionError("reset by peer")
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_process_whose_partner_has_gone_does_not_wait_for_it(joined):
+    ended = subprocess.run([sys.executable, "-c", LEFT, "joined" if joined else "alone"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert "another process that this one works with has gone (reset by peer); run the same command again" in ended.stderr
+    assert ("waited for the others" in ended.stdout) is not joined
