@@ -7,6 +7,7 @@ kill both commands are given again and go on from it. The memory of both process
 import argparse
 import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import re
@@ -51,7 +52,7 @@ def generate(folder: pathlib.Path, count: int) -> None:
     if (folder / "test.txt").exists():
         return
     everything = count + 2 * HELD
-    with concurrent.futures.ProcessPoolExecutor() as pool:
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_write_images, [folder] * (everything // A_FOLDER + 1), range(0, everything + 1, A_FOLDER),
                       [everything] * (everything // A_FOLDER + 1)))
     parts = {"train": range(count), "database": range(count, count + HELD), "test": range(count + HELD, everything)}
