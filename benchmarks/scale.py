@@ -39,7 +39,8 @@ RECIPE = ["--preset", "cifar10-32-whole", "--dataset", "list", "--train-images",
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The memory of one process at a moment: MiB of its own, and of files that it has mapped, which the system may take back."""
+    """The memory of one process, those that it started included, at a moment: MiB of its own, and of files that are mapped, which
+    the system may take back and which each process counts again."""
 
     second: float
     process: int
@@ -194,13 +195,13 @@ def figure(measured: dict) -> Figure:
 
 def summary(measured: dict) -> str:
     """A line for each number of images."""
-    lines = ["| images | seconds in all | killed after | went on | largest own memory, MiB | with mapped files |",
-             "|---:|---:|---:|---|---:|---:|"]
+    lines = ["| images | seconds in all | killed after | the other ended after | went on | largest memory of a process |",
+             "|---:|---:|---:|---:|---|---:|"]
     for images, runs in measured.items():
-        own = max(one[2] for one in runs["readings"])
-        both = max(one[2] + one[3] for one in runs["readings"])
-        lines.append(f"| {int(images):,} | {runs['events']['ended']:.0f} | {runs['events']['killed']:.0f} s | "
-                     f"{', '.join(runs['went_on'])} | {own:,.0f} | {both:,.0f} |")
+        events = runs["events"]
+        other = "never" if events["other ended"] is None else f"{events['other ended'] - events['killed']:.1f} s"
+        lines.append(f"| {int(images):,} | {events['ended']:.0f} | {events['killed']:.0f} s | {other} | "
+                     f"{', '.join(runs['went_on'])} | {max(one[2] for one in runs['readings']):,.0f} MiB |")
     return "\n".join(lines) + "\n"
 
 

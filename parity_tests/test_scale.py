@@ -59,7 +59,7 @@ def test_the_table_and_the_figure_say_what_was_read():
     measured = {images: {"events": events, "went_on": ["after 0 epochs and 34 steps"],
                          "readings": [(second, process, 100.0 + process + second, 50.0) for second in (1.0, 20.0, 40.0, 80.0)
                                       for process in (0, 1)]} for images in ("1000", "4000")}
-    assert scale.summary(measured).splitlines()[-1] == "| 4,000 | 90 | 30 s | after 0 epochs and 34 steps | 181 | 231 |"
+    assert scale.summary(measured).splitlines()[-1] == "| 4,000 | 90 | 30 s | 1.0 s | after 0 epochs and 34 steps | 181 MiB |"
     axis, = scale.figure(measured).axes
     labels = [line.get_label() for line in axis.get_lines()]
     assert "4,000 images, process 1" in labels and "1,000 images, process 0" in labels
