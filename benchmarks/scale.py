@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import machine
 from benchmarks.quality_report import DOTS_PER_INCH
-from jax_brcd.report.plots import BLUE, GRAY, ORANGE, VERMILION
+from jax_brcd.report.plots import BLUE, ORANGE, VERMILION
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import OneLineParser, run_command
 
@@ -169,7 +169,7 @@ def measure(folder: pathlib.Path, data: pathlib.Path) -> dict:
             process.kill()
     log = (folder / "process_0.log").read_text()
     gone_on = re.findall(r"^Student: goes on .*?(after \d+ epochs(?: and \d+ steps)?)", log, re.MULTILINE)
-    return {"events": events, "went_on": gone_on, "readings": [dataclasses.astuple(one) for one in taken]}
+    return {"events": events, "went_on": gone_on, "readings": [[round(value, 1) for value in dataclasses.astuple(one)] for one in taken]}
 
 
 def figure(measured: dict) -> Figure:
@@ -184,9 +184,10 @@ def figure(measured: dict) -> Figure:
                 axis.plot(*part.T, color=color, linestyle="-" if images == max(measured, key=int) else ":",
                           label=f"{int(images):,} images, process {number}" if part[0, 0] < again else None)
     events = measured[max(measured, key=int)]["events"]
-    for name, color in (("killed", VERMILION), ("started again", GRAY)):
-        axis.axvline(events[name], color=color, linestyle="--", linewidth=0.8)
-        axis.text(events[name], axis.get_ylim()[1], f" {name}", color=color, fontsize=8, va="top")
+    axis.axvline(events["killed"], color=VERMILION, linestyle="--", linewidth=0.8)
+    again = events["started again"] - events["killed"]
+    axis.text(events["killed"], axis.get_ylim()[1], f" process 1 killed, both started again {again:.1f} s later", color=VERMILION,
+              fontsize=8, va="top")
     axis.set(xlabel="seconds", ylabel="MiB of a process's own", ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
