@@ -22,10 +22,13 @@ from tqdm import tqdm
 from benchmarks import whole_report
 from benchmarks.quality import PARTS, study_parser, weight_files
 from benchmarks.teachers import TEACHER, Trained
+from jax_brcd.encoder import STUDENT as STUDENT_ROLE
 from jax_brcd.encoder import TEACHER as TEACHER_ROLE
 from jax_brcd.encoder import WEIGHTS, read_config
 from jax_brcd.methods import METHODS
 from jax_brcd.retrieval import evaluate_search
+from jax_brcd.retrieval.searches import SEARCHES
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.xla import set_flags
@@ -285,7 +288,9 @@ def outcome(config: Config) -> dict[str, Any]:
     encoder = next(iter(student.encoders.values()))
     queries, database = (student.parts.outputs(encoder.model, part) for part in ("test", "database"))
     codes = teacher.codes("database")
-    searches = {TEACHER_ROLE: (teacher.outputs("test"), codes), "symmetric": (queries, database.codes), "asymmetric": (queries, codes)}
+    databases = {STUDENT_ROLE: database.codes, TEACHER_ROLE: codes}
+    searches = {TEACHER_ROLE: (teacher.outputs("test"), codes),
+                **{str(search): (queries, databases[search.database]) for search in SEARCHES}}
     scores = {name: evaluate_search(seen.codes, searched, context.dataset.test.labels, context.dataset.database.labels, context.k,
                                     query_logits=seen.logits) for name, (seen, searched) in searches.items()}
     validations = [{name: record[name] for name in record if name == "epoch" or name.endswith("_map")}
@@ -334,6 +339,8 @@ def main(argv: list[str] | None = None) -> None:
     known = outcomes(results)
     students += chosen((student for student in search if student.name in known), known, options.seeds)
     records = [{**dataclasses.asdict(student), "result": known[student.name]} for student in students if student.name in known]
+    if not records:
+        raise InputError(f"{results}: holds no results of {', '.join(options.parts)}; leave --report out to have them")
     whole_report.write(options.out, records)
     print((options.out / "whole.md").read_text())
 

@@ -50,7 +50,8 @@ def refused(capsys, *arguments):
     (["--alpha", "1.5"], "--alpha 1.5: too large; give 1 or less"),
     (["--seed", "-1"], "--seed -1: too small"),
     (["--method", "none", "--alpha", "0.5"], "--alpha: not a setting of method 'none'; its own are: none"),
-    (["--train-images", "half"], "known: all, published"),
+    (["--train-images", "half"], "--train-images: 'half' is no whole number or 'published' or 'all'"),
+    (["--train-images", "0"], "--train-images 0: too small; give 1 or more"),
 ])
 def test_a_setting_that_cannot_be_is_refused(capsys, arguments, message):
     assert message in refused(capsys, *arguments)

@@ -1,6 +1,7 @@
 """The study of students trained whole: its students can be trained, equal ones are one, and its tables say what was found."""
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks import whole, whole_report
@@ -8,6 +9,7 @@ from benchmarks.teachers import Trained
 from benchmarks.whole_step import Case, TorchEpochs, jax_epochs
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.files import write_json
+from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.learning import check_learning
 
@@ -61,6 +63,13 @@ def test_what_is_known_is_not_trained_again(tmp_path):
     study = whole.Study(tmp_path / "runs", tmp_path / "whole.json", {}, 1)
     study.carry_out(wanted, "study")
     assert whole.outcomes(tmp_path / "whole.json") == known and not (tmp_path / "runs").exists()
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_command(whole.main, ["--data-dir", "nowhere", "--report", "--out", str(tmp_path), "--parts", "sizes"])
+    assert stopped.value.code == 2 and "whole.json: holds no results of sizes; leave --report out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tables_say_what_was_found(tmp_path):
