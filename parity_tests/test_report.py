@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from jax_brcd.data import ImageDataset, Images
+from jax_brcd.models import create_hash_model
 from jax_brcd.report import Report, plots, results, write_report
 from jax_brcd.report.page import figures
 from jax_brcd.retrieval import average_precisions, mean_average_precision
+from jax_brcd.stages.parts import measure_cost
 
 BITS, CLASSES = 8, 4
 
@@ -100,3 +102,12 @@ def test_the_page_holds_them(dataset, codes, tmp_path):
     for title in ("Student and teacher", "Bit agreement", "Queries that lost most"):
         assert title in page
     assert set(figures(Report("a run", {}, {"protocol": protocol}, HISTORY[:2], {}))) == {"losses"}
+
+
+def test_the_operations_of_a_model_are_counted_whoever_computes_them():
+    cost = measure_cost(create_hash_model("resnet8", 64), np.zeros((2, 32, 32, 3), np.uint8), size=32)
+    # additions and multiplications of each convolution: outputs squared, kernel squared, channels in and out
+    convolutions = ((32, 3, 3, 16), *2 * ((32, 3, 16, 16),), (16, 3, 16, 32), (16, 3, 32, 32), (16, 1, 16, 32), (8, 3, 32, 64),
+                    (8, 3, 64, 64), (8, 1, 32, 64))
+    whole = 2 * sum(side**2 * size**2 * inputs * outputs for side, size, inputs, outputs in convolutions) + 2 * 64 * 64
+    assert cost.flops == pytest.approx(whole, rel=0.1)  # what meets padding is not counted

@@ -43,7 +43,8 @@ def load_dataset(
 
     Args:
         data_dir: its folder; None for a place below `cache_dir`. split: name of the protocol.
-        train_images: "published", "all", or how many of all, drawn by `seed`. max_bad_images: image files that may be missing or corrupt and are skipped.
+        train_images: "published", "all", or how many of all, drawn by `seed`. max_bad_images: image files that may be missing or
+            corrupt and are skipped.
         decode_workers: processes that decode image files; None for as many as pay, 0 for this one.
         label_format: how list files give labels: "multi-hot" for a 0 or 1 a class, "class-numbers" for the number of the one
             class; None for multi-hot labels of several classes, as published.
@@ -59,10 +60,12 @@ def load_dataset(
     if split not in source.splits:
         raise UnknownName(unknown_name(f"split of {name}", split, source.splits))
     cache_dir = as_path(cache_dir)
+    # Of a split that names its training images, so many of those
+    drawn_from = "all" if split == source.splits[0] else "published"
     dataset = source.load(Request(
         as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split,
-        train_images if isinstance(train_images, str) else "all", seed, max_bad_images, decode_workers, square_side, label_format,
-        silent if progress is None else progress))
+        train_images if isinstance(train_images, str) else drawn_from, seed, max_bad_images, decode_workers, square_side,
+        label_format, silent if progress is None else progress))
     return dataset if isinstance(train_images, str) else _training_on(dataset, train_images, seed)
 
 
