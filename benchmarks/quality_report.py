@@ -23,8 +23,12 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def select(records: Iterable[Mapping[str, Any]], part: str, **wanted: Any) -> Records:
     """The records of a part of the study whose fields have the given values."""
-    return [record for record in records
-            if record["part"] == part and all(record[name] == value for name, value in wanted.items())]
+    return where(records, part=part, **wanted)
+
+
+def where(records: Iterable[Mapping[str, Any]], **wanted: Any) -> Records:
+    """The records whose fields have the given values."""
+    return [record for record in records if all(record[name] == value for name, value in wanted.items())]
 
 
 def distinct(records: Iterable[Mapping[str, Any]], field: str) -> list[Any]:

@@ -169,7 +169,8 @@ def measure(folder: pathlib.Path, data: pathlib.Path) -> dict:
             process.kill()
     log = (folder / "process_0.log").read_text()
     gone_on = re.findall(r"^Student: goes on .*?(after \d+ epochs(?: and \d+ steps)?)", log, re.MULTILINE)
-    return {"events": events, "went_on": gone_on, "readings": [[round(value, 1) for value in dataclasses.astuple(one)] for one in taken]}
+    rounded = [[round(value, 1) for value in dataclasses.astuple(one)] for one in taken]
+    return {"events": events, "went_on": gone_on, "readings": rounded}
 
 
 def figure(measured: dict) -> Figure:

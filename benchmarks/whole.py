@@ -146,9 +146,7 @@ def of_recipe(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("sizes")
 def of_sizes(asked: Asked) -> Iterator[Taught]:
     """Small students, of the first teacher."""
-    for seed in asked.seeds[:2]:
-        for label, settings in SIZES.items():
-            yield Taught("sizes", label, asked.teachers[0], DETAIL_BITS, seed, settings)
+    return of_labels("sizes", SIZES, asked)
 
 
 @STUDY.register("search")
@@ -164,9 +162,7 @@ def of_search(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("variants")
 def of_variants(asked: Asked) -> Iterator[Taught]:
     """Parts of the recipe one by one, of the first teacher."""
-    for seed in asked.seeds[:2]:
-        for label, settings in VARIANTS.items():
-            yield Taught("variants", label, asked.teachers[0], DETAIL_BITS, seed, settings)
+    return of_labels("variants", VARIANTS, asked)
 
 
 @STUDY.register("parts of BRCD")
@@ -176,6 +172,13 @@ def of_brcd(asked: Asked) -> Iterator[Taught]:
         for teacher in asked.teachers:
             for label, settings in PARTS.items():
                 yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed, {"method": "brcd", **settings, **asked.budget})
+
+
+def of_labels(part: str, labelled: Mapping[str, Mapping[str, Any]], asked: Asked) -> Iterator[Taught]:
+    """Settings by their labels, of the first teacher at the first two seeds."""
+    for seed in asked.seeds[:2]:
+        for label, settings in labelled.items():
+            yield Taught(part, label, asked.teachers[0], DETAIL_BITS, seed, settings)
 
 
 def of_method(method: str, rate: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality_report import DOTS_PER_INCH, Records, distinct, scores, select, spread, table
+from benchmarks.quality_report import DOTS_PER_INCH, Records, distinct, scores, select, spread, table, where
 from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
@@ -41,7 +41,7 @@ def recipe_table(records: Records) -> str:
     rows = []
     for teacher in distinct(records, "teacher"):
         for bits in distinct(records, "bits"):
-            chosen = [record for record in records if (record["teacher"], record["bits"]) == (teacher, bits)]
+            chosen = where(records, teacher=teacher, bits=bits)
             if chosen:
                 rows.append([f"{teacher}, {bits} bits", str(len(chosen)), spread(scores(chosen, "teacher")),
                              f"{scores(chosen, 'teacher', 'soft_map').mean():.4f}", *searched(chosen)])
@@ -53,7 +53,7 @@ def labels_table(records: Records, what: str) -> str:
     rows = []
     for teacher in distinct(records, "teacher"):
         for label in distinct(records, "label"):
-            chosen = [record for record in records if (record["teacher"], record["label"]) == (teacher, label)]
+            chosen = where(records, teacher=teacher, label=label)
             if chosen:
                 rows.append([label, teacher, str(len(chosen)), *searched(chosen)])
     return table([what, "teacher", "seeds", *searches_header()], rows)
@@ -63,8 +63,8 @@ def methods_table(records: Records) -> str:
     """A row for each method, under each teacher, the best mean of both searches first, with the rate that it chose."""
     rows = []
     for teacher in distinct(records, "teacher"):
-        of_teacher = [record for record in records if record["teacher"] == teacher]
-        grouped = {label: [record for record in of_teacher if record["label"] == label] for label in distinct(of_teacher, "label")}
+        of_teacher = where(records, teacher=teacher)
+        grouped = {label: where(of_teacher, label=label) for label in distinct(of_teacher, "label")}
         for label, chosen in sorted(grouped.items(), key=lambda one: -sum(shares(one[1], search).mean() for search in SEARCHES)):
             rows.append([label, teacher, f"{chosen[0]['settings']['lr']:g}", str(len(chosen)), *searched(chosen)])
     return table(["method", "teacher", "rate", "seeds", *searches_header()], rows)
@@ -74,9 +74,9 @@ def winners(records: Records) -> str:
     """Which method wins each search under each teacher, and by how much beyond the spread over the seeds."""
     lines = []
     for teacher in distinct(records, "teacher"):
-        of_teacher = [record for record in records if record["teacher"] == teacher]
+        of_teacher = where(records, teacher=teacher)
         for search in SEARCHES:
-            found = {label: scores([record for record in of_teacher if record["label"] == label], search)
+            found = {label: scores(where(of_teacher, label=label), search)
                      for label in distinct(of_teacher, "label")}
             if len(found) < 2:
                 continue
@@ -93,7 +93,7 @@ def curve_table(records: Records) -> str:
     rows = []
     for teacher in distinct(records, "teacher"):
         for bits in distinct(records, "bits"):
-            chosen = [record["result"]["validations"] for record in records if (record["teacher"], record["bits"]) == (teacher, bits)]
+            chosen = [record["result"]["validations"] for record in where(records, teacher=teacher, bits=bits)]
             if chosen:
                 rows.append([f"{teacher}, {bits} bits", *(spread(np.array([one[place]["both_map"] for one in chosen]))
                                                           for place in range(len(chosen[0])))])
@@ -105,7 +105,7 @@ def sizes_table(records: Records) -> str:
     """Students by their size."""
     rows = []
     for label in distinct(records, "label"):
-        chosen = [record for record in records if record["label"] == label]
+        chosen = where(records, label=label)
         result = chosen[0]["result"]
         rows.append([label, f"{result['cost']['parameters']:,}", str(result["epochs"]), str(len(chosen)), *searched(chosen)])
     return table(["student", "parameters", "epochs", "seeds", *searches_header()], rows)
@@ -146,7 +146,7 @@ def methods_figure(records: Records) -> Figure:
         for place, (teacher, color) in enumerate(zip(teachers, COLORS, strict=False)):
             shift = (place - (len(teachers) - 1) / 2) * 0.2
             for number, label in enumerate(labels):
-                values = [record for record in records if (record["teacher"], record["label"]) == (teacher, label)]
+                values = where(records, teacher=teacher, label=label)
                 if values:
                     of_label = shares(values, search)
                     axis.errorbar(number + shift, of_label.mean(), yerr=of_label.std(ddof=1) if len(of_label) > 1 else 0,
@@ -169,7 +169,7 @@ def variants_figure(records: Records) -> Figure:
     figure = Figure(figsize=(8, 0.9 + 0.28 * len(labels)), layout="constrained")
     axis = figure.subplots()
     for search, color, shift in zip(SEARCHES, COLORS, (-0.12, 0.12), strict=False):
-        found = [shares([record for record in records if record["label"] == label], search) for label in labels]
+        found = [shares(where(records, label=label), search) for label in labels]
         axis.errorbar([values.mean() for values in found], np.arange(len(labels)) + shift, color=color, marker="o", linestyle="",
                       xerr=[values.std(ddof=1) if len(values) > 1 else 0 for values in found], capsize=3, label=search)
     axis.axvline(1, color=GRAY, linestyle="--", linewidth=0.8)
@@ -186,7 +186,7 @@ def sizes_figure(records: Records) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     by_size, by_epoch = figure.subplots(1, 2)
     for label, color in zip(distinct(records, "label"), COLORS, strict=False):
-        chosen = [record for record in records if record["label"] == label]
+        chosen = where(records, label=label)
         parameters = chosen[0]["result"]["cost"]["parameters"]
         for search, marker in zip(SEARCHES, ("o", "s"), strict=True):
             by_size.plot(parameters, shares(chosen, search).mean(), color=color, marker=marker, linestyle="",

@@ -21,7 +21,7 @@ from jax_brcd.models import create_hash_model
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.recipes import RECIPES
-from jax_brcd.settings.stages import CLEAN, LearningConfig
+from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.loop import backbone_scans
 from jax_brcd.training.schedule import Schedule
@@ -33,7 +33,10 @@ from torch_ref.models import create_hash_model as create_torch_model
 
 OURS, OURS_BF16 = "jax_brcd fp32", "jax_brcd bf16"
 EAGER, COMPILED, COMPILED_BF16 = "PyTorch fp32, eager", "PyTorch fp32, compiled", "PyTorch bf16, compiled"
-EPOCHS, RATE = 15, PRESETS["cifar10-32-whole"]["lr"]  # which the schedule is of
+PRESET = PRESETS["cifar10-32-whole"]
+RATE = PRESET["lr"]
+LEARNING = LearningConfig(**{field.name: PRESET[field.name] for field in dataclasses.fields(LearningConfig)
+                             if field.name in PRESET})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +75,14 @@ ON_ACCELERATOR = (Case("resnet18", 32, 256, 96), Case("resnet18", 224, 256, 16),
 def jax_epochs(case: Case, dtype: str) -> JaxEpochs:
     """The recipe's stage as a run makes it."""
     student = create_hash_model(case.student, BITS, dtype=jnp.dtype(dtype))
-    method, targets = create_method("mse"), case.targets()
+    method, targets = create_method(PRESET["method"]), case.targets()
     views = PixelViews(jnp.asarray(case.pixels_of_images()), jax.random.key(0),
-                       ViewConfig(size=case.pixels, **RECIPES["crop-flip"]), True)
+                       ViewConfig(size=case.pixels, **RECIPES[PRESET["view_recipe"]]), True)
     teacher = StillTeacher(jnp.asarray(np.sign(targets), jnp.int8), jnp.asarray(targets))
-    learning = LearningConfig(optimizer="adamw", lr_schedule="one-cycle", own_objective=False, teacher_view=CLEAN)
     return JaxEpochs(*student_stage(
         student, teacher, method, TeacherKnowledge.of(np.sign(targets), method.needs, seed=0),
-        source=Source(views, case.images, None), schedule=Schedule(case.batch, EPOCHS, 0, scan=backbone_scans()),
-        train_backbone=True, learning_rate=RATE, temperature=0.3, kl_weight=0.0, method_seed=0, learning=learning))
+        source=Source(views, case.images, None), schedule=Schedule(case.batch, PRESET["epochs"], 0, scan=backbone_scans()),
+        train_backbone=True, learning_rate=RATE, temperature=0.3, kl_weight=0.0, method_seed=0, learning=LEARNING))
 
 
 class TorchEpochs:

@@ -85,7 +85,7 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
         costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
     scores = {name: _score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
               for name, (queries, database) in searched.items()} if dataset.labelled else {}
-    validation = _validated(context, teacher)
+    validation = _validated(context, teacher, outputs[f"{TEACHER}_database"])
     if devices.is_first():
         results.save_codes(folder.path / CODES, {name: encoded.codes for name, encoded in outputs.items()}, dataset)
         results.save_curves(folder.path / CURVES, {name: score.curve for name, score in scores.items()})
@@ -94,12 +94,12 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
     folder.finish()
 
 
-def _validated(context: Context, teacher: Teacher) -> float | None:
+def _validated(context: Context, teacher: Teacher, database: Encoded) -> float | None:
     """The teacher's mAP of the validation queries, by which students were chosen; None where there are no such labels or rows."""
     dataset = context.dataset
     if not dataset.labelled or context.table is not None:
         return None
-    return mean_average_precision(teacher.codes("validation"), teacher.codes("database"), dataset.validation.labels,
+    return mean_average_precision(teacher.codes("validation"), database.codes, dataset.validation.labels,
                                   dataset.database.labels, context.k)
 
 
