@@ -101,7 +101,7 @@ class DINOv2(PatchTransformer):
         tokens = tokens + self.positions(*patches.shape[1:3]).astype(tokens.dtype)
         if self.registers is None:
             return tokens
-        registers = jnp.broadcast_to(self.registers[...].astype(tokens.dtype), (len(tokens), *self.registers.shape[1:]))
+        registers = jnp.broadcast_to(self.registers[...].astype(tokens.dtype), (tokens.shape[0], *self.registers.shape[1:]))
         return jnp.concatenate([tokens[:, :1], registers, tokens[:, 1:]], axis=1)
 
     def pool(self, tokens: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:

@@ -105,7 +105,7 @@ def stochastic_depth(
     x: Float[Array, "batch *rest"], rate: float, key: Key[Array, ""] | None
 ) -> Float[Array, "batch *rest"]:
     """Dropout of whole images: a residual branch is left out for some of them (Huang et al., ECCV 2016)."""
-    return _drop(x, rate, key, (len(x), *(1 for _ in x.shape[1:])))
+    return _drop(x, rate, key, (x.shape[0], *(1 for _ in x.shape[1:])))
 
 
 def _drop(x, rate, key, shape):

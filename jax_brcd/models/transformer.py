@@ -203,7 +203,7 @@ def with_first(
     patches: Float[Array, "batch height across width"], *first: Float[Array, "..."]
 ) -> Float[Array, "batch tokens width"]:
     """Tokens of patches, row by row, behind `first` ones, which are the same for every image."""
-    batch, width = len(patches), patches.shape[-1]
+    batch, width = patches.shape[0], patches.shape[-1]
     every = [jnp.broadcast_to(tokens.astype(patches.dtype).reshape(1, -1, width), (batch, tokens.size // width, width))
              for tokens in first]
     return jnp.concatenate([*every, patches.reshape(batch, -1, width)], axis=1)
