@@ -1,13 +1,18 @@
 """What the report shows of a student beside its teacher: its course, bits on which both agree, queries that lost most."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_brcd.data import ImageDataset, Images
 from jax_brcd.models import create_hash_model
-from jax_brcd.report import Report, plots, results, write_report
+from jax_brcd.report import Report, plots, results, table, write_report
 from jax_brcd.report.page import figures
 from jax_brcd.retrieval import average_precisions, mean_average_precision
+from jax_brcd.stages import parts
 from jax_brcd.stages.parts import measure_cost
 
 BITS, CLASSES = 8, 4
@@ -111,3 +116,27 @@ def test_the_operations_of_a_model_are_counted_whoever_computes_them():
                     (8, 3, 64, 64), (8, 1, 32, 64))
     whole = 2 * sum(side**2 * size**2 * inputs * outputs for side, size, inputs, outputs in convolutions) + 2 * 64 * 64
     assert cost.flops == pytest.approx(whole, rel=0.1)  # what meets padding is not counted
+
+
+def test_operations_are_counted_of_a_cpus_program_on_whatever_device_the_model_is(monkeypatch):
+    """XLA counts those of a GPU's program only when its libraries have taken the convolutions away."""
+    lowered_for = []
+
+    def lower(*shapes):
+        lowered_for.append(jax.config.jax_default_device.platform)
+        return jax.jit(lambda matrix: matrix @ matrix).lower(*shapes)
+
+    assert parts._operations(lower, np.zeros((4, 4), np.float32)) == 2 * 4**3
+    assert lowered_for == ["cpu"]
+    monkeypatch.setattr(parts, "_operations", lambda *_: None)
+    cost = measure_cost(create_hash_model("resnet8", 64), np.zeros((2, 32, 32, 3), np.uint8), size=32)
+    assert cost.flops is None
+    assert table._cost(dataclasses.asdict(cost))[:2] == ["81.6 k", "not counted"]
+
+
+def test_a_jax_without_a_cpu_counts_no_operations(monkeypatch):
+    def none_of(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", none_of)
+    assert parts._operations(jax.jit(jnp.sin).lower, np.zeros(3, np.float32)) is None

@@ -65,7 +65,8 @@ def _rankings(scores: Iterable[Score]) -> str:
 
 
 def _cost(cost: Mapping[str, Any]) -> list[str]:
-    return [magnitude(cost["parameters"]), magnitude(cost["flops"]), f"{cost['images_per_second']:,.0f}"]
+    flops = "not counted" if cost["flops"] is None else magnitude(cost["flops"])
+    return [magnitude(cost["parameters"]), flops, f"{cost['images_per_second']:,.0f}"]
 
 
 def magnitude(value: float | int) -> str:

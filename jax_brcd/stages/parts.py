@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,11 +62,12 @@ class KeptParts:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderCost:
-    """What an encoder weighs. `flops` are XLA's count for one image, before it compiles: what a GPU's libraries compute it does not
-    count afterwards. `images_per_second` is the median of timed batches."""
+    """What an encoder weighs. `flops` are XLA's count for one image of the program of one CPU, before it compiles, wherever the
+    encoder runs; None where JAX has no CPU or several accelerators share a batch. `images_per_second` is the median of timed
+    batches."""
 
     parameters: int
-    flops: float
+    flops: float | None
     images_per_second: float
 
 
@@ -94,7 +95,7 @@ def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCo
 def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> EncoderCost:
     """What a compiled function of a split model and a batch costs."""
     graph, state = devices.replicate(nnx.split(model))
-    counted = encode.lower(graph, state, batch, **view).cost_analysis()
+    operations = _operations(functools.partial(encode.lower, graph, **view), state, batch)
     seconds = []
     for _ in range(TIMED_BATCHES + 1):
         interruption.check()
@@ -103,6 +104,18 @@ def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> E
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        flops=float(counted["flops"]) / len(batch),
+        flops=None if operations is None else operations / len(batch),
         images_per_second=len(batch) / float(np.median(seconds[1:])),
     )
+
+
+def _operations(lower: Callable[..., jax.stages.Lowered], *arguments: Any) -> float | None:
+    """Floating point operations of a program for a CPU: XLA counts none of the programs of other devices before it compiles them,
+    and none of what their libraries compute afterwards."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            counted = lower(*shapes).cost_analysis()
+    except RuntimeError:  # a JAX that was told to leave CPUs alone
+        return None
+    return None if counted is None else float(counted["flops"])
