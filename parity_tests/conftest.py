@@ -27,8 +27,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 else:
     COMPILED = None
-# LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The commands of
-# README and docs are tested with them, as users run them; everything is where this variable is set to 0.
+# LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The run of README
+# and docs is tested with them, as users run it; everything is where this variable is set to 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
     for library in ("OMP", "OPENBLAS", "MKL"):
@@ -92,6 +92,14 @@ HELD = pytest.StashKey[int]()
 def pytest_collection_modifyitems(items):
     """Files of long tests begin first, so that no worker is left with one when the others are done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected stays to the end: cycles are looked for among the rest alone, and not at every thousandth
+    object that tracing makes."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_sessionfinish(session):

@@ -29,7 +29,7 @@ from torch_ref.models import create_hash_model, set_head, train
 # one layer of 24 or 32 has all their widths and head counts, and takes seconds
 SHORTENED = ("vit_l_16", "vit_l_32", "vit_h_14")
 # of each stage the first two blocks, of which the others are repetitions
-SHORT_STAGES = ("efficientnet_v2_s", *(f"efficientnet_b{number}" for number in range(1, 8)))
+SHORT_STAGES = ("efficientnet_v2_s", *(f"efficientnet_b{number}" for number in range(1, 8)), "resnet101", "resnet152")
 # the families that torchvision has, and the variants of ours in its layout
 TORCHVISION = [name for family in (vit, resnet, efficientnet, mobilenet, convnext) for name in family.VARIANTS]
 
@@ -129,6 +129,13 @@ def few_pixels(backbone: Backbone, most: int) -> int:
     return max(most // backbone.patch_size, 1) * backbone.patch_size
 
 
+def stages_of(model: nn.Module) -> list[tuple[dict[str, nn.Module] | nn.Sequential, str | int]]:
+    """Where the stages of torchvision's ResNets and EfficientNets stand: in what, and under which name or number."""
+    if hasattr(model, "features"):
+        return [(model.features, number) for number in range(1, len(model.features) - 1)]
+    return [(model._modules, f"layer{number}") for number in range(1, 5)]
+
+
 def make_pair(name: str) -> tuple[nn.Module, Backbone]:
     """torchvision's headless model and ours, with the same random weights; of the largest not every repetition."""
     theirs = without_head(torch_model(name, device="meta"))
@@ -136,8 +143,8 @@ def make_pair(name: str) -> tuple[nn.Module, Backbone]:
     if name in SHORTENED:
         theirs.encoder.layers = theirs.encoder.layers[:1]
     if name in SHORT_STAGES:
-        for number in range(1, len(theirs.features) - 1):
-            theirs.features[number] = theirs.features[number][:2]
+        for stages, number in stages_of(theirs):
+            stages[number] = stages[number][:2]
     theirs = randomise(theirs.to_empty(device="cpu"))
     return theirs, load_torchvision_state(ours, theirs.state_dict())
 

@@ -227,9 +227,10 @@ TINY = {
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_suite_records_its_rows_and_draws_them(name, settings, without_compiling, monkeypatch, capsys):
-    for module in (training, end_to_end):
-        monkeypatch.setattr(module, "TEACHER", "vit_lite_4_8")
-        monkeypatch.setattr(module, "STUDENT", "resnet8")
+    for module in (training, train_step, end_to_end):
+        for name_of, smaller in {"TEACHER": "vit_lite_4_8", "STUDENT": "resnet8", "BATCH": 8, "VIEWS": 2, "CLUSTERS": 2}.items():
+            if hasattr(module, name_of):
+                monkeypatch.setattr(module, name_of, smaller)
     monkeypatch.setattr("benchmarks.timing.SAMPLE_SECONDS", 0.0)
     Suite(name, "", TINY[name]).run(settings)
     recorded = json.loads(settings.path.read_text())["suites"][name]

@@ -109,14 +109,13 @@ def parsed(module, words):
 def workplace(tmp_path_factory):
     """A folder that holds a tiny run at runs/my-run."""
     place = tmp_path_factory.mktemp("docs")
-    python(place, "-m", "jax_brcd.distill", *TINY)
+    python(place, "-m", "jax_brcd.distill", *TINY, JAX_DISABLE_MOST_OPTIMIZATIONS="0")  # compiled as users' runs are
     return place
 
 
-def python(place, *arguments, root=ROOT):
+def python(place, *arguments, root=ROOT, **variables):
     """Runs Python in `place`, with the packages of `root` and its caches there; fails with what it wrote."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place),
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "XDG_CACHE_HOME": str(place / "cache"), "HOME": str(place), **variables}
     done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True,
                           timeout=SECONDS, check=False)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

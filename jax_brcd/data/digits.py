@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits (Alpaydin and Kaynak, 1998): 1,797 images of 8x8 that ship with it, so a first run needs no
 files."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -16,12 +18,7 @@ def load(request: Request) -> ImageDataset:
 
     Only the seed is looked at: the data ships with scikit-learn and all of it trains.
     """
-    from sklearn.datasets import (
-        load_digits,  # a second of imports, which only this data set needs
-    )
-
-    raw = load_digits()
-    every = Images(enlarge(raw.images), one_hot(raw.target, 10), place=Place.whole(EVERYTHING, len(raw.images)))
+    every = read()
     order = np.random.default_rng(request.seed).permutation(len(every))
     ends = np.cumsum([PRETRAINING, VALIDATION, TEST])
     pretraining, validation, test, rest = (every.take(part) for part in np.split(order, ends))
@@ -30,6 +27,15 @@ def load(request: Request) -> ImageDataset:
         train=rest, database=rest, validation=validation, test=test, pretraining=pretraining,
         class_names=tuple(map(str, range(10))), flip=False, default_k=100,
     )
+
+
+@functools.cache
+def read() -> Images:
+    """All digits, read once in a process."""
+    from sklearn.datasets import load_digits  # a second of imports, which only this data set needs
+
+    raw = load_digits()
+    return Images(enlarge(raw.images), one_hot(raw.target, 10), place=Place.whole(EVERYTHING, len(raw.images)))
 
 
 def enlarge(images: Float[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:

@@ -139,19 +139,24 @@ def create(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
-    def refuse(problem: str) -> None:
+    problem = _fault(value, rules)
+    if problem is not None:
         raise InputError(problem, field=name, value=value)
 
+
+def _fault(value: Number, rules: Mapping[str, Any]) -> str | None:
+    """What is wrong with a number, and how to mend it."""
     if not math.isfinite(value):
-        refuse("not a finite number; give one")
+        return "not a finite number; give one"
     if abs(value) > LARGEST:
-        refuse(f"too large to compute with in 32 bits; give {LARGEST:.0e} or less")
+        return f"too large to compute with in 32 bits; give {LARGEST:.0e} or less"
     if rules["low"] is not None and value < rules["low"]:
-        refuse(f"too small; give {rules['low']} or more")
+        return f"too small; give {rules['low']} or more"
     if rules["above"] is not None and value <= rules["above"]:
-        refuse(f"too small; give more than {rules['above']}")
+        return f"too small; give more than {rules['above']}"
     if rules["high"] is not None and value > rules["high"]:
-        refuse(f"too large; give {rules['high']} or less")
+        return f"too large; give {rules['high']} or less"
+    return None
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
