@@ -227,6 +227,17 @@ def test_digits_parts_are_disjoint_and_cover_all(tmp_path):
     assert data.train is data.database and not data.flip
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_digits_are_scikit_learns_wherever_it_keeps_its_file(there, monkeypatch):
+    if not there:
+        monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
+    pixels, numbers = digits.read_file()
+    expected = load_digits()
+    np.testing.assert_array_equal(pixels, expected.images)
+    np.testing.assert_array_equal(numbers, expected.target)
+    assert np.issubdtype(numbers.dtype, np.integer)
+
+
 def test_digits_span_the_gray_levels_and_keep_their_shape():
     raw = load_digits().images[:5]
     images = digits.enlarge(raw)

@@ -2,9 +2,11 @@
 files."""
 
 import functools
+import importlib.util
+import pathlib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, one_hot
 
@@ -32,10 +34,22 @@ def load(request: Request) -> ImageDataset:
 @functools.cache
 def read() -> Images:
     """All digits, read once in a process."""
-    from sklearn.datasets import load_digits  # a second of imports, which only this data set needs
+    pixels, numbers = read_file()
+    return Images(enlarge(pixels), one_hot(numbers, 10), place=Place.whole(EVERYTHING, len(pixels)))
 
-    raw = load_digits()
-    return Images(enlarge(raw.images), one_hot(raw.target, 10), place=Place.whole(EVERYTHING, len(raw.images)))
+
+def read_file() -> tuple[Float[np.ndarray, "n 8 8"], Int[np.ndarray, "n"]]:
+    """Pixels and numbers as scikit-learn's `load_digits` gives them, from its file: importing scikit-learn takes as long as all
+    that a run imports else."""
+    package = importlib.util.find_spec("sklearn")
+    path = pathlib.Path(*package.submodule_search_locations, "datasets", "data", "digits.csv.gz")
+    if not path.exists():  # another version of scikit-learn may keep it elsewhere
+        from sklearn.datasets import load_digits
+
+        raw = load_digits()
+        return raw.images, raw.target
+    rows = np.loadtxt(path, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int)
 
 
 def enlarge(images: Float[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
