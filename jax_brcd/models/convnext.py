@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, Dropping, convolution, layer_norm, split_key, stochastic_depth
 from jax_brcd.models.variants import imagenet
 
 LAYER_SCALE = 1e-6
-normal = nnx.initializers.normal(0.02)
+normal = initial.normal(0.02)
 
 
 def patches(inputs: int, outputs: int, size: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:

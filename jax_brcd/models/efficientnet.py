@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, ResidualBlock, divisible, inverted_residual
 from jax_brcd.models.layers import Backbone, BatchNorm, Dropping, dropout, split_key
@@ -111,8 +112,7 @@ class EfficientNetClassifier(EfficientNet):
 
     def __init__(self, *args, dtype=jnp.float32, rngs: nnx.Rngs, **settings):
         super().__init__(*args, dtype=dtype, rngs=rngs, **settings)
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-        self.classifier = nnx.Linear(self.features, CLASSES, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Linear(self.features, CLASSES, kernel_init=initial.classifier_uniform, dtype=dtype, rngs=rngs)
         self.features = CLASSES
 
     def __call__(

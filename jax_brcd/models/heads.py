@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from jax_brcd.models.layers import Backbone, BatchNorm, torch_uniform
+from jax_brcd.models import initial
+from jax_brcd.models.layers import Backbone, BatchNorm
 from jax_brcd.runtime.registry import Registry
 
 HashHead = Callable[..., nnx.Module]  # called with (features, bits, rngs=...)
 HEADS: Registry[HashHead] = Registry("hash head")
 # Of PyTorch's trunc_normal_ with a standard deviation of 0.02, which cuts at 100 deviations: there is next to nothing beyond 5,
 # and a float32 uniform number that is exactly 0 stays small.
-crovca_normal = nnx.initializers.truncated_normal(0.02, lower=-5.0, upper=5.0)
+crovca_normal = initial.truncated_normal(0.02, lower=-5.0, upper=5.0)
 WIDEST = 2048  # hidden units of the large HashCoder at least
 
 
@@ -25,9 +26,9 @@ def linear_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     bound = features**-0.5
 
     def bias_init(key, shape, dtype=jnp.float32):
-        return nnx.initializers.uniform(2 * bound)(key, shape, dtype) - bound
+        return initial.uniform(2 * bound)(key, shape, dtype) - bound
 
-    return nnx.Linear(features, bits, kernel_init=torch_uniform, bias_init=bias_init, rngs=rngs)
+    return nnx.Linear(features, bits, kernel_init=initial.torch_uniform, bias_init=bias_init, rngs=rngs)
 
 
 def two_layer_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Sequential:

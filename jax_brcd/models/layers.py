@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_brcd.models import initial
 from jax_brcd.runtime.errors import InputError
 
 layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 FEW_PIXELS = 4
-torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Backbone(nnx.Module):
@@ -123,10 +122,10 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1, dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
+        self.scale = nnx.Param(initial.ones(None, (features,)))
+        self.bias = nnx.Param(initial.zeros(None, (features,)))
+        self.mean = nnx.BatchStat(initial.zeros(None, (features,)))
+        self.var = nnx.BatchStat(initial.ones(None, (features,)))
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.epsilon, self.momentum, self.dtype = epsilon, momentum, dtype
         self.use_running_average = True  # what NNX's `train` and `eval` set
@@ -226,6 +225,6 @@ def convolution(
     margin = (size - 1) // 2
     return nnx.Conv(
         inputs, outputs, (size, size), strides=(stride, stride), padding=((margin, margin), (margin, margin)),
-        feature_group_count=groups, use_bias=bias, kernel_init=he_normal, dtype=dtype, rngs=rngs,
+        feature_group_count=groups, use_bias=bias, kernel_init=initial.he_normal, bias_init=initial.zeros, dtype=dtype, rngs=rngs,
         conv_general_dilated=convolve,
     )

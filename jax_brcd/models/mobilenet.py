@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head, two_layer_head
 from jax_brcd.models.inverted_residual import ConvNormActivation, divisible, inverted_residual
 from jax_brcd.models.layers import Backbone, BatchNorm, Dropping, convolution, dropout
@@ -15,7 +16,7 @@ from jax_brcd.models.variants import imagenet
 
 CLASSES = 1000  # of ImageNet
 DROPOUT = 0.2
-linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01))
+linear = functools.partial(nnx.Linear, kernel_init=initial.normal(0.01))
 
 
 class InvertedResidual(nnx.Module):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone, layer_norm
 from jax_brcd.models.positions import resampled
 
-linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
+linear = functools.partial(nnx.Linear, kernel_init=initial.xavier_uniform)
 gelu = functools.partial(nnx.gelu, approximate=False)
 tanh_gelu = functools.partial(nnx.gelu, approximate=True)
 
@@ -190,13 +191,13 @@ class PatchTransformer(Backbone):
 
 def patch_convolution(width: int, patch_size: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Conv:
     """The convolution that makes a token's channels of each patch; a border that is no whole patch is left out."""
-    return nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", use_bias=bias, dtype=dtype,
-                    rngs=rngs)
+    return nnx.Conv(3, width, (patch_size, patch_size), strides=patch_size, padding="VALID", use_bias=bias,
+                    kernel_init=initial.lecun_normal, dtype=dtype, rngs=rngs)
 
 
 def learnt_positions(tokens: int, width: int, *, rngs: nnx.Rngs) -> Float[Array, "1 tokens width"]:
     """A position embedding to begin with."""
-    return 0.02 * rngs.params.normal((1, tokens, width), jnp.float32)
+    return initial.normal(0.02)(rngs.params(), (1, tokens, width))
 
 
 def with_first(
