@@ -87,6 +87,16 @@ class MultiIndex:
         self.tables = [Table.of(codes.words, *place) for place in _cut(codes)]
         self.nbytes = sum(table.starts.nbytes + table.positions.nbytes for table in self.tables)
 
+    def step(self, number: int) -> tuple[int, int, int]:
+        """A step of a search: which table, how many bits differ, and how many buckets those are."""
+        radius, table = divmod(number, len(self.tables))
+        return table, radius, math.comb(self.tables[table].width, radius)
+
+    def expected(self, number: int) -> int:
+        """The buckets and codes that a query looks at in a step among codes without clusters; more, as a rule, among others."""
+        table, _, buckets = self.step(number)
+        return buckets + (buckets * len(self.codes) >> self.tables[table].width)
+
     def nearest(self, queries: CodeBits, k: int, mask: Mask = None) -> list[Found]:
         """See `Scan.nearest`."""
         return self._map(queries, functools.partial(_Nearest, k), mask, lambda far: self.codes.nearest(far, k, mask))
@@ -118,40 +128,41 @@ class _Within:
     """A search of some queries for all codes at no more than some bits.
 
     Attributes:
-        most: the buckets and codes that a query may look at. work: those that each has looked at, or was about to.
+        most: the buckets and codes that a query may look at. work: those that each has looked at, and too many where it gave up.
         bound: of each query the largest distance that is still asked for.
     """
 
     def __init__(self, radius: int, index: MultiIndex, words: UInt[np.ndarray, "words queries"], mask: Mask, most: int):
-        self.codes, self.bits, self.tables = index.codes.words, index.codes.bits, index.tables
+        self.index, self.codes, self.bits = index, index.codes.words, index.codes.bits
         self.words, self.mask, self.most = words, mask, most
         self.bound, self.work = (np.full(words.shape[1], value, np.int64) for value in (radius, 0))
+        if sum(map(index.expected, range(radius + 1))) > most:
+            self.work[:] = most + 1
         self.kept: list[Int[np.ndarray, "some"]] = []
 
     def run(self) -> list[Found | None]:
         """Of each query distances and positions, nearest first, ties by position; None where it is too much work."""
-        left = np.arange(len(self.bound))
-        for step in range(self.bits + 1):
-            left = left[self.bound[left] >= step]
-            radius, number = divmod(step, len(self.tables))
-            if buckets := math.comb(self.tables[number].width, radius):
-                left = self._affordable(left, buckets + (buckets * self.codes.shape[1] >> self.tables[number].width))
-                some = max(1, TOGETHER // buckets)
-                for begin in range(0, len(left), some):
-                    self._probe(number, radius, left[begin : begin + some])
+        left = np.flatnonzero(self.work <= self.most)
+        for number in range(self.bits + 1):
+            left = self._going_on(left, number)
             if not len(left):
                 break
+            table, radius, buckets = self.index.step(number)
+            some = max(1, TOGETHER // max(1, buckets))
+            for begin in range(0, len(left) if buckets else 0, some):
+                self._probe(table, radius, left[begin : begin + some])
         return [None if work > self.most else found for work, found in zip(self.work, self._found(), strict=True)]
 
-    def _affordable(self, rows: Int[np.ndarray, "some"], expected: int) -> Int[np.ndarray, "fewer"]:
-        """The queries that may look at so many more; the others have done with searching here."""
-        fine = self.work[rows] + expected <= self.most
+    def _going_on(self, rows: Int[np.ndarray, "some"], number: int) -> Int[np.ndarray, "fewer"]:
+        """The queries that a step is for: what they ask for may be so far, and they may look at so many more."""
+        rows = rows[self.bound[rows] >= number]
+        fine = self.work[rows] + self.index.expected(number) <= self.most
         self.work[rows[~fine]] = self.most + 1
         return rows[fine]
 
     def _probe(self, number: int, radius: int, rows: Int[np.ndarray, "some"]) -> None:
         """Looks some queries up in a table."""
-        table = self.tables[number]
+        table = self.index.tables[number]
         first, counts = table.look_up(self.words[:, rows], radius)
         looks = counts.sum(axis=1, dtype=np.int64)
         self.work[rows] += looks + counts.shape[1]
@@ -168,7 +179,7 @@ class _Within:
         differ = self.codes[:, positions] ^ self.words[:, rows]
         distances = np.add.reduce(np.bitwise_count(differ), axis=0, dtype=np.min_scalar_type(self.bits))
         near = np.flatnonzero(distances <= self.bound[rows])
-        for other, table in enumerate(self.tables):
+        for other, table in enumerate(self.index.tables):
             seen = radius - (other > number)  # bits in the other substring, up to which its table has given the code before
             if other != number and seen >= 0:
                 near = near[np.bitwise_count(differ[table.word, near] & table.place) > seen]
@@ -190,8 +201,10 @@ class _Nearest(_Within):
     """A search for the k nearest codes. The k-th of those that were found bounds what is still asked for."""
 
     def __init__(self, k: int, index: MultiIndex, words: UInt[np.ndarray, "words queries"], mask: Mask, most: int):
-        super().__init__(index.codes.bits if k else -1, index, words, mask, most)
+        super().__init__(-1, index, words, mask, most)
         self.k = k
+        if k:
+            self.bound[:] = self.bits
         self.counts = np.zeros((len(self.bound), self.bits + 1), np.int64)  # how many were found at each distance
 
     def _keep(
