@@ -3,8 +3,8 @@ Space with Multi-Index Hashing", CVPR 2012).
 
 A code is cut into m substrings of about log2(n) bits, and a table for each lists the positions of all codes by the value of
 their substring. Step s = m * a + b of a search (b < m) looks up in table b what differs from the query's substring by a bits.
-After it no code at s bits or nearer is left unseen: it would differ by more than a bits in each substring up to b, and by a bits
-at least in each of the others, which is more than s in all. So a search ends as soon as nothing farther than s is asked for.
+After it no code at s bits or nearer is left unseen: it would differ by more than a bits in each substring up to b, and by a or
+more in each of the others, which makes more than s. So a search ends as soon as nothing farther than s is asked for.
 
 A query that would look at too many codes, as among codes without clusters or far from all, goes to the flat scan.
 """
@@ -24,7 +24,7 @@ from jax_brcd.retrieval.scan import FEW, Found, Mask, Scan, as_number, as_words,
 from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 64  # of a thread: Python, which threads take in turns, is slow beside what a query needs
-LOOKS_OF_FEW, LOOKS_OF_MANY = 1 / 64, 1 / 256  # of few and of many queries, each as a share of all codes
+LOOKS_OF_FEW, LOOKS_OF_MANY = 1 / 64, 1 / 128  # of few and of many queries, each as a share of all codes
 TOGETHER = 1 << 18  # codes, or buckets, that a thread looks at together, and up to a query's share more
 NARROW = 8  # bits that no substring is cut narrower than, however few the codes
 SHELLS = 256  # sets of bits to flip that are remembered
@@ -128,7 +128,7 @@ class _Within:
     """A search of some queries for all codes at no more than some bits.
 
     Attributes:
-        most: the buckets and codes that a query may look at. work: those that each has looked at, and too many where it gave up.
+        most: the buckets and codes that a query may look at. work: those that each has looked at; too many where it gave up.
         bound: of each query the largest distance that is still asked for.
     """
 
@@ -172,13 +172,17 @@ class _Within:
             part = looking[begin:end]
             if len(part):
                 positions = table.positions[_ranges(first[part].ravel(), counts[part].ravel())]
-                self._look(number, radius, np.repeat(rows[part], looks[part]), positions)
+                self._look(number, radius, rows[part], looks[part], positions)
 
-    def _look(self, number: int, radius: int, rows: Int[np.ndarray, "looks"], positions: UInt32[np.ndarray, "looks"]) -> None:
-        """Keeps the near ones of pairs of a query and a code, but for those that an earlier step has seen."""
-        differ = self.codes[:, positions] ^ self.words[:, rows]
+    def _look(
+        self, number: int, radius: int, rows: Int[np.ndarray, "part"], looks: Int[np.ndarray, "part"],
+        positions: UInt32[np.ndarray, "looks"],
+    ) -> None:
+        """Keeps the near ones of the codes that each of some queries looks at, but for those that an earlier step has seen."""
+        differ = self.codes[:, positions]
+        differ ^= np.repeat(self.words[:, rows], looks, axis=1)
         distances = np.add.reduce(np.bitwise_count(differ), axis=0, dtype=np.min_scalar_type(self.bits))
-        near = np.flatnonzero(distances <= self.bound[rows])
+        near = np.flatnonzero(distances <= np.repeat(self.bound[rows].astype(distances.dtype), looks))
         for other, table in enumerate(self.index.tables):
             seen = radius - (other > number)  # bits in the other substring, up to which its table has given the code before
             if other != number and seen >= 0:
@@ -186,7 +190,7 @@ class _Within:
         if self.mask is not None:
             near = near[self.mask[positions[near]]]
         if len(near):
-            self._keep(rows[near], distances[near], positions[near])
+            self._keep(rows[np.searchsorted(np.cumsum(looks), near, side="right")], distances[near], positions[near])
 
     def _keep(
         self, rows: Int[np.ndarray, "near"], distances: UInt[np.ndarray, "near"], positions: UInt32[np.ndarray, "near"]

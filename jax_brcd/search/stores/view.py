@@ -24,7 +24,7 @@ FEW = 4096  # items that are not worth a file of their own, nor packing anew
 SHARE = 16  # the codes are packed anew when more than one in so many came or went
 ROWS = 10_000  # read together
 KEPT = 8  # filters whose matches are remembered
-MANY, OFTEN = 250_000, 1_000  # codes, and queries for what lies within a radius, that tables are worth their time and memory for
+MANY, OFTEN = 250_000, 1_000  # codes, and queries for what lies within a radius, that tables are worth making for
 
 Near = tuple[Float[np.ndarray, "_"] | Int[np.ndarray, "_"], Int64[np.ndarray, "_"]]  # distances, numbers of items
 
