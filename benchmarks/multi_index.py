@@ -50,7 +50,7 @@ class Size:
     alone: int = 50
 
 
-FULL = Size(10_000_000, (Kind(10_000, 0.05), Kind(10_000, 0.1), Kind(10, 0.05), Kind()))
+FULL = Size(10_000_000, (Kind(10_000, 0.05), Kind(10_000, 0.1), Kind(100, 0.05), Kind()))
 QUICK = Size(10_000_000, (Kind(10_000, 0.1), Kind()), k=(10,))
 
 

@@ -17,8 +17,7 @@ NO_END = 1e9  # nothing is left to the scan
 @pytest.fixture
 def never_flat(monkeypatch):
     """No search gives up, however much it looks at: what is found is the tables' alone."""
-    for name in ("LOOKS_OF_FEW", "LOOKS_OF_MANY"):
-        monkeypatch.setattr(multi_index, name, NO_END)
+    monkeypatch.setattr(multi_index, "LOOKS", NO_END)
     monkeypatch.setattr(Scan, "nearest", None)
     monkeypatch.setattr(Scan, "within", None)
 
@@ -59,7 +58,7 @@ def test_the_tables_find_what_a_stable_sort_puts_first(case, share_asked, share_
     mask = np.random.default_rng(seed).random(items) < share
     k, radius = round(share_asked * items), round(share_of_bits * bits)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("LOOKS_OF_FEW", work), ("LOOKS_OF_MANY", work), ("TOGETHER", together)):
+        for name, value in (("LOOKS", work), ("TOGETHER", together)):
             patch.setattr(multi_index, name, value)
         tables = MultiIndex(Scan.of(code_bits(database)))
         for filtered in (mask if share < 1 else None, mask):
@@ -109,6 +108,21 @@ def test_a_query_that_would_look_at_too_much_is_left_to_the_scan(queries, monkey
     assert scanned == [queries] and positions[0, 0] == 0
     scanned.clear()
     np.testing.assert_array_equal(positions, HammingIndex(database).search(asked, 1)[1])
+
+
+def test_when_most_of_a_call_give_up_the_rest_do_not_try(monkeypatch):
+    """Nor where it is known before, as of a large radius."""
+    packed = np.random.default_rng(0).integers(0, 256, (20_500, 8), np.uint8)
+    database, asked, tried = PackedCodes(packed[500:], 64), PackedCodes(packed[:500], 64), []
+    monkeypatch.setattr(multi_index, "on_all_cores", lambda task, count, block, lend: [
+        task(range(begin, min(begin + block, count)), None) for begin in range(0, count, block)])
+    probe = multi_index._Within._probe
+    monkeypatch.setattr(multi_index._Within, "_probe", lambda self, *about: tried.append(len(about[2])) or probe(self, *about))
+    index = HammingIndex(database, multi_index=True)
+    np.testing.assert_array_equal(index.search(asked, 5)[1], HammingIndex(database).search(asked, 5)[1])
+    assert tried and set(tried) == {multi_index.QUERIES_A_TASK}
+    tried.clear()
+    assert len(index.search_radius(asked, 30)) == 500 and not tried
 
 
 def test_an_index_says_what_memory_its_tables_take():

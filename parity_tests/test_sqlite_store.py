@@ -173,7 +173,7 @@ def test_who_asks_often_for_a_radius_is_answered_from_tables_as_before(path, mon
     """Also when items came and went since the tables were made, and by attributes; the nearest are found without them."""
     asked, within, by_tables = codes(3), MultiIndex.within, []
     monkeypatch.setattr(view, "MANY", COUNT)
-    monkeypatch.setattr(multi_index, "LOOKS_OF_FEW", 1e9)
+    monkeypatch.setattr(multi_index, "LOOKS", 1e9)
     monkeypatch.setattr(MultiIndex, "within", lambda *about: by_tables.append(1) or within(*about))
     with contextlib.closing(open_store(path)) as store, contextlib.closing(open_store(path)) as often:
         often._view._balls = view.OFTEN

@@ -6,7 +6,8 @@ their substring. Step s = m * a + b of a search (b < m) looks up in table b what
 After it no code at s bits or nearer is left unseen: it would differ by more than a bits in each substring up to b, and by a or
 more in each of the others, which makes more than s. So a search ends as soon as nothing farther than s is asked for.
 
-A query that would look at too many codes, as among codes without clusters or far from all, goes to the flat scan.
+A query that would look at too many codes, as among codes without clusters or far from all, goes to the flat scan, and so do the
+others of its call when half of those before them did.
 """
 
 import dataclasses
@@ -20,11 +21,11 @@ from jaxtyping import Int, UInt, UInt32
 
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
-from jax_brcd.retrieval.scan import FEW, Found, Mask, Scan, as_number, as_words, in_order
+from jax_brcd.retrieval.scan import Found, Mask, Scan, as_number, as_words, in_order
 from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 64  # of a thread: Python, which threads take in turns, is slow beside what a query needs
-LOOKS_OF_FEW, LOOKS_OF_MANY = 1 / 64, 1 / 128  # of few and of many queries, each as a share of all codes
+LOOKS = 1 / 64  # buckets and codes that a query may look at, as a share of all codes: the flat scan is not much slower then
 TOGETHER = 1 << 18  # codes, or buckets, that a thread looks at together, and up to a query's share more
 NARROW = 8  # bits that no substring is cut narrower than, however few the codes
 SHELLS = 256  # sets of bits to flip that are remembered
@@ -110,10 +111,15 @@ class MultiIndex:
     ) -> list[Found]:
         """What searches of some queries at a time find, on all cores, and the flat scan for those that they give up."""
         words = as_words(queries.positive)
-        most = int(len(self.codes) * (LOOKS_OF_FEW if words.shape[1] <= FEW else LOOKS_OF_MANY))
+        most, asked, given_up = int(len(self.codes) * LOOKS), 0, 0
 
         def task(rows: range, lent: None) -> list[Found | None]:
-            return search(self, words[:, rows.start : rows.stop], mask, most).run()
+            nonlocal asked, given_up
+            if 2 * given_up > asked:  # the rest are like those before
+                return [None] * len(rows)
+            found = search(self, words[:, rows.start : rows.stop], mask, most).run()
+            asked, given_up = asked + len(rows), given_up + sum(each is None for each in found)
+            return found
 
         parts = on_all_cores(task, words.shape[1], QUERIES_A_TASK, lambda: None)
         found = [each for part in parts for each in part]
