@@ -82,6 +82,10 @@ TARGETS = (
     *(Target(f"exact search, {case}, 1,000,000 codes of 64 bits", "faiss IndexBinaryFlat, one thread", "search",
              (f"{case}, 1,000,000 codes", JAX), (f"{case}, 1,000,000 codes", ("faiss, one thread",)), least)
       for case, least in (("1 query", 2 / 3), ("1,000 queries", 1))),
+    *(Target(f"exact search in 10,000 clusters, {queries}, 10,000,000 codes of 64 bits", "the flat scan", "multi_index",
+             (f"{case}, k 10: 10,000 clusters, 10% flipped, 10,000,000 codes", "jax_brcd, multi_index"),
+             (f"{case}, k 10: 10,000 clusters, 10% flipped, 10,000,000 codes", ("flat scan, NumPy or XLA",)), 5)
+      for queries, case in (("1 query", "one at a time"), ("1,000 queries", "1,000 at once"))),
     Target("mAP@1000, 5,000 queries, 50,000 codes of 64 bits", "published NumPy loop", "evaluate",
            ("5,000 queries, 50,000 codes", JAX), ("5,000 queries, 50,000 codes", ("NumPy, published style",)), 6),
     *(Target(f"encode one image, {student}, ONNX Runtime", "PyTorch at its best", "latency",

@@ -19,6 +19,7 @@ from benchmarks import (
     latency,
     loss,
     memory,
+    multi_index,
     plots,
     published,
     run,
@@ -40,7 +41,8 @@ from torch_ref import retrieval
 pytestmark = pytest.mark.long
 
 MODULES = {"loss": loss, "augment": augment, "encode": encode, "train_step": train_step, "evaluate": evaluate,
-           "latency": latency, "whole_step": whole_step, "end_to_end": end_to_end, "search": search}
+           "latency": latency, "whole_step": whole_step, "end_to_end": end_to_end, "search": search,
+           "multi_index": multi_index}
 MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 8.0, "instructions": ["avx2"], "accelerator": None, "system": "Linux",
            "python": "3", "versions": {"jax": "0"}, "xla_flags": "", "date": "2024-01-01"}
 
@@ -217,6 +219,8 @@ TINY = {
     "encode": lambda settings: encode.measure_encode(settings, (encode.Case("resnet8", 32, 2),)),
     "evaluate": lambda settings: evaluate.measure_evaluate(settings, (evaluate.Size(20, 2_000, 5),)),
     "search": lambda settings: search.measure_search(settings, search.Size(2_000, 40, 0)),
+    "multi_index": lambda settings: multi_index.measure_multi_index(
+        settings, multi_index.Size(3_000, (multi_index.Kind(5, 0.05), multi_index.Kind()), k=(3,), together=40, alone=2)),
     "latency": lambda settings: latency.measure_latency(settings, [latency.random_case("student", "resnet8")], codes=1_000),
     "train_step": lambda settings: train_step.measure_train_step(
         settings, tuple(dataclasses.replace(case, steps=1) for case in train_step.FULL)),
@@ -278,6 +282,9 @@ def test_the_targets_are_rows_that_the_suites_measure():
                      for name in (evaluate.OURS, evaluate.PUBLISHED)},
         "search": {(f"{case}, {search.QUICK.codes:,} codes", name) for case in ("1 query", f"{search.QUICK.queries:,} queries")
                    for name in (search.OURS, search.FAISS)},
+        "multi_index": {(f"{case}, k {k}: {kind}, {multi_index.QUICK.codes:,} codes", name) for kind in multi_index.QUICK.kinds
+                        for k in multi_index.QUICK.k for case in ("one at a time", f"{multi_index.QUICK.together:,} at once")
+                        for name in (multi_index.OURS, multi_index.FLAT)},
         "latency": {(f"{case}, encode", name) for case in ("teacher vit_b_16", "student resnet18", "student efficientnet_b0")
                     for name in (latency.ONNX, latency.INT8, latency.EAGER, latency.COMPILED)},
         "end_to_end": {(end_to_end.CASE, name) for name in (end_to_end.OURS, end_to_end.THEIRS)},

@@ -1,6 +1,7 @@
 """What only the store in a SQLite file does: codes packed beside it, their staleness, threads, and files of others."""
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import threading
@@ -9,7 +10,8 @@ import types
 import numpy as np
 import pytest
 
-from jax_brcd.retrieval import PackedCodes
+from jax_brcd.retrieval import PackedCodes, multi_index
+from jax_brcd.retrieval.multi_index import MultiIndex
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
 from jax_brcd.search.stores import view
@@ -165,3 +167,22 @@ def test_packed_codes_of_another_length_are_not_taken(path):
         owner = connection.execute("SELECT value FROM about WHERE name = 'owner'").fetchone()[0]
     assert len(read_packed(beside(path), owner, 64, None)) == COUNT
     assert read_packed(beside(path), owner, 56, None) is None
+
+
+def test_who_asks_often_for_a_radius_is_answered_from_tables_as_before(path, monkeypatch):
+    """Also when items came and went since the tables were made, and by attributes; the nearest are found without them."""
+    asked, within, by_tables = codes(3), MultiIndex.within, []
+    monkeypatch.setattr(view, "MANY", COUNT)
+    monkeypatch.setattr(multi_index, "LOOKS", 1e9)
+    monkeypatch.setattr(MultiIndex, "within", lambda *about: by_tables.append(1) or within(*about))
+    with contextlib.closing(open_store(path)) as store, contextlib.closing(open_store(path)) as often:
+        often._view._balls = view.OFTEN
+        for change in (lambda: None, lambda: store.delete(ids([0, 5])), lambda: store.add(["new"], codes(1), [{"n": 2}])):
+            change()
+            for radius, where in itertools.product((0, 24, 64), (None, {"n": 2})):
+                by_tables.clear()
+                found = store.search_radius(asked, radius, where)
+                assert not by_tables
+                assert often.search_radius(asked, radius, where) == found
+                assert by_tables
+        assert found[0][0].id == "new" and not often._view._index.table_bytes

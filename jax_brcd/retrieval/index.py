@@ -6,6 +6,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from jax_brcd.retrieval.multi_index import MultiIndex
 from jax_brcd.retrieval.packing import CodeBits, Codes, PackedCodes, check_spaces, code_bits, whole_number
 from jax_brcd.retrieval.ranking import Database, check_k, check_lengths
 from jax_brcd.retrieval.scan import Found, Mask, Scan
@@ -22,18 +23,24 @@ class HammingIndex:
         codes: packed codes, in memory or mapped from a file, or a matrix (n, bits) of -1, 0 and +1 or of bool. There may be
             none. They are not needed any more once the index is made, but for a file: mapped codes of 8, 16, 32 or 64 bits are
             searched where they lie.
+        multi_index: make tables of parts of the codes, so that a search looks at few of them. The answers are the same. It is
+            for millions of codes that lie in clusters, as those of images do, and for small radii among any; docs/stores.md,
+            "Search in less than linear time", has what it gives and takes. Soft queries do without.
 
     Attributes:
-        bits: the length of a code. space: the id of the code space, or None where it is not known.
+        bits: the length of a code. space: the id of the code space, or None where it is not known. table_bytes: the memory of
+            the tables.
 
     Raises:
-        InputError: for what is not codes.
+        InputError: for what is not codes, and for more than 4,294,967,295 with `multi_index`.
     """
 
-    def __init__(self, codes: Codes):
+    def __init__(self, codes: Codes, *, multi_index: bool = False):
         codes = PackedCodes.of(codes)
         self.bits, self.space = codes.bits, codes.space
         self._scan = Scan.of(code_bits(codes))
+        self._searched = MultiIndex(self._scan) if multi_index else self._scan
+        self.table_bytes = self._searched.nbytes if multi_index else 0
 
     def __len__(self) -> int:
         return len(self._scan)
@@ -60,7 +67,7 @@ class HammingIndex:
             positions, products = soft_rank(SoftScoring.of(query_codes, self._database), check_k(k, len(self)))
             return products, positions
         queries, k = self._queries(query_codes), check_k(k, len(self))
-        found = self._scan.nearest(queries, k)
+        found = self._searched.nearest(queries, k)
         distances, positions = (np.empty((len(found), k), dtype) for dtype in (np.int32, np.int64))
         for row, own in enumerate(found):
             distances[row], positions[row] = own
@@ -76,11 +83,11 @@ class HammingIndex:
             InputError: for radius < 0, for what is not codes, and for queries of another length or space.
         """
         queries = self._queries(query_codes)
-        return self._scan.within(queries, min(whole_number(radius, "radius", low=0), self.bits))
+        return self._searched.within(queries, min(whole_number(radius, "radius", low=0), self.bits))
 
     def among(self, query_codes: Codes, k: int, mask: Mask) -> list[Found]:
         """Distances and positions of each query, as `search` gives them of the codes in a mask alone; k may be beyond them."""
-        return self._scan.nearest(self._queries(query_codes), k, mask)
+        return self._searched.nearest(self._queries(query_codes), k, mask)
 
     def soft_among(self, logits: Logits, k: int, mask: Mask) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
         """Products and positions, as `search` with `soft` gives them of the codes in a mask alone, which holds k at least."""
@@ -91,7 +98,7 @@ class HammingIndex:
 
     def ball_among(self, query_codes: Codes, radius: int, mask: Mask) -> list[Found]:
         """`search_radius` of the codes in a mask alone."""
-        return self._scan.within(self._queries(query_codes), min(radius, self.bits), mask)
+        return self._searched.within(self._queries(query_codes), min(radius, self.bits), mask)
 
     @functools.cached_property
     def _database(self) -> Database:

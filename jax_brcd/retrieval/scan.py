@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, UInt, UInt8
+from jaxtyping import Array, Bool, Int, Integer, UInt, UInt8
 
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
@@ -45,7 +45,7 @@ class Scan:
     @classmethod
     def of(cls, codes: CodeBits) -> "Scan":
         """Codes without zeros, ready to be searched."""
-        return cls(codes.bits, _words(codes.positive))
+        return cls(codes.bits, as_words(codes.positive))
 
     def __len__(self) -> int:
         return self.words.shape[1]
@@ -64,7 +64,7 @@ class Scan:
 
     def _map(self, queries: CodeBits, collector: Callable[[int], "_Within"], mask: Mask) -> list[Found]:
         """What a new collector finds for a few queries at a time, on all cores; one query alone on one."""
-        words = _words(queries.positive)
+        words = as_words(queries.positive)
         counter, together = (_ByNumPy, FEW_A_TASK) if words.shape[1] <= FEW else (_ByXLA, QUERIES_A_TASK)
 
         def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
@@ -158,11 +158,7 @@ def _narrow(words: UInt[np.ndarray, "words n"], size: int) -> UInt[np.ndarray, "
 
 
 class _Within:
-    """Collects of each query of a task all codes at no more than some bits.
-
-    A code that was found is one number: its query, its distance and, in the last bits, its position. So sorting them puts each
-    query's in order, nearest first, ties by position.
-    """
+    """Collects of each query of a task all codes at no more than some bits."""
 
     most: int | None = None  # codes of a query that are asked for
 
@@ -177,25 +173,14 @@ class _Within:
         self._tighten(smallest, distances)
         rows, columns = _nearer(distances, smallest, self.bound, self.most)
         if len(rows):
-            places = rows * (self.bits + 1) + distances[rows, columns]  # in a table (queries, bits + 1)
-            self.kept.append((places << POSITION) | (columns + begin))
+            self.kept.append(as_number(rows, distances[rows, columns], columns + begin, self.bits))
 
     def found(self) -> list[Found]:
         """Of each query distances and positions, nearest first."""
-        kept = self._sorted()
-        distances = ((kept >> POSITION) % (self.bits + 1)).astype(np.int32)
-        positions = kept & ((1 << POSITION) - 1)
-        return [(distances[begin:end], positions[begin:end]) for begin, end in self._each(kept)]
+        return in_order(self.kept, self.queries, self.bits)
 
     def _tighten(self, smallest: UInt[np.ndarray, "queries groups"], distances: UInt[np.ndarray, "queries codes"]) -> None:
         """Lowers the bounds by what is seen next."""
-
-    def _sorted(self) -> Int[np.ndarray, "kept"]:
-        return np.sort(np.concatenate([np.empty(0, np.int64), *self.kept]))
-
-    def _each(self, kept: Int[np.ndarray, "kept"]) -> Iterator[tuple[int, int]]:
-        """Where each query's begin and end among what is sorted."""
-        return itertools.pairwise(np.searchsorted(kept, np.arange(self.queries + 1) * (self.bits + 1) << POSITION).tolist())
 
 
 class _Nearest(_Within):
@@ -235,10 +220,36 @@ class _Nearest(_Within):
         self.bound = np.where(reached[:, -1], reached.argmax(axis=1), self.bound).astype(self.bound.dtype)
         self.full = bool(reached[:, -1].all())
         if sum(map(len, self.kept)) > self.queries * (2 * self.most + SLACK):
-            kept = self._sorted()
-            ranks = np.concatenate([np.arange(end - begin) for begin, end in self._each(kept)])
+            kept, ranges = _sorted(self.kept, self.queries, self.bits)
+            ranks = np.concatenate([np.arange(end - begin) for begin, end in ranges])
             self.kept = [kept[ranks < self.most]]
         self.counted = len(self.kept)
+
+
+def as_number(
+    rows: Int[np.ndarray, "some"], distances: UInt[np.ndarray, "some"], positions: Integer[np.ndarray, "some"], bits: int
+) -> Int[np.ndarray, "some"]:
+    """Codes that queries have found as one number each: the query's row, the distance and, in the last bits, the position.
+
+    So sorting them puts each query's in order, nearest first, ties by position.
+    """
+    return (rows * (bits + 1) + distances) << POSITION | positions
+
+
+def in_order(found: list[Int[np.ndarray, "_"]], queries: int, bits: int) -> list[Found]:
+    """Of each query distances and positions, nearest first, from such numbers."""
+    numbers, ranges = _sorted(found, queries, bits)
+    distances = ((numbers >> POSITION) % (bits + 1)).astype(np.int32)
+    positions = numbers & ((1 << POSITION) - 1)
+    return [(distances[begin:end], positions[begin:end]) for begin, end in ranges]
+
+
+def _sorted(
+    found: list[Int[np.ndarray, "_"]], queries: int, bits: int
+) -> tuple[Int[np.ndarray, "all"], Iterator[tuple[int, int]]]:
+    """All numbers in order, and where each query's begin and end among them."""
+    numbers = np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+    return numbers, itertools.pairwise(np.searchsorted(numbers, np.arange(queries + 1) * (bits + 1) << POSITION).tolist())
 
 
 def _nearer(
@@ -279,7 +290,7 @@ def _groups(distances: UInt[np.ndarray, "queries codes"]) -> UInt[np.ndarray, "q
     return distances[:, : count * GROUP].reshape(len(distances), GROUP, count)
 
 
-def _words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
+def as_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
     """Packed bits as the narrowest word that holds them, or as several of the widest, zero-padded; a copy, but for what is mapped."""
     width = packed.shape[1]
     word = next((size for size in (1, 2, 4) if width <= size), WORD)

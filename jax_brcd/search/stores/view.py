@@ -24,6 +24,7 @@ FEW = 4096  # items that are not worth a file of their own, nor packing anew
 SHARE = 16  # the codes are packed anew when more than one in so many came or went
 ROWS = 10_000  # read together
 KEPT = 8  # filters whose matches are remembered
+MANY, OFTEN = 250_000, 1_000  # codes, and queries for what lies within a radius, that tables are worth making for
 
 Near = tuple[Float[np.ndarray, "_"] | Int[np.ndarray, "_"], Int64[np.ndarray, "_"]]  # distances, numbers of items
 
@@ -72,7 +73,7 @@ class View:
     def search(self, connection: sqlite3.Connection, query: Query) -> list[Near]:
         """Of each query the nearest items, k at least where there are so many and in no order; all states as last followed."""
         found = []
-        for index, numbers, mask in self._parts(connection, query.where):
+        for index, numbers, mask in self._parts(connection, query.where, self._index):
             k = min(query.k, len(index) if mask is None else int(mask.sum()))
             if query.logits is None:
                 found.append([(distances, numbers[rows]) for distances, rows in index.among(query.codes, k, mask)])
@@ -84,9 +85,16 @@ class View:
     def within(
         self, connection: sqlite3.Connection, queries: PackedCodes, radius: int, where: dict[str, Any]
     ) -> list[Near]:
-        """Of each query all items within a radius, in no order."""
+        """Of each query all items within a radius, in no order.
+
+        Who asks often, as for duplicates among all items, is answered from tables, which for small radii take far less to make
+        than they save (docs/stores.md, "Search in less than linear time").
+        """
+        self._balls += len(queries)
+        if self._balls > OFTEN and len(self._packed) >= MANY and not self._ball_index.table_bytes:
+            self._ball_index = HammingIndex(self._packed.codes, multi_index=True)
         found = [[(distances, numbers[rows]) for distances, rows in index.ball_among(queries, radius, mask)]
-                 for index, numbers, mask in self._parts(connection, where)]
+                 for index, numbers, mask in self._parts(connection, where, self._ball_index)]
         return [_together(parts) for parts in zip(*found, strict=True)]
 
     def keep(self, connection: sqlite3.Connection) -> None:
@@ -100,10 +108,10 @@ class View:
         return added + gone - self._packed.added - self._packed.gone > max(FEW, len(self._packed) // SHARE)
 
     def _parts(
-        self, connection: sqlite3.Connection, where: dict[str, Any]
+        self, connection: sqlite3.Connection, where: dict[str, Any], packed: HammingIndex
     ) -> list[tuple[HammingIndex, Int64[np.ndarray, "_"], Mask]]:
         """What is to be searched: an index, the numbers of its items, and which of them are there and match (None for all)."""
-        parts = [(self._index, self._packed.numbers, self._there), (self._recent_index, self._recent_numbers, None)]
+        parts = [(packed, self._packed.numbers, self._there), (self._recent_index, self._recent_numbers, None)]
         if not where:
             return parts
         numbers = self._numbers_of(connection, where)
@@ -145,7 +153,8 @@ class View:
     def _put(self, packed: Packed) -> None:
         self._packed, self._added, self._gone = packed, packed.added, packed.gone
         self._there: Mask = None
-        self._index = HammingIndex(packed.codes)
+        self._index = self._ball_index = HammingIndex(packed.codes)
+        self._balls = 0  # queries for what lies within a radius, since then
         self._recent = []
         self._lay_out_recent()
 
