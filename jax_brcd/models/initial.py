@@ -77,7 +77,7 @@ def variance_scaling(
     return scaled(draw, factor)
 
 
-def _truncated(lower: float, upper: float, key: Key[Array, ""], shape: Sequence[int], dtype) -> Float[Array, "..."]:
+def _truncated(lower: float | int, upper: float | int, key: Key[Array, ""], shape: Sequence[int], dtype) -> Float[Array, "..."]:
     return jax.random.truncated_normal(key, lower, upper, shape, dtype)
 
 
@@ -92,6 +92,6 @@ def _evenly(variance: np.float32) -> np.float32:
 # PyTorch's kaiming_normal_ of the outputs; its usual linear and convolution; Flax's usual; and xavier_uniform_
 he_normal = variance_scaling(2.0, 0.0, 1.0, jax.random.normal, lambda variance: np.sqrt(variance))
 torch_uniform = variance_scaling(1 / 3, 1.0, 0.0, _symmetric, _evenly)
-lecun_normal = variance_scaling(1.0, 1.0, 0.0, functools.partial(_truncated, -2.0, 2.0), lambda variance: np.sqrt(variance) / CUT_DEVIATION)
+lecun_normal = variance_scaling(1.0, 1.0, 0.0, functools.partial(_truncated, -2, 2), lambda variance: np.sqrt(variance) / CUT_DEVIATION)
 xavier_uniform = variance_scaling(1.0, 0.5, 0.5, _symmetric, _evenly)
 classifier_uniform = variance_scaling(1 / 3, 0.0, 1.0, _symmetric, _evenly)
