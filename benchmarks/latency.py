@@ -228,10 +228,14 @@ def export_both(case: Case, place: pathlib.Path) -> None:
 
 
 def measured_maps(case: Case, programs: Sequence[Program]) -> dict[str, str]:
-    """By program, the mAP of its own bits of queries among its own bits of a database; nothing where there are no labels."""
+    """By program, the mAP of its own bits of queries among its own bits of a database; nothing where there are no labels.
+
+    Of a part of the database, the first k count in proportion.
+    """
     if case.dataset is None or not case.dataset.labelled:
         return {}
     test, database = (some_of(part, most) for part, most in ((case.dataset.test, QUERIES), (case.dataset.database, DATABASE)))
+    k = max(1, round(case.dataset.default_k * len(database[0]) / len(case.dataset.database)))
     size = f"{len(test[0])} queries in {len(database[0]):,} codes"
 
     def codes(program: Program, images: Sequence[Any]) -> PackedCodes:
@@ -241,9 +245,9 @@ def measured_maps(case: Case, programs: Sequence[Program]) -> dict[str, str]:
 
     def score(program: Program) -> float:
         found = (codes(program, images) for images, _ in (test, database))
-        return mean_average_precision(*found, test[1], database[1], case.dataset.default_k)
+        return mean_average_precision(*found, test[1], database[1], k)
 
-    return {program.name: f"mAP {score(program):.4f} of {size}" for program in programs}
+    return {program.name: f"mAP@{k} {score(program):.4f} of {size}" for program in programs}
 
 
 def some_of(part: Any, most: int) -> tuple[list[Any], np.ndarray]:

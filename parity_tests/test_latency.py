@@ -41,11 +41,11 @@ def test_each_program_has_the_map_of_its_own_bits(monkeypatch):
         images[:, 0, 0, 0] = labels * 255
         return Images(images, np.eye(2, dtype=np.uint8)[labels])
 
-    dataset = ImageDataset("made", "drawn", part(4), part(80), part(4), part(20), ("a", "b"), False, default_k=10)
+    dataset = ImageDataset("made", "drawn", part(4), part(80), part(4), part(20), ("a", "b"), False, default_k=20)
     programs = [latency.Program(name, None, lambda images, channel=channel: images[:, 0, 0, channel : channel + 1], None)
                 for name, channel in (("good", 0), ("bad", 2))]
     found = latency.measured_maps(latency.Case("a", random_encoder(8), dataset), programs)
-    assert found["good"] == "mAP 1.0000 of 20 queries in 60 codes"
+    assert found["good"] == "mAP@15 1.0000 of 20 queries in 60 codes"
     assert 0.3 < float(found["bad"].split()[1]) < 0.8
     assert latency.measured_maps(latency.Case("a", random_encoder(8)), programs) == {}
 
