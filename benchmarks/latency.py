@@ -1,10 +1,15 @@
-"""One query: decode a photo, make it ready, encode it, search a million codes, in every program that an encoder runs in."""
+"""One query: decode a photo, make it ready, encode it, search a million codes, in every program that an encoder runs in.
 
+Published backbones have random weights, which are as fast as others. A run's encoders have the mAP of each program's bits.
+"""
+
+import contextlib
 import dataclasses
 import functools
 import io
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +17,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks import compiled, machine, tables
+from benchmarks import browser, compiled, machine, tables
 from benchmarks.encode import jax_call, torch_call
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.signals import own_signal_stack
@@ -21,14 +26,12 @@ from benchmarks.timing import Contender
 from jax_brcd.data import ImageDataset
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder, create_encoder, load
 from jax_brcd.export import export
-from jax_brcd.export.base import CONFIG, EXPORTS
 from jax_brcd.export.onnx import ANY_SIZE, SQUARES
 from jax_brcd.export.reference import reference_model
 from jax_brcd.export.sessions import runner
 from jax_brcd.export.trial import of_its_size, resized, squares
 from jax_brcd.models import BACKBONES, create_hash_model
-from jax_brcd.retrieval import HammingIndex, PackedCodes
-from jax_brcd.runtime.files import read_json
+from jax_brcd.retrieval import HammingIndex, PackedCodes, mean_average_precision
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.evaluation import load_for_evaluation
@@ -41,12 +44,14 @@ PHOTO = (375, 500)  # height and width of the query
 CALIBRATION = 64  # images
 FLOAT, EAGER, COMPILED = "jax_brcd", "PyTorch, eager", "PyTorch, compiled"
 ONNX, INT8, OPENVINO, OPENVINO_INT8 = "ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO fp32", "OpenVINO int8"
+BROWSER, BROWSER_INT8 = "browser fp32", "browser int8"
+QUERIES, DATABASE, BATCH = 250, 1_250, 50  # images by which each program's mAP is measured, at most
 FEW_BITS = 1  # of a code in which float32 programs may differ: PyTorch's resize has other roundings
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An encoder that is measured, by what it is, and the data set of its run where its mAP can be told."""
+    """An encoder that is measured, by what it is, and the data set of its run where it is of one."""
 
     name: str
     encoder: HashEncoder
@@ -61,17 +66,15 @@ def random_case(role: str, backbone: str) -> Case:
 
 
 def cases_of(settings: Settings) -> Iterator[Case]:
-    """Teacher and student of a run, where one is told; else the published backbones at 224 pixels."""
-    if settings.run is None:
-        yield random_case(TEACHER, "vit_b_16")
-        yield random_case(STUDENT, "resnet18")
-        if not settings.quick:
-            yield random_case(STUDENT, "efficientnet_b0")
-        return
-    for folder in (TEACHER, "student_symmetric"):
+    """The published backbones at 224 pixels, and teacher and student of a run where one is told."""
+    yield random_case(TEACHER, "vit_b_16")
+    yield random_case(STUDENT, "resnet18")
+    if not settings.quick:
+        yield random_case(STUDENT, "efficientnet_b0")
+    for folder in (TEACHER, "student_symmetric") if settings.run else ():
         encoder = load(settings.run / folder)
         dataset, k = load_for_evaluation(create_config(**known_settings(encoder.provenance, None)), [encoder])
-        yield Case(f"{encoder.role} {encoder.backbone}", encoder, dataclasses.replace(dataset, default_k=k))
+        yield Case(f"{encoder.role} {encoder.backbone} of {dataset.name}", encoder, dataclasses.replace(dataset, default_k=k))
 
 
 def photo(height: int, width: int, seed: int = 0) -> bytes:
@@ -109,40 +112,62 @@ class Program:
     """An encoder in one program.
 
     Attributes:
-        name: of the contender. codes: packed codes (1, bytes) of the pixels of any image. encode: does it with an image that is
-            ready already. compiled: whether the first call compiles. numbers: "float32" or "int8".
+        name: of the contender. code: the packed code (1, bytes) of a photo's file. codes: packed codes (n, bytes) of uint8
+            squares (n, size, size, 3). encode: does it with an image that is ready already. compiled: whether the first call
+            compiles. numbers: "float32" or "int8". page: where it is in a browser, which has a clock of its own.
     """
 
     name: str
+    code: Callable[[bytes], np.ndarray]
     codes: Callable[[np.ndarray], np.ndarray]
     encode: Callable[[], Any]
     compiled: bool = False
     numbers: str = "float32"
+    page: browser.EncoderPage | None = None
+
+    def query(self, file: bytes, index: HammingIndex) -> float:
+        """Finds the codes nearest to a photo's; returns the seconds, in a browser those of the page and of the search."""
+        began = time.perf_counter()
+        code = PackedCodes(self.code(file), index.bits)
+        coded = time.perf_counter()
+        index.search(code, K)
+        searched = time.perf_counter()
+        return searched - coded + (self.page.seconds if self.page else coded - began)
 
 
-def torch_program(case: Case, image: np.ndarray, *, compile: bool) -> Program:
+def jax_program(case: Case, square: np.ndarray) -> Program:
+    """The encoder itself."""
+    of_squares = of_its_size(case.encoder)
+    view = np.asarray(fitted_view(square[0], **vars(of_squares.preprocessing)))
+    return Program(FLOAT, lambda file: case.encoder.encode(decode(file)).packed,
+                   lambda images: of_squares.encode(images).packed, jax_call(case.encoder.model, view), compiled=True)
+
+
+def torch_program(case: Case, square: np.ndarray, *, compile: bool) -> Program:
     """An encoder in PyTorch at its best: channels last, inference mode, compiled or as it is."""
     seen = case.encoder.preprocessing
     model = reference_model(case.encoder).to(memory_format=torch.channels_last)
     if compile:
         model = compiled.compile(model)
-    view = evaluation_view(seen.size, seen.resize, mean=seen.mean, std=seen.std, interpolation=seen.interpolation)
 
-    def planes(pixels: np.ndarray) -> torch.Tensor:
-        channels_first = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        return view(channels_first)[None].contiguous(memory_format=torch.channels_last)
+    def planes(pixels: Sequence[np.ndarray], resize: int | None) -> torch.Tensor:
+        view = evaluation_view(seen.size, resize, mean=seen.mean, std=seen.std, interpolation=seen.interpolation)
+        views = [view(torch.from_numpy(image.transpose(2, 0, 1).copy())) for image in pixels]
+        return torch.stack(views).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def codes(pixels: np.ndarray) -> np.ndarray:
-        return np.packbits(model(planes(pixels)).numpy() > 0, axis=1)
+    def codes(images: torch.Tensor) -> np.ndarray:
+        return np.packbits(model(images).numpy() > 0, axis=1)
 
-    return Program(COMPILED if compile else EAGER, codes, torch_call(model, planes(image)), compile)
+    return Program(COMPILED if compile else EAGER, lambda file: codes(planes([decode(file)], seen.resize)),
+                   lambda images: codes(planes(images, None)), torch_call(model, planes(square, None)), compile)
 
 
 def onnx_program(name: str, folder: pathlib.Path, square: np.ndarray, threads: int) -> Program:
     """The exported files of an encoder in ONNX Runtime; the folder's name says of which numbers."""
     any_size, squared = (runner(folder / file, threads=threads) for file in (ANY_SIZE, SQUARES))
-    return Program(name, lambda pixels: any_size(pixels)[1], lambda: squared(square), numbers=folder.name)
+    return Program(name, lambda file: any_size(decode(file))[1], lambda images: squared(images)[1], lambda: squared(square),
+                   numbers=folder.name)
 
 
 def openvino_program(name: str, folder: pathlib.Path, square: np.ndarray, threads: int) -> Program:
@@ -156,17 +181,25 @@ def openvino_program(name: str, folder: pathlib.Path, square: np.ndarray, thread
         return openvino.Core().compile_model(folder / file, "CPU", told)
 
     any_size, squared = map(model_of, (ANY_SIZE, SQUARES))
-    return Program(name, lambda pixels: np.asarray(any_size(pixels)[1]), lambda: squared(square), numbers=folder.name)
+    return Program(name, lambda file: np.asarray(any_size(decode(file))[1]), lambda images: np.array(squared(images)[1]),
+                   lambda: squared(square), numbers=folder.name)
 
 
-def programs_of(case: Case, image: np.ndarray, place: pathlib.Path, threads: int) -> Iterator[Program | Skipped]:
-    """The encoder, which is exported to `place`, in every program that is installed."""
-    encoder, square = case.encoder, squares(case.encoder, [image])
-    view = np.asarray(fitted_view(square[0], **vars(of_its_size(encoder).preprocessing)))
-    yield Program(FLOAT, lambda pixels: encoder.encode(pixels).packed, jax_call(encoder.model, view), compiled=True)
-    yield torch_program(case, image, compile=False)
+def browser_program(name: str, page: browser.EncoderPage, square: np.ndarray, numbers: str) -> Program:
+    """The same in a page, which has the photo's file already."""
+    page.codes(square)
+    return Program(name, lambda _: page.query(), page.codes, page.encode, numbers=numbers, page=page)
+
+
+def programs_of(
+    case: Case, file: bytes, place: pathlib.Path, threads: int, opened: contextlib.ExitStack, runtime: pathlib.Path | None
+) -> Iterator[Program | Skipped]:
+    """The encoder, which is exported to `place`, in every program that is installed; pages stay for as long as `opened`."""
+    square = squares(case.encoder, [decode(file)])
+    yield jax_program(case, square)
+    yield torch_program(case, square, compile=False)
     if (reason := compiled.why_not()) is None:
-        yield torch_program(case, image, compile=True)
+        yield torch_program(case, square, compile=True)
     else:
         yield Skipped(f"{case.name}, compiled PyTorch", reason)
     yield onnx_program(ONNX, place / "float32", square, threads)
@@ -176,16 +209,51 @@ def programs_of(case: Case, image: np.ndarray, place: pathlib.Path, threads: int
         yield openvino_program(OPENVINO_INT8, place / "int8", square, threads)
     else:
         yield Skipped(f"{case.name}, OpenVINO", "openvino is not installed")
+    if (reason := browser.why_not(runtime)) is None:
+        chromium = opened.enter_context(browser.chromium())
+        for name, numbers in ((BROWSER, "float32"), (BROWSER_INT8, "int8")):
+            page = browser.encoder_page(chromium, place / numbers, runtime, file, square.shape[1], threads)
+            yield browser_program(name, opened.enter_context(page), square, numbers)
+    else:
+        yield Skipped(f"{case.name}, in the browser", reason)
 
 
-def export_both(case: Case, place: pathlib.Path) -> dict[str, float]:
-    """Writes the encoder in float32 and in int8; returns the mAP of either kind of numbers, where there are labels."""
+def export_both(case: Case, place: pathlib.Path) -> None:
+    """Writes the encoder in float32 and in int8."""
     height, width = PHOTO
     images = (list(case.dataset.train.images[:CALIBRATION]) if case.dataset else
               [decode(photo(height, width, seed)) for seed in range(CALIBRATION)])
     export(case.encoder, "onnx", place / "float32", images=images[:4])
-    export(case.encoder, "onnx", place / "int8", images=images[:4], quantize="int8", calibration=images, dataset=case.dataset)
-    return read_json(place / "int8" / CONFIG)[EXPORTS]["onnx"]["quantized"].get("map", {})
+    export(case.encoder, "onnx", place / "int8", images=images[:4], quantize="int8", calibration=images)
+
+
+def measured_maps(case: Case, programs: Sequence[Program]) -> dict[str, str]:
+    """By program, the mAP of its own bits of queries among its own bits of a database; nothing where there are no labels.
+
+    Of a part of the database, the first k count in proportion.
+    """
+    if case.dataset is None or not case.dataset.labelled:
+        return {}
+    test, database = (some_of(part, most) for part, most in ((case.dataset.test, QUERIES), (case.dataset.database, DATABASE)))
+    k = max(1, round(case.dataset.default_k * len(database[0]) / len(case.dataset.database)))
+    size = f"{len(test[0])} queries in {len(database[0]):,} codes"
+
+    def codes(program: Program, images: Sequence[Any]) -> PackedCodes:
+        pixels = squares(case.encoder, [*images, *images[:1] * (-len(images) % BATCH)])  # whole batches: one shape to compile
+        parts = [program.codes(pixels[begin : begin + BATCH]) for begin in range(0, len(pixels), BATCH)]
+        return PackedCodes(np.concatenate(parts)[: len(images)], case.encoder.bits)
+
+    def score(program: Program) -> float:
+        found = (codes(program, images) for images, _ in (test, database))
+        return mean_average_precision(*found, test[1], database[1], k)
+
+    return {program.name: f"mAP@{k} {score(program):.4f} of {size}" for program in programs}
+
+
+def some_of(part: Any, most: int) -> tuple[list[Any], np.ndarray]:
+    """Images of a part of a data set and their labels: all, or so many that are drawn."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(part))[:most])
+    return [part.images[place] for place in chosen], part.labels[chosen]
 
 
 def measure_latency(
@@ -196,37 +264,34 @@ def measure_latency(
     torch.set_num_threads(threads)
     file = photo(*PHOTO)
     for case in cases or cases_of(settings):
-        with tempfile.TemporaryDirectory(prefix="latency-") as temporary:
-            maps = export_both(case, pathlib.Path(temporary))
-            found = list(programs_of(case, decode(file), pathlib.Path(temporary), threads))
+        with tempfile.TemporaryDirectory(prefix="latency-") as temporary, contextlib.ExitStack() as opened:
+            place = pathlib.Path(temporary)
+            export_both(case, place)
+            found = list(programs_of(case, file, place, threads, opened, settings.browser_runtime))
             yield from (each for each in found if isinstance(each, Skipped))
             programs = [each for each in found if isinstance(each, Program)]
-            check_agreement(case, programs, decode(file))
+            check_agreement(case, programs, file)
             index = database(case.encoder.bits, codes)
-
-            def query(program: Program, index: HammingIndex = index, bits: int = case.encoder.bits) -> Any:
-                return index.search(PackedCodes(program.codes(decode(file)), bits), K)
-
             timing = {"samples": settings.samples, "budget": settings.case_seconds, "sample_seconds": 0.0}
-            for what, calls in ((f"query of {codes:,} codes", {each.name: functools.partial(query, each) for each in programs}),
-                                ("encode", {each.name: each.encode for each in programs})):
-                contenders = [Contender(each.name, calls[each.name], compiled=each.compiled) for each in programs]
-                rows = measure(f"{case.name}, {what}", contenders, items=1, unit="queries", **timing)
-                yield from (with_tail(row, maps.get(program.numbers)) for row, program in zip(rows, programs, strict=True))
-        yield Skipped(f"{case.name}, in the browser", "measured by the page of the service itself")
+            queries = [functools.partial(each.query, file, index) for each in programs]
+            measured = []
+            for what, calls in ((f"query of {codes:,} codes", queries), ("encode", [each.encode for each in programs])):
+                contenders = [Contender(each.name, call, compiled=each.compiled, own_clock=each.page is not None)
+                              for each, call in zip(programs, calls, strict=True)]
+                measured += measure(f"{case.name}, {what}", contenders, items=1, unit="queries", **timing)
+            maps = measured_maps(case, programs)
+            yield from (with_note(row, maps.get(row.contender)) for row in measured)
 
 
-def with_tail(row: Row, mean_average_precision: float | None) -> Row:
+def with_note(row: Row, quality: str | None) -> Row:
     """The row with its slow end, and the mAP beside it where it is known."""
-    told = [f"p95 {tables.duration(float(np.quantile(row.seconds.samples, 0.95)))}"]
-    if mean_average_precision is not None:
-        told.append(f"mAP {mean_average_precision:.4f}")
+    told = [f"p95 {tables.duration(float(np.quantile(row.seconds.samples, 0.95)))}", *filter(None, [quality])]
     return dataclasses.replace(row, note=f"{row.contender}: {', '.join(told)}")
 
 
-def check_agreement(case: Case, programs: Sequence[Program], image: np.ndarray) -> None:
+def check_agreement(case: Case, programs: Sequence[Program], file: bytes) -> None:
     """Raises ArithmeticError where float32 programs give other codes: their times would not compare."""
-    codes = {program.name: program.codes(image) for program in programs if program.numbers == "float32"}
+    codes = {program.name: program.code(file) for program in programs if program.numbers == "float32"}
     apart = {name: int(np.bitwise_count(code ^ codes[FLOAT]).sum()) for name, code in codes.items()}
     far = {name: bits for name, bits in apart.items() if bits > FEW_BITS}
     if far:

@@ -24,8 +24,9 @@ class Settings:
     data_dir: pathlib.Path | None = option(None, "folder of CIFAR-10 in its binary layout, for end_to_end")
     weights_dir: pathlib.Path = option(pathlib.Path("../shared/weights"), "folder of vit_lite_7_4.safetensors and "
                                        "resnet18_32.safetensors, for end_to_end")
-    run: pathlib.Path | None = option(None, "folder of a finished run whose teacher and student latency measures; random ones "
-                                      "of the published backbones where not given")
+    run: pathlib.Path | None = option(None, "folder of a finished run whose teacher and student latency measures too, with the "
+                                      "mAP of each program's bits")
+    browser_runtime: pathlib.Path | None = option(None, "folder of onnxruntime-web's files, for latency in the browser")
 
     @property
     def case_seconds(self) -> float:

@@ -20,6 +20,7 @@ class Contender:
 
     Attributes:
         call: does the work and returns once it is done.
+        own_clock: whether the call returns the seconds that the work took, by the clock of where it is done.
         compiled: whether the first call compiles; its time is then shown apart.
         share: how much of the work a call does; seconds are projected to the whole of it.
         note: what a reader of the numbers must know.
@@ -30,6 +31,7 @@ class Contender:
     compiled: bool = False
     share: float = 1.0
     note: str = ""
+    own_clock: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ def interleaved(
     sample_seconds = SAMPLE_SECONDS if sample_seconds is None else sample_seconds
     first, calls = {}, {}
     for contender in contenders:
-        first[contender.name] = again = _seconds(contender.call, 1, clock)
+        first[contender.name] = again = _seconds(contender, 1, clock)
         if contender.compiled or again < budget:
-            again = _seconds(contender.call, 1, clock)
+            again = _seconds(contender, 1, clock)
         calls[contender.name] = max(1, math.ceil(sample_seconds / max(again, 1e-9)))
     taken: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     began = clock()
@@ -90,13 +92,12 @@ def interleaved(
             repeats = calls[contender.name]
             if repeats > 1:
                 contender.call()
-            taken[contender.name].append(_seconds(contender.call, repeats, clock))
+            taken[contender.name].append(_seconds(contender, repeats, clock))
     return {contender.name: Measurement(tuple(seconds / contender.share for seconds in taken[contender.name]),
                                         first[contender.name], calls[contender.name]) for contender in contenders}
 
 
-def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+def _seconds(contender: Contender, repeats: int, clock: Callable[[], float]) -> float:
     began = clock()
-    for _ in range(repeats):
-        call()
-    return (clock() - began) / repeats
+    told = [contender.call() for _ in range(repeats)]
+    return (sum(told) if contender.own_clock else clock() - began) / repeats

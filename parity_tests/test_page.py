@@ -7,6 +7,8 @@ from page_browser import Watched, browser_runtime, chromium, serving
 from PIL import Image
 from service_index import picture_bytes, serve_images
 
+from benchmarks import latency
+from benchmarks.browser import encoder_page
 from jax_brcd.export import export
 from jax_brcd.search.service.files import browser_files
 
@@ -168,12 +170,18 @@ def test_a_service_with_a_token_asks_for_it_once_or_takes_it_from_the_address(se
 
 
 @pytest.fixture(scope="module")
-def student(served, tmp_path_factory):
-    """The page of a service whose encoder runs in the browser."""
+def exported(served, tmp_path_factory):
+    """The folder of the encoder's export to ONNX."""
     pytest.importorskip("onnxscript", reason="needs the packages that export to ONNX")
-    runtime, folder = browser_runtime(), tmp_path_factory.mktemp("onnx")
+    folder = tmp_path_factory.mktemp("onnx")
     export(served.encoder, "onnx", folder)
-    with serving(served.app(browser=browser_files(folder, runtime, served.store))) as address:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(served, exported):
+    """The page of a service whose encoder runs in the browser."""
+    with serving(served.app(browser=browser_files(exported, browser_runtime(), served.store))) as address:
         yield address
 
 
@@ -205,3 +213,13 @@ def test_the_encoder_in_the_page_gives_pythons_bits_and_no_photo_leaves_it(serve
     assert len(sent) == len(odd_images(served)) and {len(each) for each in sent} == {3}
     assert seen.complaints == [] and seen.outside() == []
     seen.close()
+
+
+def test_a_page_of_the_benchmarks_gives_an_exports_codes_and_tells_its_seconds(served, browser, exported):
+    squares, photo = noise(3, 32, 32), latency.photo(60, 80)
+    with encoder_page(browser, exported, browser_runtime(), photo, 32, threads=2) as page:
+        of_its_size = latency.of_its_size(served.encoder)
+        np.testing.assert_array_equal(page.codes(squares), of_its_size.encode(squares).packed)
+        apart = np.bitwise_count(page.query() ^ served.encoder.encode(latency.decode(photo)).packed).sum()
+        assert apart <= 1, "another decoder of JPEG"
+        assert 0 < page.encode() < 60 and 0 < page.seconds < 60

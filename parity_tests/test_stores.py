@@ -1,15 +1,21 @@
 """What every store must do: one test of all that are registered. A new store adds its line to URLS.
 
-Servers are started by servers.py. A Milvus of many machines is tested where MILVUS_URL names one (docs/stores.md, "Milvus").
+Servers are started by servers.py. The tests of a Milvus server run in a process of their own (milvus_server.py), or here where
+MILVUS_URL names one (docs/stores.md, "Milvus").
 """
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
+import pathlib
 import random
+import re
 import signal
+import sys
 import types
 
+import milvus_server
 import numpy as np
 import pytest
 import servers
@@ -31,7 +37,7 @@ URLS = {
 }
 ENDS_WITH_ITS_PROCESS = {"memory"}
 LASTING = sorted(URLS.keys() - ENDS_WITH_ITS_PROCESS)
-OPERATIONS = {"milvus": 150, "milvus server": 100}  # at random, where 1000 would take a minute
+OPERATIONS = {"milvus": 150, "milvus server": 30}  # at random, where 1000 would take a minute
 BITS = 20
 ENCODER = types.SimpleNamespace(bits=BITS, space="teacher-1")
 
@@ -40,6 +46,26 @@ def codes_of(*numbers, bits=BITS, space="teacher-1"):
     """Codes whose last bits spell the numbers, so that distances are counts of differing binary digits."""
     return PackedCodes.of(np.array([[number >> bit & 1 for bit in reversed(range(bits))] for number in numbers],
                                    bool).reshape(-1, bits), space)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beside(request):
+    """Pytest with the tests of a Milvus server, which goes on beside the others; why it does not where it cannot."""
+    if not any(item.function is test_a_milvus_server_passes_these_tests_beside_the_others for item in request.session.items):
+        yield "it is not asked for"
+    elif "MILVUS_URL" in os.environ:
+        yield "MILVUS_URL names a server, which is tested here"
+    elif importlib.util.find_spec("milvus") is None:
+        yield "milvus, which brings a server, is not installed"
+    elif reason := milvus_server.why_not():
+        yield reason
+    else:
+        here = pathlib.Path(__file__)
+        pytest_itself = [sys.executable, "-m", "pytest", str(here), "-k", "server and not beside", "-q", "-n0", "-p", "no:cacheprovider"]
+        with milvus_server.begin(pytest_itself, here.parents[1]) as process:
+            yield process
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(params=sorted(URLS))
@@ -179,7 +205,7 @@ def test_notes_are_facts_of_the_index(store):
     assert (store.noted("encoder"), store.noted(""), store.noted("other"), len(store)) == ("hf:user/name", "'\n", None, 0)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+REFUSED = [  # by `add`
     ((["a", "a"], codes_of(0, 1)), "the id 'a' stands twice"),
     ((["a"], codes_of(0, 1)), "1 ids, but 2 codes"),
     ((["a", "b"], codes_of(0, 1), [{}]), "2 ids, but 1 attributes"),
@@ -190,25 +216,31 @@ def test_notes_are_facts_of_the_index(store):
     ((["a", ""], codes_of(0, 1)), "an id is text, not ''"),
     ((["a", "b"], codes_of(0, 1), [{}, {"x": float("nan")}]), "the attribute 'x' of item 'b' is nan"),
     ((["a", "b"], codes_of(0, 1), [{"x": ["y"]}, {}]), r"the attribute 'x' of item 'a' is \['y'\]"),
-])
-def test_what_cannot_be_added_is_refused_whole(store, arguments, message):
+]
+
+
+def test_what_cannot_be_added_is_refused_whole(store):
     store.add(["b"], codes_of(7))
-    with pytest.raises(InputError, match=message):
-        store.add(*arguments)
+    for arguments, message in REFUSED:
+        with pytest.raises(InputError, match=message):
+            store.add(*arguments)
     assert store.search(codes_of(7), 9) == [[Hit("b", 0, {})]]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
+NOT_SEARCHED = [
     ((codes_of(0), 0), "k 0: too small; give 1 or more"),
     ((codes_of(0), True), "k True: not a whole number"),
     ((codes_of(0, bits=24), 1), "codes of 24 bits for a store of 20 bits"),
     ((codes_of(0, space="teacher-2"), 1), "the space 'teacher-2' .* the space 'teacher-1'"),
     ((codes_of(0), 1, {"x": float("inf")}), "the attribute 'x' of where is inf"),
-])
-def test_what_cannot_be_searched_is_refused(store, arguments, message):
+]
+
+
+def test_what_cannot_be_searched_is_refused(store):
     store.add(["b"], codes_of(7))
-    with pytest.raises(InputError, match=message):
-        store.search(*arguments)
+    for arguments, message in NOT_SEARCHED:
+        with pytest.raises(InputError, match=message):
+            store.search(*arguments)
 
 
 def test_codes_whose_space_is_not_known_may_be_searched_and_added(store):
@@ -298,14 +330,12 @@ def test_a_space_that_is_not_known_stays_so(tmp_path):
         assert open_store(url).space is None
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    ({"bits": 64}, "the store holds codes of 20 bits, not 64"),
-    ({"space": "teacher-2"}, "the space 'teacher-2' cannot be compared with codes of the space 'teacher-1'"),
-])
-def test_a_store_is_not_opened_for_other_codes(lasting, other, message):
-    with pytest.raises(InputError, match=message) as error:
-        open_store(lasting, create_for=types.SimpleNamespace(**{"bits": BITS, "space": "teacher-1"} | other))
-    assert error.value.field == "url" and error.value.value == lasting
+def test_a_store_is_not_opened_for_other_codes(lasting):
+    for other, message in (({"bits": 64}, "the store holds codes of 20 bits, not 64"),
+                           ({"space": "teacher-2"}, "'teacher-2' cannot be compared with codes of the space 'teacher-1'")):
+        with pytest.raises(InputError, match=message) as error:
+            open_store(lasting, create_for=types.SimpleNamespace(**{"bits": BITS, "space": "teacher-1"} | other))
+        assert error.value.field == "url" and error.value.value == lasting
 
 
 def test_a_second_reader_and_a_second_writer_see_each_others_items(lasting):
@@ -393,3 +423,11 @@ def test_a_broken_or_vanished_folder_says_so(tmp_path):
     open_store(url, create_for=types.SimpleNamespace(bits=8, space=None)).close()
     with pytest.raises(InputError, match="another store lies here"):
         len(store)
+
+
+def test_a_milvus_server_passes_these_tests_beside_the_others(beside):
+    if isinstance(beside, str):
+        pytest.skip(beside)
+    said, _ = beside.communicate(timeout=600)
+    assert beside.returncode == 0, said
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 22 and "skipped" not in said, said
