@@ -121,9 +121,11 @@ def test_the_operations_of_a_model_are_counted_whoever_computes_them():
 def test_operations_are_counted_of_a_cpus_program_on_whatever_device_the_model_is(monkeypatch):
     """XLA counts those of a GPU's program only when its libraries have taken the convolutions away."""
     lowered_for = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
 
     def lower(*shapes):
         lowered_for.append(jax.config.jax_default_device.platform)
+        assert all(isinstance(shape, jax.ShapeDtypeStruct) for shape in shapes)  # an array would bring its own device
         return jax.jit(lambda matrix: matrix @ matrix).lower(*shapes)
 
     assert parts._operations(lower, np.zeros((4, 4), np.float32)) == 2 * 4**3
@@ -139,4 +141,5 @@ def test_a_jax_without_a_cpu_counts_no_operations(monkeypatch):
         raise RuntimeError(f"Unknown backend {backend}")
 
     monkeypatch.setattr(jax, "local_devices", none_of)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert parts._operations(jax.jit(jnp.sin).lower, np.zeros(3, np.float32)) is None
