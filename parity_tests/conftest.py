@@ -30,7 +30,7 @@ else:
 # LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The run of README
 # and docs is tested with them, as users run it; everything is where this variable is set to 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores: more threads would only wait for one another
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
@@ -87,6 +87,11 @@ def pytest_runtest_teardown(item):
 
 
 HELD = pytest.StashKey[int]()
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: some tests wait for servers and for processes that they kill."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,7 @@ from jax_brcd.models import BACKBONES, Preprocessing, Variant
 from jax_brcd.models.layers import BatchNorm
 from jax_brcd.report import page
 from jax_brcd.settings.command_line import run_command
-from jax_brcd.stages import context
+from jax_brcd.stages import context, parts
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 
@@ -71,9 +71,11 @@ class Pixels(nnx.Module):
 def toys(*, plots=False):
     """The registry of backbones with toys in it, three of them for small images, as it was before afterwards.
 
-    Reports are written without their plots, which take most of the time of so small a run, unless told.
+    Reports are written without their plots, which take most of the time of so small a run, unless told, and encoders are timed
+    once.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "TIMED_BATCHES", 1)
         if not plots:
             patch.setattr(page, "figures", lambda report: {})
         patch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))
