@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 
+import milvus_server
 import numpy as np
 import pytest
 
@@ -27,10 +28,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 else:
     COMPILED = None
-# LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The run of README
-# and docs is tested with them, as users run it; everything is where this variable is set to 0.
+# LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The run of
+# README and docs is tested with them, as users run it; everything is where this variable is set to 0.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores: more threads would only wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
@@ -89,11 +90,6 @@ def pytest_runtest_teardown(item):
 HELD = pytest.StashKey[int]()
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: some tests wait for servers and for processes that they kill."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items):
     """Files of long tests begin first, so that no worker is left with one when the others are done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
@@ -105,6 +101,27 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    for item in session.items:
+        mark = item.get_closest_marker("beside")
+        if mark is not None and milvus_server.why_not() is None:
+            command = [sys.executable, "-m", "pytest", str(item.path), *mark.args, "-q", "-n0", "-p", "no:cacheprovider"]
+            milvus_server.begin_once(command, item.path.parents[1], place_beside(item.name))
+
+
+def place_beside(name: str) -> pathlib.Path:
+    """What all workers of a session know the process of a test by that began with the session."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    return pathlib.Path(tempfile.gettempdir()) / f"{name}-{session}"
+
+
+@pytest.fixture
+def beside(request):
+    """Where tests of a server leave what they say, as the mark names them: they mostly wait, so they began with the session."""
+    if reason := milvus_server.why_not():
+        pytest.skip(reason)
+    place = place_beside(request.node.name)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def pytest_sessionfinish(session):

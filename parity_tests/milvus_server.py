@@ -3,7 +3,7 @@
 The server listens on all interfaces, so this is to be run in a network of its own, as `unshare --net` makes one.
 """
 
-import fcntl
+import importlib.util
 import os
 import pathlib
 import socket
@@ -11,22 +11,47 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
+SECONDS = 600  # that the command may take
 SET_FLAGS, UP = 0x8914, 1  # of Linux: SIOCSIFFLAGS, IFF_UP
 # Milliseconds that the server waits where it would wait for seconds: tests make many small collections
 SOONER = {"PROXY_TIMETICKINTERVAL": "100", "QUERYCOORD_CHECKCHANNELINTERVAL": "50", "QUERYCOORD_CHECKSEGMENTINTERVAL": "50",
           "QUERYCOORD_CHECKINTERVAL": "50", "QUERYCOORD_DISTPULLINTERVAL": "50"}
 
 
-def begin(command: list[str], folder: pathlib.Path) -> subprocess.Popen:
-    """Starts this file with a command, in a network of its own and a group of processes of its own; output goes to a pipe."""
-    network = ["unshare", "--map-root-user", "--net"]
-    return subprocess.Popen([*network, sys.executable, __file__, *command], cwd=folder, text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def begin_once(command: list[str], folder: pathlib.Path, place: pathlib.Path) -> None:
+    """Starts this file with a command in a network of its own. What it says goes to `place`/said, and its status then to
+    `place`/status. Of those who ask for the same place only the first starts it; it may outlive them, for SECONDS."""
+    try:
+        place.mkdir()
+    except FileExistsError:
+        return
+    apart = ["timeout", "-k", "5", str(SECONDS), "unshare", "--map-root-user", "--net", sys.executable, __file__, *command]
+    kept = 'place=$1; shift; "$@" > "$place/said" 2>&1; echo $? > "$place/ended" && mv "$place/ended" "$place/status"'
+    subprocess.Popen(["sh", "-c", kept, "sh", str(place), *apart], cwd=folder, start_new_session=True)
+
+
+def ended(place: pathlib.Path) -> tuple[int, str]:
+    """Status and output of what was started there, once it has ended.
+
+    Raises:
+        TimeoutError: where it has not, though it was to.
+    """
+    deadline = time.monotonic() + SECONDS + 30
+    while not (place / "status").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{place}: nothing has ended there")
+        time.sleep(0.1)
+    return int((place / "status").read_text()), (place / "said").read_text()
 
 
 def why_not() -> str | None:
     """Why no server is started here; None where it is."""
+    if "MILVUS_URL" in os.environ:
+        return "MILVUS_URL names a server, which is tested here"
+    if importlib.util.find_spec("milvus") is None:
+        return "milvus, which brings a server, is not installed"
     try:
         subprocess.run(["unshare", "--map-root-user", "--net", "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -36,6 +61,8 @@ def why_not() -> str | None:
 
 def main(command: list[str]) -> int:
     """Runs the command; returns its status."""
+    import fcntl
+
     from milvus import default_server
 
     with socket.socket() as any_socket:

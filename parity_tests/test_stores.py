@@ -5,14 +5,11 @@ MILVUS_URL names one (docs/stores.md, "Milvus").
 """
 
 import contextlib
-import importlib.util
 import multiprocessing
 import os
-import pathlib
 import random
 import re
 import signal
-import sys
 import types
 
 import milvus_server
@@ -46,26 +43,6 @@ def codes_of(*numbers, bits=BITS, space="teacher-1"):
     """Codes whose last bits spell the numbers, so that distances are counts of differing binary digits."""
     return PackedCodes.of(np.array([[number >> bit & 1 for bit in reversed(range(bits))] for number in numbers],
                                    bool).reshape(-1, bits), space)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def beside(request):
-    """Pytest with the tests of a Milvus server, which goes on beside the others; why it does not where it cannot."""
-    if not any(item.function is test_a_milvus_server_passes_these_tests_beside_the_others for item in request.session.items):
-        yield "it is not asked for"
-    elif "MILVUS_URL" in os.environ:
-        yield "MILVUS_URL names a server, which is tested here"
-    elif importlib.util.find_spec("milvus") is None:
-        yield "milvus, which brings a server, is not installed"
-    elif reason := milvus_server.why_not():
-        yield reason
-    else:
-        here = pathlib.Path(__file__)
-        pytest_itself = [sys.executable, "-m", "pytest", str(here), "-k", "server and not beside", "-q", "-n0", "-p", "no:cacheprovider"]
-        with milvus_server.begin(pytest_itself, here.parents[1]) as process:
-            yield process
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(params=sorted(URLS))
@@ -425,9 +402,8 @@ def test_a_broken_or_vanished_folder_says_so(tmp_path):
         len(store)
 
 
+@pytest.mark.beside("-k", "server and not beside")
 def test_a_milvus_server_passes_these_tests_beside_the_others(beside):
-    if isinstance(beside, str):
-        pytest.skip(beside)
-    said, _ = beside.communicate(timeout=600)
-    assert beside.returncode == 0, said
+    status, said = milvus_server.ended(beside)
+    assert status == 0, said
     assert int(re.search(r"(\d+) passed", said)[1]) >= 22 and "skipped" not in said, said

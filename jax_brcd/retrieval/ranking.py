@@ -17,7 +17,7 @@ from typing import NamedTuple, SupportsIndex, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, UInt8, UInt32
+from jaxtyping import Array, Float, Int, Integer, UInt, UInt8, UInt32
 
 from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, whole_number
 from jax_brcd.runtime import interruption
@@ -131,12 +131,13 @@ def _distance_type(bits: int) -> np.dtype:
 
 def _words(codes: CodeBits, begin: int, size: int) -> Words:
     """Words of the `size` codes from `begin` on, padded beyond the last."""
+    decided = None if codes.decided is None else _padded_words(codes.decided, begin, size)
+    return Words(_padded_words(codes.positive, begin, size), decided)
 
-    def part(packed):
-        words = as_words(packed[begin : begin + size])
-        return np.pad(words, ((0, 0), (0, size - words.shape[1])))
 
-    return Words(part(codes.positive), None if codes.decided is None else part(codes.decided))
+def _padded_words(packed: UInt8[np.ndarray, "n bytes"], begin: int, size: int) -> UInt[np.ndarray, "words size"]:
+    words = as_words(packed[begin : begin + size])
+    return np.pad(words, ((0, 0), (0, size - words.shape[1])))
 
 
 def nearest(distances: Distances, k: int) -> Integer[np.ndarray, "k"]:
