@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt, UInt32
 
 from jax_brcd.retrieval.packing import CodeBits
 from jax_brcd.retrieval.ranking import on_all_cores
-from jax_brcd.retrieval.scan import Found, Mask, Scan, as_number, as_words, in_order
+from jax_brcd.retrieval.scan import Found, Mask, Scan, as_number, in_order, narrowest_words
 from jax_brcd.runtime.errors import InputError
 
 QUERIES_A_TASK = 64  # of a thread: Python, which threads take in turns, is slow beside what a query needs
@@ -110,7 +110,7 @@ class MultiIndex:
         self, queries: CodeBits, search: Callable[..., "_Within"], mask: Mask, flat: Callable[[CodeBits], list[Found]]
     ) -> list[Found]:
         """What searches of some queries at a time find, on all cores, and the flat scan for those that they give up."""
-        words = as_words(queries.positive)
+        words = narrowest_words(queries.positive)
         most, asked, given_up = int(len(self.codes) * LOOKS), 0, 0
 
         def task(rows: range, lent: None) -> list[Found | None]:

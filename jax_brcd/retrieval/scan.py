@@ -45,7 +45,7 @@ class Scan:
     @classmethod
     def of(cls, codes: CodeBits) -> "Scan":
         """Codes without zeros, ready to be searched."""
-        return cls(codes.bits, as_words(codes.positive))
+        return cls(codes.bits, narrowest_words(codes.positive))
 
     def __len__(self) -> int:
         return self.words.shape[1]
@@ -64,7 +64,7 @@ class Scan:
 
     def _map(self, queries: CodeBits, collector: Callable[[int], "_Within"], mask: Mask) -> list[Found]:
         """What a new collector finds for a few queries at a time, on all cores; one query alone on one."""
-        words = as_words(queries.positive)
+        words = narrowest_words(queries.positive)
         counter, together = (_ByNumPy, FEW_A_TASK) if words.shape[1] <= FEW else (_ByXLA, QUERIES_A_TASK)
 
         def task(rows: range, lent: _ByNumPy | _ByXLA) -> list[Found]:
@@ -290,7 +290,7 @@ def _groups(distances: UInt[np.ndarray, "queries codes"]) -> UInt[np.ndarray, "q
     return distances[:, : count * GROUP].reshape(len(distances), GROUP, count)
 
 
-def as_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
+def narrowest_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt[np.ndarray, "words n"]:
     """Packed bits as the narrowest word that holds them, or as several of the widest, zero-padded; a copy, but for what is mapped."""
     width = packed.shape[1]
     word = next((size for size in (1, 2, 4) if width <= size), WORD)
