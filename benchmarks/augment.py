@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.machine import cores
 from benchmarks.results import Row, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
 from benchmarks.views import ViewedImages
+from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from torch_ref import augment as reference

@@ -32,6 +32,7 @@ from jax_brcd.export.sessions import runner
 from jax_brcd.export.trial import of_its_size, resized, squares
 from jax_brcd.models import BACKBONES, create_hash_model
 from jax_brcd.retrieval import HammingIndex, PackedCodes, mean_average_precision
+from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.evaluation import load_for_evaluation
@@ -260,7 +261,7 @@ def measure_latency(
     settings: Settings, cases: Sequence[Case] | None = None, *, codes: int = CODES
 ) -> Iterator[Row | Skipped]:
     """Every encoder's query, and its encoding alone, in turns of all programs."""
-    threads = machine.cores()
+    threads = cores()
     torch.set_num_threads(threads)
     file = photo(*PHOTO)
     for case in cases or cases_of(settings):

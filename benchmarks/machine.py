@@ -9,6 +9,8 @@ import platform
 import re
 from typing import Any
 
+from jax_brcd.runtime.workers import cores
+
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision")
 FURTHER = ("onnxruntime", "openvino")  # which one suite uses, where they are
 # Instruction sets that decide how fast either framework computes
@@ -52,11 +54,6 @@ def default_name() -> str:
 def cpu_model() -> str:
     """The CPU as it names itself; its architecture where it does not."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def memory_bytes() -> int:

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
@@ -25,6 +24,7 @@ from jax_brcd.methods import METHODS
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.registry import Registry
+from jax_brcd.runtime.workers import cores
 from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import OneLineParser, flag, run_command
 from jax_brcd.stages.configuration import create_config
@@ -211,7 +211,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", default=list(STUDY), help=f"parts of the study (default: {' '.join(STUDY)})")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of distillation at most (default: %(default)s)")
     parser.add_argument("--views", type=int, default=4, help="kept views an image (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (default: the cores)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs at once (default: the cores)")
     return parser.parse_args(argv)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import compiled, published
-from benchmarks.machine import cores
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model
+from jax_brcd.runtime.workers import cores
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.loop import Stage, backbone_scans, start, stepped_epoch, train_epoch

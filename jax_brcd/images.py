@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path
+from jax_brcd.runtime.workers import cores
 from jax_brcd.views.images import CHANNELS, CONVERSIONS, FROM_FLOATS
 
 Image = Any  # a uint8 array (height, width, 3), a Pillow image, or the path of an image file
@@ -109,7 +110,7 @@ def read_ahead(items: Iterable[Image]) -> Iterator[UInt8[np.ndarray, "height wid
     Raises:
         InputError: for what is no image, with its place among several.
     """
-    threads = os.cpu_count() or 1
+    threads = cores()
     waiting: collections.deque[Future | Image] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         for number, item in enumerate(items):

@@ -1,6 +1,5 @@
 """Images as users give them: arrays, Pillow images and files in any mix, and what is refused with how to mend it."""
 
-import os
 import pathlib
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jax_brcd.images import AHEAD, as_items, read_ahead
 from jax_brcd.models import create_hash_model
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.workers import cores
 
 
 def noise(*shape, seed=0):
@@ -74,7 +74,7 @@ def test_files_are_named_by_text_or_path_also_at_home(files, tmp_path, monkeypat
 
 def test_many_files_come_in_their_order(files):
     images, paths = files
-    numbers = np.random.default_rng(0).integers(0, 5, 3 * AHEAD * (os.cpu_count() or 1))
+    numbers = np.random.default_rng(0).integers(0, 5, 3 * AHEAD * cores())
     equal(pixels(paths[number] for number in numbers), [images[number] for number in numbers])
 
 

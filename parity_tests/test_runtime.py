@@ -12,6 +12,7 @@ from jax_brcd.runtime.errors import InputError, TrainingDiverged, UnknownName
 from jax_brcd.runtime.files import as_path, atomic_path, read_json, write_json
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.registry import Registry, unknown_name
+from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import bars
 
 
@@ -114,3 +115,13 @@ def test_a_full_disk_that_a_library_tells_of_is_an_error_of_the_system(tmp_path)
 def test_the_home_of_nobody_is_refused_in_one_line():
     with pytest.raises(InputError, match="~nosuchuser/x: no such user's home"):
         as_path("~nosuchuser/x")
+
+
+def test_cores_are_those_that_a_process_is_kept_to():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system keeps no process to some cores")
+    free = os.sched_getaffinity(0)
+    assert cores() == len(free)
+    kept = subprocess.run([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{min(free)}}}); "
+                           "from jax_brcd.runtime.workers import cores; print(cores())"], capture_output=True, text=True, check=True)
+    assert kept.stdout == "1\n"

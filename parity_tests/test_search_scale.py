@@ -1,12 +1,12 @@
 """Search of large databases: exact order where only a few groups of items are looked into, and memory that stays flat."""
 
-import os
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from jax_brcd.retrieval import HammingIndex, PackedCodes, evaluate_search, hamming_top_k, mean_average_precision, ranking
+from jax_brcd.runtime.workers import cores
 
 
 def brute_force(queries, database, k):
@@ -78,9 +78,9 @@ def test_the_memory_of_a_search_does_not_grow_with_the_queries(search):
     few, many = (peak_bytes(lambda rows=rows: search(codes[:rows], labels[:rows], database, database_labels))
                  for rows in (128, n_queries))
     results = n_queries * 100 * (8 + 4) + n_queries * 4 * (2 * bits + 1) * 8
-    distances = os.cpu_count() * ranking.QUERIES_A_TASK * n_database * (1 + 1 / ranking.GROUP)
+    distances = cores() * ranking.QUERIES_A_TASK * n_database * (1 + 1 / ranking.GROUP)
     packed_and_chunks = 4 * n_database * bits // 8
     slabs = 6 * ranking.CHUNK * bits
-    a_query = os.cpu_count() * 24 * n_database  # what a thread holds of one query: its places, counted as 64-bit integers
+    a_query = cores() * 24 * n_database  # what a thread holds of one query: its places, counted as 64-bit integers
     assert many < few + results + a_query
     assert many < results + distances + packed_and_chunks + slabs + a_query

@@ -84,6 +84,7 @@ def test_a_ranking_does_not_depend_on_chunks_or_batches(monkeypatch):
     np.testing.assert_array_equal(whole[1][[0, 31, 49]], alone)
     for module in (ranking, scores):
         monkeypatch.setattr(module, "CHUNK", 256)
+    monkeypatch.setattr(scores, "ROWS", 100)
     monkeypatch.setattr(scores, "HELD", 3000)
     for ours, theirs in zip(HammingIndex(database).search(asked, 1397, soft=True), whole, strict=True):
         np.testing.assert_array_equal(ours, theirs)

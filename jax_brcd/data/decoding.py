@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jax_brcd.runtime import interruption
-from jax_brcd.runtime.workers import end_with_parent
+from jax_brcd.runtime.workers import cores, end_with_parent
 
 if TYPE_CHECKING:  # Pillow and Grain are imported where files are decoded: together they take more than a second
     import PIL.Image
@@ -202,7 +202,7 @@ def decode_all(
     from absl import flags
 
     if workers is None:
-        workers = min(os.cpu_count() or 1, len(paths) // IMAGES_A_WORKER)
+        workers = min(cores(), len(paths) // IMAGES_A_WORKER)
     source = grain.MapDataset.source(paths).map(functools.partial(_decode_to_bytes, side=side))
     buffered = as_many(BUFFERED, side)
     if workers:
@@ -211,7 +211,7 @@ def decode_all(
         images = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffered), worker_init_fn=end_with_parent)
     else:
-        threads = os.cpu_count() or 1
+        threads = cores()
         images = source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered * threads))
     iterator = iter(images)
     try:

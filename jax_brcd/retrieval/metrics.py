@@ -221,21 +221,30 @@ def _measure(
     k = check_counts(ranking.queries, ranking.items, k)
     classes_of_queries, classes_of_database = _packed_labels(ranking, query_labels, database_labels)
 
-    def relevance(query: Any, items: Any) -> Bool[np.ndarray, "*items"]:
-        return (classes_of_queries[:, query, None] & classes_of_database[:, items]).any(axis=0)
+    find = _counted if counted else _only_ranked
+    found = ranking.visit(lambda rows, lent: measures(
+        find(ranking, k, classes_of_queries[:, rows.start : rows.stop], classes_of_database, lent)))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    def search(rows: range, lent: list[Any]) -> tuple[np.ndarray, ...]:
-        ranked = relevance(rows, np.stack([ranking.nearest(each, k) for each in lent]))
-        if not counted:
-            return measures(_Found(ranked))
-        counts = np.empty((len(rows), ranking.distances, 2), np.int64)
-        for row, query in enumerate(rows):
-            # The last bit tells relevant items apart, so that one count over the database serves both
-            place = 2 * lent[row].doubled[: ranking.items].astype(np.uint16) + relevance(query, slice(None))
-            counts[row] = np.bincount(place, minlength=2 * ranking.distances).reshape(ranking.distances, 2)
-        return measures(_Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1]))
 
-    return [np.concatenate(parts) for parts in zip(*ranking.visit(search), strict=True)]
+def _only_ranked(ranking: _Ranking, k: int, asked: UInt32[np.ndarray, "words rows"], searched: UInt32[np.ndarray, "words items"],
+                 lent: list[Any]) -> _Found:
+    """What some queries find, of their classes and the items'."""
+    nearest = np.stack([ranking.nearest(each, k) for each in lent])
+    return _Found((asked[:, :, None] & searched[:, nearest]).any(axis=0))
+
+
+def _counted(ranking: _Ranking, k: int, asked: UInt32[np.ndarray, "words rows"], searched: UInt32[np.ndarray, "words items"],
+             lent: list[Any]) -> _Found:
+    """The same, and how many items lie at each distance."""
+    counts = np.empty((len(lent), ranking.distances, 2), np.int64)
+    for row, distances in enumerate(lent):
+        # The last bit tells relevant items apart, so that one count over the database serves both
+        relevant = (asked[:, row, None] & searched).any(axis=0)
+        place = 2 * distances.doubled[: ranking.items].astype(np.uint16) + relevant
+        counts[row] = np.bincount(place, minlength=2 * ranking.distances).reshape(ranking.distances, 2)
+    ranked = _only_ranked(ranking, k, asked, searched, lent).ranked
+    return _Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1])
 
 
 def _mean(measure: Callable[[_Found], Float[np.ndarray, "queries"]], *search: Any, counted: bool = False) -> float:

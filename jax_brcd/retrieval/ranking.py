@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import operator
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from jaxtyping import Array, Float, Int, Integer, UInt, UInt8, UInt32
 from jax_brcd.retrieval.packing import CodeBits, Codes, check_spaces, code_bits, whole_number
 from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.workers import cores
 
 QUERIES_A_TASK = 32  # of a thread; their distances to the whole database are held at once
 FEW_QUERIES = (1, 8)  # searches of so few are not padded to a whole task
@@ -177,20 +177,20 @@ def map_queries(
     count, dtype = len(queries.positive), _distance_type(queries.bits)
     block = next((size for size in FEW_QUERIES if count <= size), QUERIES_A_TASK)
     groups = -(-len(database) // GROUP)
+    return on_all_cores(functools.partial(_of_distances, function, queries, database), count, block,
+                        lambda: (np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)))
 
-    def lend() -> tuple[np.ndarray, np.ndarray]:
-        return np.empty((block, groups * GROUP), dtype), np.empty((block, groups), dtype)
 
-    def task(rows: range, lent: tuple[np.ndarray, np.ndarray]) -> Result:
-        words = jax.tree.map(jnp.asarray, _words(queries, rows.start, block))
-        for begin, chunk in zip(range(0, len(database), CHUNK), database.chunks, strict=True):
-            found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits)
-            for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
-                place = whole[:, first : first + part.shape[1]]
-                place[:] = np.asarray(part)[:, : place.shape[1]]
-        return function(rows, [Distances(*row) for row in zip(*(part[: len(rows)] for part in lent), strict=True)])
-
-    return on_all_cores(task, count, block, lend)
+def _of_distances(function: Callable[[range, list[Distances]], Result], queries: CodeBits, database: Database, rows: range,
+                  lent: tuple[np.ndarray, np.ndarray]) -> Result:
+    """`function` of some queries' numbers and distances, which are written to what is lent for one block of queries."""
+    words = jax.tree.map(jnp.asarray, _words(queries, rows.start, len(lent[0])))
+    for begin, chunk in zip(range(0, len(database), CHUNK), database.chunks, strict=True):
+        found = _chunk_distances(words, chunk, len(database) - begin, bits=queries.bits)
+        for whole, part, first in zip(lent, found, (begin, begin // GROUP), strict=True):
+            place = whole[:, first : first + part.shape[1]]
+            place[:] = np.asarray(part)[:, : place.shape[1]]
+    return function(rows, [Distances(*row) for row in zip(*(part[: len(rows)] for part in lent), strict=True)])
 
 
 def on_all_cores(function: Callable[[range, Lent], Result], count: int, block: int, lend: Callable[[], Lent]) -> list[Result]:
@@ -199,21 +199,23 @@ def on_all_cores(function: Callable[[range, Lent], Result], count: int, block: i
     Each thread makes its memory once by `lend`, however many blocks there are.
     """
     starts, memory = range(0, count, block), queue.SimpleQueue()
-    for _ in range(threads := min(os.cpu_count() or 1, len(starts))):
+    for _ in range(threads := min(cores(), len(starts))):
         memory.put(lend())
-
-    def task(start: int) -> Result:
-        interruption.check()
-        lent = memory.get()
-        try:
-            return function(range(start, min(start + block, count)), lent)
-        finally:
-            memory.put(lent)
-
+    parts = (range(start, min(start + block, count)) for start in starts)
+    task = functools.partial(_borrowing, function, memory)
     if len(starts) <= 1:
-        return [task(start) for start in starts]
+        return list(map(task, parts))
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(task, starts))
+        return list(pool.map(task, parts))
+
+
+def _borrowing(function: Callable[[range, Lent], Result], memory: queue.SimpleQueue, part: range) -> Result:
+    interruption.check()
+    lent = memory.get()
+    try:
+        return function(part, lent)
+    finally:
+        memory.put(lent)
 
 
 def rank(

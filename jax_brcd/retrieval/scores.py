@@ -5,8 +5,8 @@ any batch and on any machine, and equal items tie. Ties are by position.
 """
 
 import dataclasses
+import functools
 import math
-import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -17,12 +17,14 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths, on_all_cores
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.workers import cores
 
 HELD = 1 << 22  # scores that a thread holds at once, or those of one query
 QUERIES_A_TASK = 128
 WHOLE = 52  # bits of the whole numbers that scores are summed from; float64 holds 53
 COSINE = WHOLE // 2  # bits of a component of a direction: products of two are summed, to no more than 1
-ROWS = 1024  # database features that are looked at together
+ROWS = 1024  # database features or codes that are looked at together
+SHARED = 8  # queries that make it pay to unpack codes for a matrix product
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # the bits of each byte
 
 Result = TypeVar("Result")
@@ -101,7 +103,27 @@ class SoftScoring:
         return len(self.database)
 
     def fill(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
-        """See Scoring. A code's sum over its set bits is read from a table a byte: q . d = 2 sum(set) - sum(decided)."""
+        """See Scoring. To unpack the codes pays where several queries share them."""
+        (self._multiply if len(rows) >= SHARED else self._look_up)(rows, scores)
+
+    def _multiply(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
+        for begin, chunk in zip(range(0, self.items, CHUNK), self.database.chunks, strict=True):
+            for first in range(begin, min(begin + CHUNK, self.items), ROWS):
+                last = min(first + ROWS, begin + CHUNK, self.items)
+                positive, decided = (self._bits(words, first - begin, last - begin) for words in chunk)
+                codes = 2 * positive - (1 if decided is None else decided)
+                np.matmul(self.numbers[rows.start : rows.stop], codes.T, out=scores[:, first:last])
+
+    def _bits(self, words: UInt32[np.ndarray | Array, "words chunk"] | None, first: int, last: int,
+              ) -> Float[np.ndarray, "items bits"] | None:
+        """Some of a chunk's codes, a column a bit."""
+        if words is None:
+            return None
+        columns = np.ascontiguousarray(np.asarray(words)[:, first:last].T)
+        return np.unpackbits(columns.view(np.uint8), axis=1, count=self.database.bits).astype(np.float64)
+
+    def _look_up(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
+        """A code's sum over its set bits is read from a table a byte: q . d = 2 sum(set) - sum(decided)."""
         spare = np.empty((2, CHUNK))
         for row, own in zip(rows, scores, strict=True):
             numbers = np.pad(self.numbers[row], (0, -self.numbers.shape[1] % 8))
@@ -185,13 +207,18 @@ def map_scores(
 
     Scores are only lent: their memory serves the next queries. So a search needs the same memory for any number of them.
     """
-    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // (os.cpu_count() or 1)), HELD // max(scoring.items, 1)))
+    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores()), HELD // max(scoring.items, 1)))
 
-    def task(rows: range, lent: Float[np.ndarray, "rows items"]) -> Result:
-        scoring.fill(rows, lent[: len(rows)])
-        return function(rows, list(lent[: len(rows)]))
+    return on_all_cores(functools.partial(_of_scores, function, scoring), scoring.queries, block,
+                        lambda: np.empty((block, scoring.items)))
 
-    return on_all_cores(task, scoring.queries, block, lambda: np.empty((block, scoring.items)))
+
+def _of_scores(
+    function: Callable[[range, list[Float[np.ndarray, "items"]]], Result], scoring: Scoring, rows: range,
+    lent: Float[np.ndarray, "block items"],
+) -> Result:
+    scoring.fill(rows, lent[: len(rows)])
+    return function(rows, list(lent[: len(rows)]))
 
 
 def soft_rank(

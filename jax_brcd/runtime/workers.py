@@ -18,6 +18,11 @@ Item = TypeVar("Item")
 TICK = 0.1  # seconds after which one who waits for an answer may do something else
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Lost(Exception):
     """A piece of work that took too long, or whose process ended, as a system library that is led astray ends it."""
 
@@ -148,7 +153,7 @@ def end_with_parent(*_: int) -> None:
 def workers(count: int, seconds: float) -> Iterator[Pool]:
     """Workers for the block; with a count of 0 threads of this process, as many as there are cores, which no time ends."""
     if count == 0:
-        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        pool = ThreadPoolExecutor(cores())
         try:
             yield pool
         finally:

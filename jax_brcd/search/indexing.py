@@ -18,7 +18,7 @@ from jax_brcd.encoder import HashEncoder
 from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
-from jax_brcd.runtime.workers import Pool, ahead, workers
+from jax_brcd.runtime.workers import Pool, ahead, cores, workers
 from jax_brcd.search.encoders import note_filler
 from jax_brcd.search.places import Catalogue, Change, Content, Encoded, Place, contents, id_of, shown, write
 from jax_brcd.search.scanning import Found, Shard, changes_below, look_below, roots_of
@@ -92,10 +92,9 @@ def add_folders(
     if work.waiting and elsewhere is not None:
         work.hear(elsewhere(work.waiting, identity))
     elif work.waiting:
-        cores = os.cpu_count() or 1
-        count = min(cores, 1 + len(work.waiting) // FILES_A_WORKER) if processes is None else processes
+        count = min(cores(), 1 + len(work.waiting) // FILES_A_WORKER) if processes is None else processes
         with workers(count, seconds) as pool:
-            work.read(pool, 2 * (count or cores) + AHEAD)
+            work.read(pool, 2 * (count or cores()) + AHEAD)
     vanished = 0
     for root, below in found.items():
         changes = changes_below(root, below, catalogue, work.now, shard)

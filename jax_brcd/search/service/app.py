@@ -19,6 +19,7 @@ from starlette.routing import Route, Router
 import jax_brcd
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.workers import cores
 from jax_brcd.search.service import metrics as counted
 from jax_brcd.search.service.budget import Budget
 from jax_brcd.search.service.engine import Engine, Found, Query, pack
@@ -44,7 +45,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, browser: BrowserFiles | None):
         self.engine, self.limits, self.browser = engine, limits, browser
         self.metrics, self.began = counted.Metrics(), time.time()
-        self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._decoding = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         # Of all decoded images together as many pixels as the largest may have: encoding one takes some 16 bytes a pixel
         self._bodies, self._images = Budget(BODIES * limits.upload_bytes), Budget(limits.pixels)
         self._page = {name: (path.read_bytes(), TYPES[path.suffix]) for name, path in page_files().items()}
