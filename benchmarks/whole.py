@@ -9,7 +9,9 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import multiprocessing
+import os
 import pathlib
 import shutil
 import time
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks import whole_report
@@ -42,6 +45,7 @@ from jax_brcd.stages.distillation import teach_student
 from jax_brcd.stages.run import build_models, run_teacher
 from jax_brcd.stages.teacher import train_teacher
 from jax_brcd.student import made_by
+from jax_brcd.teachers.base import Encoded
 from jax_brcd.training.loop import score_name
 
 PRESET = "cifar10-32-whole"
@@ -222,8 +226,9 @@ class Study:
                 bar.update()
 
     def _each(self, work: Callable[..., Any], wanted: list[Any]) -> Iterator[Any]:
-        """What `work` gives for each, as they end, in processes that each do one after the other."""
-        with concurrent.futures.ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn")) as pool:
+        """What `work` gives for each, as they end, in processes that each do one after the other, on cores of their own."""
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(self.jobs, context, keep_to, (context.Value("i"), self.jobs)) as pool:
             futures = [pool.submit(work, self.runs, self.shared, one) for one in wanted]
             try:
                 for future in concurrent.futures.as_completed(futures):
@@ -231,6 +236,20 @@ class Study:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def keep_to(started: Any, jobs: int) -> None:
+    """Keeps a process to its share of the cores, so that none waits for the threads of another, where the system can.
+
+    Args:
+        started: a shared number; how many of the jobs have their share.
+    """
+    with started.get_lock():
+        place, started.value = started.value, started.value + 1
+    if hasattr(os, "sched_setaffinity"):
+        free = sorted(os.sched_getaffinity(0))
+        share = math.ceil(len(free) / jobs)
+        os.sched_setaffinity(0, {free[(place * share + number) % len(free)] for number in range(share)})
 
 
 def outcomes(results: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -270,18 +289,22 @@ def teach(folder: pathlib.Path, shared: Mapping[str, Any], student: Taught) -> t
         settings = {**made_by(read_config(teacher)["provenance"]), "teacher": TEACHER, "teacher_weights": str(teacher),
                     "data_dir": shared["data_dir"], "student_weights": shared["student_weights"], **student.settings}
         began = time.monotonic()
-        found = outcome(create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run"))
+        found = outcome(create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run"),
+                        teacher.with_name("scores.json"))
         found["elapsed"] = time.monotonic() - began
         (cache / "features").unlink()
         shutil.rmtree(cache)
         return student.name, found
 
 
-def outcome(config: Config) -> dict[str, Any]:
+def outcome(config: Config, of_teachers: pathlib.Path) -> dict[str, Any]:
     """Of a student the scores of both searches by the test queries beside its teacher's, its validations, the best of them, the
     seconds its epochs took, what it weighs, and what it ran on.
 
     They are those of a run but for the cosine of features, which takes longer than all else.
+
+    Args:
+        of_teachers: where the teacher's scores are kept for its other students.
     """
     context = load_context(config, say=print)
     of_teacher, of_student = build_models(context, student=True)
@@ -292,15 +315,18 @@ def outcome(config: Config) -> dict[str, Any]:
     queries, database = (student.parts.outputs(encoder.model, part) for part in ("test", "database"))
     codes = teacher.codes("database")
     databases = {STUDENT_ROLE: database.codes, TEACHER_ROLE: codes}
-    searches = {TEACHER_ROLE: (teacher.outputs("test"), codes),
-                **{str(search): (queries, databases[search.database]) for search in SEARCHES}}
-    scores = {name: evaluate_search(seen.codes, searched, context.dataset.test.labels, context.dataset.database.labels, context.k,
-                                    query_logits=seen.logits) for name, (seen, searched) in searches.items()}
+
+    def scores(seen: Encoded, searched: np.ndarray) -> dict[str, float]:
+        found = evaluate_search(seen.codes, searched, context.dataset.test.labels, context.dataset.database.labels, context.k,
+                                query_logits=seen.logits)
+        return {"map": found.map, "tie_aware_map": found.tie_aware_map, "soft_map": found.soft_map}
+
+    if not of_teachers.exists():
+        write_json(of_teachers, scores(teacher.outputs("test"), codes))
     validations = [{name: record[name] for name in record if name == "epoch" or name.endswith("_map")}
                    for record in student.history if score_name(BOTH) in record]
-    return {"protocol": context.protocol(),
-            **{name: {"map": score.map, "tie_aware_map": score.tie_aware_map, "soft_map": score.soft_map}
-               for name, score in scores.items()},
+    return {"protocol": context.protocol(), TEACHER_ROLE: read_json(of_teachers),
+            **{str(search): scores(queries, databases[search.database]) for search in SEARCHES},
             "cost": context.measure(encoder, context.dataset.test.images), "validations": validations,
             "validation": max(record[score_name(BOTH)] for record in validations),
             "seconds": sum(record["seconds"] for record in student.history), "epochs": len(student.history),
