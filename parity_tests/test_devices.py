@@ -162,7 +162,8 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
     """The whole command, a toy teacher and a frozen student: kept features, validation, checkpoints, both searches, report."""
     command = [*distilling(), "--bits", "16", "--views", "2", "--teacher", "toy", "--teacher-weights", "random", "--teacher-epochs",
                "2", "--student", "vit_lite_4_8", "--no-train-backbone", "--epochs", "2", "--validation-interval", "1",
-               "--checkpoint-seconds", "0", "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
+               "--checkpoint-seconds", "0", "--batch-size", "256", "--clusters", "3", "--cluster-restarts", "1",
+               "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
     place = address()
     pair = [running(environment, 1, *command, "--processes", "2", "--process-id", str(number), "--coordinator", place)
             for number in range(2)]

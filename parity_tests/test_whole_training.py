@@ -40,6 +40,8 @@ from torch_ref.outputs import Outputs
 from torch_ref.outputs import outputs_of as torch_outputs_of
 from torch_ref.training import Schedule, train_student
 
+pytestmark = pytest.mark.long
+
 IMAGES, BATCH, EPOCHS, BITS, VIEWS = 72, 16, 10, 8, 2  # five steps an epoch, the last of half a batch
 RATE = 1e-3
 # Its rate is high to the last steps but two epochs, so that the average lags behind

@@ -3,6 +3,7 @@
 Each backbone has a head of its own. HEADS holds others by name, which an objective may ask for.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -23,12 +24,12 @@ WIDEST = 2048  # hidden units of the large HashCoder at least
 
 def linear_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """One linear layer, initialised as PyTorch's."""
-    bound = features**-0.5
+    return nnx.Linear(features, bits, kernel_init=initial.torch_uniform,
+                      bias_init=functools.partial(_evenly_within, features**-0.5), rngs=rngs)
 
-    def bias_init(key, shape, dtype=jnp.float32):
-        return initial.uniform(2 * bound)(key, shape, dtype) - bound
 
-    return nnx.Linear(features, bits, kernel_init=initial.torch_uniform, bias_init=bias_init, rngs=rngs)
+def _evenly_within(bound: float, key, shape, dtype=jnp.float32):
+    return initial.uniform(2 * bound)(key, shape, dtype) - bound
 
 
 def two_layer_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Sequential:

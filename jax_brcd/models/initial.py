@@ -45,10 +45,13 @@ def ones(key: Key[Array, ""] | None, shape: Sequence[int], dtype=jnp.float32) ->
 
 def scaled(draw: Draw, scale: Callable[[Sequence[int]], float | np.float32]) -> Initializer:
     """An initializer: what is drawn, times what the shape asks for."""
-    def init(key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> Float[Array, "..."]:
-        return jax.device_put(drawn(draw, key, shape, dtype) * np.asarray(scale(shape), dtype))
+    return functools.partial(_scaled, draw, scale)
 
-    return init
+
+def _scaled(
+    draw: Draw, scale: Callable[[Sequence[int]], float | np.float32], key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32
+) -> Float[Array, "..."]:
+    return jax.device_put(drawn(draw, key, shape, dtype) * np.asarray(scale(shape), dtype))
 
 
 def normal(deviation: float) -> Initializer:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax_brcd.views.images import check_images
 
 ENCODING_BATCH = 128
 Colour = tuple[float, float, float]
+Item = TypeVar("Item")
 
 
 @functools.partial(jax.jit, static_argnums=(0,), static_argnames=("size", "resize", "mean", "std", "interpolation"))
@@ -53,23 +54,24 @@ def stream(
 
     `progress` is told after each batch how many of them are done.
     """
-    parts, pending, done = [], None, 0
     size = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images))
-
-    def fetch(result: Array, count: int) -> None:
-        nonlocal done
+    parts, done = [], 0
+    for result, count in _one_ahead((compute(batch), count) for batch, count in padded_batches(images, size)):
         parts.append(np.asarray(result)[:count])
         done += count
         progress(description, done, len(images))
-
-    for batch, count in padded_batches(images, size):
-        interruption.check()
-        result = compute(batch), count
-        if pending is not None:
-            fetch(*pending)
-        pending = result
-    fetch(*pending)
     return np.concatenate(parts)
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each given when the one after it has begun."""
+    interruption.check()
+    ahead = next(items)
+    for item in items:
+        interruption.check()
+        yield ahead
+        ahead = item
+    yield ahead
 
 
 def encode(
