@@ -8,7 +8,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import multiprocessing
 import pathlib
 import shutil
 import sys
@@ -19,6 +18,7 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import quality_report
+from benchmarks.jobs import processes
 from jax_brcd.clusters.kmeans import VARIANTS
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.errors import InputError
@@ -144,8 +144,7 @@ class Study:
         return {run.name: outcome(self.folder / run.name) for run in distinct}
 
     def _stage(self, runs: list[Run], jobs: int, bar: tqdm) -> None:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+        with processes(jobs) as pool:
             settings = [{**self.shared, **run.settings, "bits": run.bits, "seed": run.seed, "out": self.folder / run.name}
                         for run in runs]
             futures = [pool.submit(distil, one) for one in settings]

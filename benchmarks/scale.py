@@ -5,9 +5,7 @@ kill both commands are given again and go on from it. The memory of both process
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
-import multiprocessing
 import os
 import pathlib
 import re
@@ -22,9 +20,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import machine
+from benchmarks.jobs import processes
 from benchmarks.quality_report import DOTS_PER_INCH
 from jax_brcd.report.plots import BLUE, ORANGE, VERMILION
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
+from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import OneLineParser, run_command
 
 SIDE, CLASSES, A_FOLDER, HELD = 40, 10, 1000, 1000  # pixels; classes; images a folder; images of database and test each
@@ -53,7 +53,7 @@ def generate(folder: pathlib.Path, count: int) -> None:
     if (folder / "test.txt").exists():
         return
     everything = count + 2 * HELD
-    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(cores()) as pool:
         list(pool.map(_write_images, [folder] * (everything // A_FOLDER + 1), range(0, everything + 1, A_FOLDER),
                       [everything] * (everything // A_FOLDER + 1)))
     parts = {"train": range(count), "database": range(count, count + HELD), "test": range(count + HELD, everything)}

@@ -9,9 +9,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import math
-import multiprocessing
-import os
 import pathlib
 import shutil
 import time
@@ -23,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import whole_report
+from benchmarks.jobs import processes
 from benchmarks.quality import PARTS, study_parser, weight_files
 from benchmarks.teachers import TEACHER, Trained
 from jax_brcd.encoder import STUDENT as STUDENT_ROLE
@@ -60,7 +58,7 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
     "mse+brcd": {"method_weights": "1,0.1"}, "mse+rkd": {"method_weights": "1,0.02", "rkd_relations_on": "features"},
     "mse+crovca": {"method_weights": "1,0.1"}, "mse+bits": {"method_weights": "1,0.1"}}
 SUMS = tuple(name for name in NEEDED if "+" in name)
-# The recipe with one part of it put back or exchanged. Of fewer images there are more epochs, so that all take as many steps
+# The recipe with one part of it put back or exchanged; `lengths` has those of other images and epochs
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "the recipe": {},
     "signal: the teacher's bits": {"method": "bits"},
@@ -79,15 +77,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "optimizer: Adam": {"optimizer": "adam"},
     "optimizer: SGD": {"optimizer": "sgd", "lr": 0.1},
     "batches of 64": {"batch_size": 64, "lr": 1e-3},
-    "5,000 images": {"train_images": 5000, "epochs": 150, "validation_interval": 50},
-    "20,000 images": {"train_images": 20000, "epochs": 36, "validation_interval": 12},
     "random start": {"student_weights": "random"},
     "frozen": {"train_backbone": False},
     "bfloat16": {"dtype": "bfloat16"},
-    "5 epochs": {"epochs": 5},
-    "30 epochs": {"epochs": 30, "validation_interval": 10},
-    "60 epochs": {"epochs": 60, "validation_interval": 20},
 }
+IMAGES = (5_000, 20_000, 50_000)  # the last are all
 # Students of other sizes, trained from nothing for longer
 SIZES: Mapping[str, Mapping[str, Any]] = {
     name: {"student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3, "validation_interval": 10}
@@ -123,7 +117,8 @@ class Asked:
     """What the study is asked for.
 
     Attributes:
-        teachers: objectives of their heads. budget: settings of the students whose methods are compared, the same for each.
+        teachers: objectives of their heads. budget: epochs, and `train_images` where they are not all, of the students whose
+            methods or parts are compared, the same for each.
     """
 
     teachers: list[str]
@@ -166,7 +161,8 @@ def of_search(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("variants")
 def of_variants(asked: Asked) -> Iterator[Taught]:
     """Parts of the recipe one by one, of the first teacher."""
-    return of_labels("variants", VARIANTS, asked)
+    labelled = {label: {**asked.budget, **settings} for label, settings in VARIANTS.items()}
+    return of_labels("variants", labelled | lengths(asked.budget), asked)
 
 
 @STUDY.register("parts of BRCD")
@@ -176,6 +172,20 @@ def of_brcd(asked: Asked) -> Iterator[Taught]:
         for teacher in asked.teachers:
             for label, settings in PARTS.items():
                 yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed, {"method": "brcd", **settings, **asked.budget})
+
+
+def lengths(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Other images than the budget's in as many steps, and other epochs of the same images."""
+    epochs, images = budget["epochs"], budget.get("train_images", IMAGES[-1])
+
+    def run(epochs: int, images: int) -> dict[str, Any]:
+        told = {"epochs": epochs, "validation_interval": max(5, epochs // 3)}
+        return told if images == IMAGES[-1] else {**told, "train_images": images}
+
+    others = [(max(1, round(epochs * images / count)), count) for count in IMAGES if count != images]
+    longer = [(max(1, round(epochs * factor)), images) for factor in (1 / 3, 2, 4)]
+    return ({f"{count:,} images in as many steps": run(number, count) for number, count in others}
+            | {f"{number} epochs": run(number, count) for number, count in longer})
 
 
 def of_labels(part: str, labelled: Mapping[str, Mapping[str, Any]], asked: Asked) -> Iterator[Taught]:
@@ -226,9 +236,8 @@ class Study:
                 bar.update()
 
     def _each(self, work: Callable[..., Any], wanted: list[Any]) -> Iterator[Any]:
-        """What `work` gives for each, as they end, in processes that each do one after the other, on cores of their own."""
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(self.jobs, context, keep_to, (context.Value("i"), self.jobs)) as pool:
+        """What `work` gives for each, as they end, in processes that each do one after the other."""
+        with processes(self.jobs) as pool:
             futures = [pool.submit(work, self.runs, self.shared, one) for one in wanted]
             try:
                 for future in concurrent.futures.as_completed(futures):
@@ -236,20 +245,6 @@ class Study:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def keep_to(started: Any, jobs: int) -> None:
-    """Keeps a process to its share of the cores, so that none waits for the threads of another, where the system can.
-
-    Args:
-        started: a shared number; how many of the jobs have their share.
-    """
-    with started.get_lock():
-        place, started.value = started.value, started.value + 1
-    if hasattr(os, "sched_setaffinity"):
-        free = sorted(os.sched_getaffinity(0))
-        share = math.ceil(len(free) / jobs)
-        os.sched_setaffinity(0, {free[(place * share + number) % len(free)] for number in range(share)})
 
 
 def outcomes(results: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -342,7 +337,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES),
                         help="learning rates that each method chooses from (default: 0.0007 0.002 0.006)")
     parser.add_argument("--epochs", type=int, default=PRESETS[PRESET]["epochs"],
-                        help="epochs of the methods that are compared (default: %(default)s)")
+                        help="epochs of the students whose methods or parts are compared (default: %(default)s)")
     parser.add_argument("--train-images", type=int, help="images that these train on (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: %(default)s)")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figures of what is there")

@@ -1,5 +1,6 @@
 """The tables and figures of the study of students that are trained whole, from the records of its runs."""
 
+import collections
 import pathlib
 from typing import Any
 
@@ -114,10 +115,15 @@ def sizes_table(records: Records) -> str:
 def protocols(records: Records) -> str:
     """How the figures come about."""
     protocol = records[0]["result"]["protocol"]
-    devices = ", ".join(sorted(distinct([record["result"] for record in records], "device")))
     return (f"{protocol['dataset']}, split {protocol['split']}, {protocol['queries']:,} test queries, database of "
-            f"{protocol['database']:,}, mAP@{protocol['k']}, ties {protocol['ties']}; mean ± standard deviation over the seeds; "
-            f"trained on {devices}.")
+            f"{protocol['database']:,}, mAP@{protocol['k']}, ties {protocol['ties']}; mean ± standard deviation over the seeds.")
+
+
+def budget(records: Records) -> str:
+    """What most students of a part were trained for and on what; a label names what another has."""
+    results = [record["result"] for record in records]
+    ((images, epochs), _), = collections.Counter((one["protocol"]["training"], one["epochs"]) for one in results).most_common(1)
+    return f"{epochs} epochs of {images:,} images, on {', '.join(sorted(distinct(results, 'device')))}."
 
 
 def summary(records: Records) -> str:
@@ -134,7 +140,7 @@ def summary(records: Records) -> str:
     ):
         chosen = select(records, part)
         if chosen:
-            sections.append(f"### {title}\n\n{make(chosen)}")
+            sections.append(f"### {title}\n\n{budget(chosen)}\n\n{make(chosen)}")
     return "\n\n".join(sections) + "\n"
 
 

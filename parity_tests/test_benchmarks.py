@@ -3,12 +3,15 @@
 import ctypes
 import dataclasses
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from orphans import await_end
 
 from benchmarks import (
     augment,
@@ -16,6 +19,7 @@ from benchmarks import (
     encode,
     end_to_end,
     evaluate,
+    jobs,
     latency,
     loss,
     memory,
@@ -423,3 +427,35 @@ def test_an_unknown_suite_is_answered_with_the_nearest():
     command = [sys.executable, "-m", "benchmarks.run", "--suite", "encod"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2 and answer.stderr.startswith("error: unknown suite 'encod': did you mean 'encode'?")
+
+
+# Jobs
+
+
+def test_jobs_share_the_cores_evenly():
+    assert [jobs.share_of([3, 4, 5, 6], place, 2) for place in range(2)] == [{3, 4}, {5, 6}]
+    assert [jobs.share_of([0, 1, 2], place, 2) for place in range(2)] == [{0, 1}, {2, 0}]
+    assert jobs.share_of([7], 2, 3) == {7}
+
+
+LEFT = """
+import sys, time
+from benchmarks.jobs import processes
+if __name__ == "__main__":
+    with processes(2) as pool:
+        print(*pool.map(abs, [-1, -2]), *pool._processes, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_jobs_end_when_the_one_that_began_them_is_killed(tmp_path):
+    script = tmp_path / "left.py"
+    script.write_text(LEFT)
+    root = pathlib.Path(__file__).parents[1]
+    begun = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "PYTHONPATH": str(root)})
+    one, two, *workers = begun.stdout.readline().split()
+    assert (one, two) == ("1", "2") and workers
+    begun.kill()
+    begun.wait()
+    await_end(workers)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import grain
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from image_trees import picture
+from orphans import await_end
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -110,18 +110,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path):
     assert len(workers) == 1 and os.path.exists(f"/proc/{workers[0]}")
     running.kill()
     running.wait()
-    deadline = time.monotonic() + 60
-    while _runs(workers[0]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _runs(process: str) -> bool:
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    await_end(workers)
 
 
 def test_few_images_do_not_start_processes(monkeypatch):

@@ -18,7 +18,7 @@ def test_images_and_lists_are_those_of_a_data_set(tmp_path, monkeypatch):
     scale._write_images(tmp_path, 8, 18)
     scale._write_images(tmp_path, 16, 18)
     monkeypatch.setattr(scale, "_write_images", lambda *pieces: None)
-    monkeypatch.setattr(scale.concurrent.futures, "ProcessPoolExecutor", _Here)
+    monkeypatch.setattr(scale, "processes", _Here)
     scale.generate(tmp_path, 10)
     data = load_dataset("list", data_dir=tmp_path, cache_dir=tmp_path / "cache", label_format="class-numbers", square_side=40)
     assert [len(part) for part in (data.train, data.database)] == [10, 4] and len(data.test) + len(data.validation) == 4
@@ -30,7 +30,7 @@ def test_images_and_lists_are_those_of_a_data_set(tmp_path, monkeypatch):
 class _Here:
     """In place of a pool, whose processes would not know what was put in place of other things."""
 
-    def __init__(self, **settings):
+    def __init__(self, jobs):
         pass
 
     def __enter__(self):

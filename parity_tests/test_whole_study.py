@@ -36,11 +36,22 @@ def test_equal_students_are_one_whichever_part_asks_for_them():
     assert other.name == "itq-bits=64-seed=0-epochs=5" and other.trained == Trained("all", "itq", 64, 0)
 
 
+def test_other_images_are_seen_in_as_many_steps():
+    assert whole.lengths({"epochs": 15}) == {
+        "5,000 images in as many steps": {"epochs": 150, "validation_interval": 50, "train_images": 5_000},
+        "20,000 images in as many steps": {"epochs": 38, "validation_interval": 12, "train_images": 20_000},
+        "5 epochs": {"epochs": 5, "validation_interval": 5}, "30 epochs": {"epochs": 30, "validation_interval": 10},
+        "60 epochs": {"epochs": 60, "validation_interval": 20}}
+    short = whole.lengths({"epochs": 5, "train_images": 20_000})
+    assert short["50,000 images in as many steps"] == {"epochs": 2, "validation_interval": 5}
+    assert short["2 epochs"] == {"epochs": 2, "validation_interval": 5, "train_images": 20_000}
+
+
 def result(teacher, symmetric, asymmetric, validation=0.5):
     def row(value):
         return {"map": value, "soft_map": value + 0.01, "tie_aware_map": value}
 
-    return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5, "database": 50, "k": 10, "ties": "stable"},
+    return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5, "database": 50, "training": 30, "k": 10, "ties": "stable"},
             "teacher": row(teacher), "symmetric": row(symmetric), "asymmetric": row(asymmetric), "validation": validation,
             "cost": {"parameters": 1234, "images_per_second": 10.0}, "device": "cpu", "epochs": 15, "seconds": 1.0,
             "validations": [{"epoch": 5, "both_map": 0.25}, {"epoch": 10, "both_map": validation}]}
@@ -84,6 +95,7 @@ def test_the_tables_say_what_was_found(tmp_path):
     lines = (tmp_path / "whole.md").read_text().splitlines()
     assert ("| itq, 64 bits | 2 | 0.5000 ± 0.0000 | 0.5100 | 0.5250 ± 0.0354 | 1.050 ± 0.071 | 0.5350 | 0.4500 ± 0.0000 | "
             "0.900 ± 0.000 | 0.4600 |") in lines
+    assert lines.count("15 epochs of 30 images, on cpu.") == 3
     assert "| itq, 64 bits | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
     methods = [line.split(" | ")[0] for line in lines if " | itq | 0.002 | " in line]
     assert methods == ["| mse", "| brcd"]

@@ -1,0 +1,34 @@
+"""Processes that measurements and studies run in, beside one another."""
+
+import concurrent.futures
+import math
+import multiprocessing
+import os
+from typing import Any
+
+from jax_brcd.runtime.workers import end_with_parent
+
+
+def processes(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """A pool of as many new processes, each on cores of its own, that end when the one that started them is killed."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (context.Value("i"), jobs))
+
+
+def _begin(begun: Any, jobs: int) -> None:
+    """Keeps a process to its share of the cores, where the system can, so that none waits for the threads of another.
+
+    Args:
+        begun: a number that the processes share; how many have their cores.
+    """
+    end_with_parent()
+    with begun.get_lock():
+        place, begun.value = begun.value, begun.value + 1
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, share_of(sorted(os.sched_getaffinity(0)), place, jobs))
+
+
+def share_of(cores: list[int], place: int, jobs: int) -> set[int]:
+    """The cores of one of so many jobs. All have as many; those of two overlap only where the cores do not divide."""
+    count = math.ceil(len(cores) / jobs)
+    return {cores[(place * count + number) % len(cores)] for number in range(count)}
