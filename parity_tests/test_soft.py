@@ -103,6 +103,9 @@ def test_a_cosine_ranking_does_not_depend_on_blocks(monkeypatch):
     monkeypatch.setattr(scores, "ROWS", 7)
     monkeypatch.setattr(scores, "HELD", 400)
     assert cosine_mean_average_precision(asked, features, *given, 300) == whole
+    monkeypatch.setattr(scores, "KEPT", 0)
+    assert scores.CosineScoring.of(asked, features).directions is None and scoring.directions is not None
+    assert cosine_mean_average_precision(asked, features, *given, 300) == whole
 
 
 def test_logits_of_one_size_rank_as_their_bits_do():

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 
 from jax_brcd.retrieval.packing import PackedCodes
 from jax_brcd.retrieval.ranking import CHUNK, STRIDE, Database, check_lengths, on_all_cores
@@ -23,6 +23,7 @@ HELD = 1 << 22  # scores that a thread holds at once, or those of one query
 QUERIES_A_TASK = 128
 WHOLE = 52  # bits of the whole numbers that scores are summed from; float64 holds 53
 COSINE = WHOLE // 2  # bits of a component of a direction: products of two are summed, to no more than 1
+KEPT = 1 << 26  # components of database directions that are kept between queries, 4 bytes each
 ROWS = 1024  # database features or codes that are looked at together
 SHARED = 8  # queries that make it pay to unpack codes for a matrix product
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # the bits of each byte
@@ -141,10 +142,15 @@ class SoftScoring:
 
 @dataclasses.dataclass(frozen=True)
 class CosineScoring:
-    """Cosines of features in units of 2**-52. A vector of zeros has the cosine 0 with all."""
+    """Cosines of features in units of 2**-52. A vector of zeros has the cosine 0 with all.
+
+    Attributes:
+        directions: of the database, as `_directions` gives them; None where they would take too much memory.
+    """
 
     query_features: Shaped[np.ndarray, "queries width"]
     database_features: Shaped[np.ndarray, "items width"]
+    directions: Int32[np.ndarray, "items width"] | None
 
     @classmethod
     def of(cls, query_features: RealMatrix, database_features: RealMatrix) -> "CosineScoring":
@@ -163,7 +169,11 @@ class CosineScoring:
         if widths[0] != widths[1]:
             raise InputError(f"query features of width {widths[0]} against database features of width {widths[1]}; give both "
                              "of one backbone")
-        return cls(*matrices)
+        queries, items = matrices
+        kept = np.empty(items.shape, np.int32) if items.size <= KEPT else None
+        for begin in range(0, len(items) if kept is not None else 0, ROWS):
+            kept[begin : begin + ROWS] = _directions(items[begin : begin + ROWS])
+        return cls(queries, items, kept)
 
     @property
     def queries(self) -> int:
@@ -179,7 +189,8 @@ class CosineScoring:
         """See Scoring."""
         queries = _directions(self.query_features[rows.start : rows.stop])
         for begin in range(0, self.items, ROWS):
-            items = _directions(self.database_features[begin : begin + ROWS])
+            items = (_directions(self.database_features[begin : begin + ROWS]) if self.directions is None else
+                     self.directions[begin : begin + ROWS].astype(np.float64))
             np.matmul(queries, items.T, out=scores[:, begin : begin + ROWS])
 
 
