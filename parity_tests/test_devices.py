@@ -6,6 +6,7 @@ Devices are four that XLA makes of the host; processes are two on this machine w
 import concurrent.futures
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -180,6 +181,31 @@ def test_two_processes_finish_a_run_and_one_goes_on_with_it(environment, tmp_pat
     assert "already there" not in again
     assert {**alone, "costs": None} == {**together, "costs": None}
     assert alone["costs"]["teacher"]["flops"] == pytest.approx(together["costs"]["teacher"]["flops"], rel=0.01)
+
+
+WAITING = """
+import sys, time
+from jax_brcd.runtime.devices import session
+with session(2, int(sys.argv[1]), sys.argv[2]):
+    print("connected", file=sys.stderr, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_that_are_told_to_end_do(environment):
+    place = address()
+    pair = [running(environment, 1, "-c", WAITING, str(number), place) for number in range(2)]
+    try:
+        for process in pair:
+            assert any(line == "connected\n" for line in process.stderr)
+        for process in pair:
+            process.terminate()
+        for process in pair:
+            process.communicate(timeout=SECONDS)
+            assert process.returncode == -signal.SIGTERM
+    finally:
+        for process in pair:
+            process.kill()
 
 
 @pytest.mark.parametrize(("place", "message"), [

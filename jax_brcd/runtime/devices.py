@@ -45,6 +45,7 @@ def session(processes: int, process_id: int, coordinator: str) -> Iterator[None]
         raise InputError("not HOST:PORT; give the address of process 0, such as 10.0.0.1:9876", field="coordinator",
                          value=coordinator)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # which takes SIGTERM, so that it would end no process
     try:
         jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=CONNECTION_SECONDS)
     except RuntimeError as error:
