@@ -183,8 +183,8 @@ def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Arra
         simpler = _product
     else:
         return plain(inputs, kernel)
-    simpler = functools.partial(simpler, strides=tuple(strides), padding=tuple(padding), height=height, width=width)
-    return jax.lax.platform_dependent(inputs, kernel, cpu=simpler, default=plain)
+    places = tuple(strides), tuple(padding), height, width
+    return jax.lax.platform_dependent(inputs, kernel, cpu=lambda *given: simpler(*given, *places), default=plain)
 
 
 def _taps(inputs, size, strides, padding, height, width) -> list[Array]:
@@ -211,11 +211,44 @@ def _that_see(size: int, length: int, stride: int, before: int, count: int) -> r
     return range(seen[0], seen[-1] + 1)
 
 
-@functools.partial(jax.jit, static_argnames=("strides", "padding", "height", "width"))
-def _sum_of_shifts(inputs, kernel, strides, padding, height, width) -> Array:
-    taps = _taps(inputs, kernel.shape[0], strides, padding, height, width)
+def _weighted(taps: list[Array], kernel, dtype) -> Array:
     weights = kernel.astype(jnp.float32).reshape(len(taps), -1)  # half precision would lose more with every summand
-    return sum(tap * weight for tap, weight in zip(taps, weights, strict=True)).astype(inputs.dtype)
+    return sum(tap * weight for tap, weight in zip(taps, weights, strict=True)).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _sum_of_shifts(inputs, kernel, strides, padding, height, width) -> Array:
+    return _weighted(_taps(inputs, kernel.shape[0], strides, padding, height, width), kernel, inputs.dtype)
+
+
+def _sum_of_shifts_forward(inputs, kernel, *places):
+    return _sum_of_shifts(inputs, kernel, *places), (inputs, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sum_of_shifts_backward(strides, padding, height, width, seen, gradient):
+    """The gradient of the inputs is a sum of shifts of the output's, by the kernel turned round; that of the kernel is summed over one
+    image after the other, whose taps stay in the cache. Else XLA would write and read each tap of the batch, as large as the batch."""
+    inputs, kernel = jax.lax.optimization_barrier(seen)  # or what the sum made of them would be kept for here
+    size = kernel.shape[0]
+
+    def add(total, one):
+        image, gradient_of_one = (each[None].astype(jnp.float32) for each in one)
+        taps = _taps(image, size, strides, padding, height, width)
+        return total + jnp.stack([jnp.sum(tap * gradient_of_one, axis=(0, 1, 2)) for tap in taps]), None
+
+    of_kernel, _ = jax.lax.scan(add, jnp.zeros((size * size, kernel.shape[-1])), (inputs, gradient))
+    margins = []
+    for length, count, stride, (before, _) in zip(inputs.shape[1:3], (height, width), strides, padding, strict=True):
+        first = size - 1 - before
+        margins.append((first, length + size - 1 - first - ((count - 1) * stride + 1), stride - 1))
+    spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *margins, (0, 0, 0)))
+    shifted = _taps(spread, size, (1, 1), ((0, 0), (0, 0)), *inputs.shape[1:3])
+    return _weighted(shifted, kernel[::-1, ::-1], inputs.dtype), of_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_sum_of_shifts.defvjp(_sum_of_shifts_forward, _sum_of_shifts_backward)
 
 
 def convolution(
