@@ -4,6 +4,7 @@ import concurrent.futures
 import math
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jax_brcd.runtime.workers import end_with_parent
@@ -13,6 +14,18 @@ def processes(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
     """A pool of as many new processes, each on cores of its own, that end when the one that started them is killed."""
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (context.Value("i"), jobs))
+
+
+def as_they_end(jobs: int, work: Callable[..., Any], each: Iterable[tuple]) -> Iterator[Any]:
+    """What `work` gives for each arguments, in the order in which they end. What ends the caller's loop cancels what has not begun."""
+    with processes(jobs) as pool:
+        futures = [pool.submit(work, *arguments) for arguments in each]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _begin(begun: Any, jobs: int) -> None:

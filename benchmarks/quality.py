@@ -5,7 +5,6 @@ Every run is a run directory of `jax_brcd.distill` of its own, so the study goes
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -18,7 +17,7 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import quality_report
-from benchmarks.jobs import processes
+from benchmarks.jobs import as_they_end
 from jax_brcd.clusters.kmeans import VARIANTS
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.errors import InputError
@@ -144,17 +143,10 @@ class Study:
         return {run.name: outcome(self.folder / run.name) for run in distinct}
 
     def _stage(self, runs: list[Run], jobs: int, bar: tqdm) -> None:
-        with processes(jobs) as pool:
-            settings = [{**self.shared, **run.settings, "bits": run.bits, "seed": run.seed, "out": self.folder / run.name}
-                        for run in runs]
-            futures = [pool.submit(distil, one) for one in settings]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        settings = [{**self.shared, **run.settings, "bits": run.bits, "seed": run.seed, "out": self.folder / run.name}
+                    for run in runs]
+        for _ in as_they_end(jobs, distil, ((one,) for one in settings)):
+            bar.update()
 
 
 def distil(settings: Mapping[str, Any]) -> None:

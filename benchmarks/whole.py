@@ -6,7 +6,6 @@ checkpoint.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import whole_report
-from benchmarks.jobs import processes
+from benchmarks.jobs import as_they_end
 from benchmarks.quality import PARTS, study_parser, weight_files
 from benchmarks.teachers import TEACHER, Trained
 from jax_brcd.encoder import STUDENT as STUDENT_ROLE
@@ -236,15 +235,7 @@ class Study:
                 bar.update()
 
     def _each(self, work: Callable[..., Any], wanted: list[Any]) -> Iterator[Any]:
-        """What `work` gives for each, as they end, in processes that each do one after the other."""
-        with processes(self.jobs) as pool:
-            futures = [pool.submit(work, self.runs, self.shared, one) for one in wanted]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        return as_they_end(self.jobs, work, ((self.runs, self.shared, one) for one in wanted))
 
 
 def outcomes(results: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -438,8 +438,14 @@ def test_jobs_share_the_cores_evenly():
     assert jobs.share_of([7], 2, 3) == {7}
 
 
+def test_what_jobs_give_comes_as_they_end():
+    assert sorted(jobs.as_they_end(2, divmod, [(7, 4), (9, 5)])) == [(1, 3), (1, 4)]
+    with pytest.raises(ZeroDivisionError):
+        list(jobs.as_they_end(1, divmod, [(1, 0)]))
+
+
 LEFT = """
-import sys, time
+import time
 from benchmarks.jobs import processes
 if __name__ == "__main__":
     with processes(2) as pool:

@@ -172,7 +172,8 @@ def convolve(inputs: Array, kernel: Array, strides, padding, **settings) -> Arra
     Measured on two cores, forward: 3x3 convolutions to 2x2 outputs and smaller run at 3 GFLOP/s, as a matrix product at 80, and over
     one pixel without the eight ninths that meet padding alone a step of resnet18 at 32 pixels takes 0.78 of the time;
     a kernel for each channel (3x3, 5x5, 7x7; 112 to 7 pixels squared; batch 32) is 4 to 20 times faster as a sum of shifted
-    images and 200 times at 2 pixels, its gradient 4 to 11 times.
+    images and 200 times at 2 pixels, and the gradient that JAX derives of that sum 4 to 11 times. With the gradient written out a
+    step of efficientnet_b0 at 224 pixels went from 6.6 to 11.5 images/s.
     """
     plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **settings)
     size, channels, outputs = kernel.shape[0], *kernel.shape[2:]

@@ -170,10 +170,12 @@ class CosineScoring:
             raise InputError(f"query features of width {widths[0]} against database features of width {widths[1]}; give both "
                              "of one backbone")
         queries, items = matrices
-        kept = np.empty(items.shape, np.int32) if items.size <= KEPT else None
-        for begin in range(0, len(items) if kept is not None else 0, ROWS):
-            kept[begin : begin + ROWS] = _directions(items[begin : begin + ROWS])
-        return cls(queries, items, kept)
+        if items.size > KEPT:
+            return cls(queries, items, None)
+        directions = np.empty(items.shape, np.int32)
+        for begin in range(0, len(items), ROWS):
+            directions[begin : begin + ROWS] = _directions(items[begin : begin + ROWS])
+        return cls(queries, items, directions)
 
     @property
     def queries(self) -> int:
