@@ -10,7 +10,7 @@ from flax import nnx
 from jobs import job, with_settings
 
 from jax_brcd.methods import TeacherKnowledge, create_method
-from jax_brcd.models import create_hash_model
+from jax_brcd.models import create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.checkpoints import Checkpoints
@@ -89,6 +89,22 @@ def test_a_stage_compiles_one_program_and_nothing_after_its_first_epoch(kind, sc
     assert at_validation[0] > 0 and at_validation == at_validation[:1] * 4 and len(seen) == at_validation[0]
     assert program._cache_size() == before[not scan] + 1
     assert train_epoch._cache_size() + _compiled_step._cache_size() == sum(before) + 1
+
+
+def test_loading_weights_and_beginning_a_training_take_no_program_for_each_shape(models):
+    stage, parameters, carry = drawn_stage("student", models)
+    backbone = create_hash_model("resnet8", BITS).backbone
+    state, weights = torchvision_state(backbone), nnx.to_pure_dict(nnx.state(backbone, nnx.Param))
+    jax.clear_caches()  # of shapes that were compiled before
+    with compilations() as seen:
+        load_torchvision_state(backbone, state)
+        assert seen == []
+        begun = start(stage, weights, carry)
+        assert len(seen) == 1  # the optimizer's state
+    assert jax.tree.structure(begun.parameters) == jax.tree.structure(weights)
+    for ours, given in zip(jax.tree.leaves(begun.parameters), jax.tree.leaves(weights), strict=True):
+        np.testing.assert_array_equal(ours, given)
+        assert ours.unsafe_buffer_pointer() != given.unsafe_buffer_pointer()
 
 
 def test_a_scanned_epoch_stays_on_the_device_and_takes_over_the_state(models):

@@ -112,8 +112,14 @@ NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
 @in_32_bits
 def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     """The state before the first step; a copy, because steps take over the buffers of the state they are given."""
-    parameters, carry = jax.tree.map(jnp.array, devices.agreed((parameters, carry)))
-    return devices.replicate(TrainState(parameters, carry, stage.task.optimizer.init(parameters)))
+    parameters, carry = jax.tree.map(_copied, devices.agreed((parameters, carry)))
+    # one program, not one for each shape
+    return devices.replicate(TrainState(parameters, carry, jax.jit(stage.task.optimizer.init)(parameters)))
+
+
+def _copied(array: jax.Array | np.ndarray) -> jax.Array:
+    """A copy on the device that takes no program: jnp.array compiles one for each shape."""
+    return jax.device_put(array if isinstance(array, jax.Array) else np.array(array), may_alias=False)
 
 
 def backbone_scans() -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -100,8 +101,9 @@ def _put(expected: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> No
         found.sort(key=lambda item: item[0].part)
         (tensor, array), *others = found
         whole = np.concatenate([array, *(other for _, other in others)]) if others else array
-        # a copy: jnp.asarray would share memory with a PyTorch model that may go on training
-        tensor.variable.set_value(jnp.array(whole.transpose(np.argsort(tensor.axes).astype(int))))
+        # a copy, as memory may be a PyTorch model's that goes on training; and NumPy's, as jnp.array compiles one for each shape
+        copied = np.array(whole.transpose(np.argsort(tensor.axes).astype(int)))
+        tensor.variable.set_value(jax.device_put(copied))
 
 
 def common_prefix(
