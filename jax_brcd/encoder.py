@@ -24,6 +24,7 @@ from jax_brcd.hub import fetch, is_hub_name, model_card, publish, without_places
 from jax_brcd.images import as_items, read_ahead
 from jax_brcd.models import BACKBONES, HashModel, create_hash_model
 from jax_brcd.models.described import KIND
+from jax_brcd.models.initial import abstract
 from jax_brcd.models.layouts import LAYOUTS
 from jax_brcd.models.placed import DOUBT, Batch, Placed, View, in_batches
 from jax_brcd.models.rows import EMBEDDINGS, RowFormat, create_row_model
@@ -335,17 +336,17 @@ def _load_model(config: Mapping[str, Any], preprocessing: Preprocessing | RowFor
         raise InputError(f"{unknown}; one of your own is registered before it is loaded")
     layout, state = LAYOUTS[config["layout"]], read_weights(weights)
 
-    def create() -> HashModel:
+    def create(rngs: nnx.Rngs) -> HashModel:
         if over_rows:
-            return create_row_model(preprocessing.width, config["bits"], form=config.get(HEAD))
-        return create_hash_model(config["backbone"], config["bits"], size=preprocessing.size,
+            return create_row_model(preprocessing.width, config["bits"], rngs=rngs, form=config.get(HEAD))
+        return create_hash_model(config["backbone"], config["bits"], size=preprocessing.size, rngs=rngs,
                                  dtype=jnp.dtype(config["dtype"]), form=config.get(HEAD))
 
-    model = nnx.eval_shape(create)
+    model = abstract(create)
     if not layout.load(model, state).head:
         raise InputError(f"{weights}: holds no hash head; give an encoder's folder, whose weights have one")
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
-        model = create()  # it has what no file holds, such as the random streams of a user's module
+        model = create(nnx.Rngs(0))  # it has what no file holds, such as the random streams of a user's module
         layout.load(model, state)
     return model
 

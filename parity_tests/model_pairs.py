@@ -22,6 +22,7 @@ from jax_brcd.models import (
 )
 from jax_brcd.models.adapt import adapted
 from jax_brcd.models.convnext import ConvNeXt
+from jax_brcd.models.initial import abstract
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.transformer import PatchTransformer
 from torch_ref.models import create_hash_model, set_head, train
@@ -92,7 +93,7 @@ def settle(model: nn.Module, draw: torch.Generator) -> None:
 
 @functools.cache
 def _abstract(name: str, dtype) -> Backbone:
-    return nnx.eval_shape(lambda: create_backbone(name, dtype=dtype))
+    return abstract(lambda rngs: create_backbone(name, rngs=rngs, dtype=dtype))
 
 
 def abstract_backbone(name: str, dtype=jnp.float32) -> Backbone:
@@ -114,7 +115,7 @@ def _shortened(build: functools.partial) -> functools.partial:
 def _short(name: str) -> Backbone:
     build = BACKBONES[name].build
     build = _shortened(build) if isinstance(build, functools.partial) else build
-    return nnx.eval_shape(lambda: adapted(build(dtype=jnp.float32, rngs=nnx.Rngs(0)), name=name, image_size=0))
+    return abstract(lambda rngs: adapted(build(dtype=jnp.float32, rngs=rngs), name=name, image_size=0))
 
 
 def short_backbone(name: str) -> Backbone:

@@ -54,7 +54,12 @@ def test_numbers_that_depend_on_how_many_are_drawn_are_drawn_as_they_are():
         np.testing.assert_array_equal(initial.normal(1.0)(key, (5, 7)), THEIRS.normal(1.0)(key, (5, 7)))
 
 
-def test_a_backbone_without_weights_has_the_shapes_of_one_with():
-    abstract = nnx.state(nnx.eval_shape(lambda: create_backbone("resnet8")))
-    real = nnx.state(create_backbone("resnet8"))
+@pytest.mark.parametrize("make", [
+    lambda create: nnx.eval_shape(lambda: create(nnx.Rngs(0))), initial.abstract], ids=["by Flax", "by abstract"])
+def test_a_backbone_without_weights_has_the_shapes_of_one_with(make):
+    def create(rngs):
+        return create_backbone("resnet8", rngs=rngs)
+
+    (graph, abstract), (real_graph, real) = (nnx.split(model) for model in (make(create), create(nnx.Rngs(0))))
+    assert graph == real_graph and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), real)

@@ -4,6 +4,8 @@ A program that draws numbers is compiled for each shape, and a model has dozens 
 a model is made. Threefry's number at a place of an array depends on the key and the place alone, so weights are the first numbers
 of a row whose length is a power of four. Nothing here computes on the device but the draw, as each sum and product, each row of zeros
 and each copy by `jnp.asarray` is a program for each shape, too.
+
+What only asks for the shapes of a model draws nothing: `abstract`.
 """
 
 import functools
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Key
 
 Draw = Callable[[jax.Array, Sequence[int], type], jax.Array]
@@ -20,6 +23,27 @@ Initializer = Callable[..., jax.Array]
 # Of a normal distribution that is cut at two standard deviations
 CUT_DEVIATION = np.float32(0.87962566103423978)
 FEWEST = 4**5  # numbers that are drawn at once
+
+
+class _OneKey(nnx.RngStream):
+    """A random stream that gives its key as often as it is asked, and counts nothing."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def abstract(create: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    """What a function makes of random streams, with a jax.ShapeDtypeStruct for each weight.
+
+    Streams that count would take longer than all else: in a traced function NNX asks each count where it lies, and JAX looks
+    through every operation so far for its reply that this is not known.
+    """
+    def made() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        rngs.default = _OneKey(0, tag="default")
+        return create(rngs)
+
+    return nnx.eval_shape(made)
 
 
 def drawn(draw: Draw, key: Key[Array, ""], shape: Sequence[int], dtype=jnp.float32) -> np.ndarray | jax.Array:

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from jax_brcd.data import ImageDataset
 from jax_brcd.data.dataset import RESIZED, square_side
 from jax_brcd.encoder import STUDENT, TEACHER, holds_encoder, preprocessing_of, read_config
 from jax_brcd.models import BACKBONES, Backbone, create_backbone, tags_of
+from jax_brcd.models.initial import abstract
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
@@ -122,7 +121,7 @@ def _misfit(name: str, size: int) -> Backbone | None:
     """The backbone of that name, without weights, where it does not take a size."""
     if size == BACKBONES[name].preprocessing.size:
         return None
-    backbone = nnx.eval_shape(lambda: create_backbone(name))
+    backbone = abstract(lambda rngs: create_backbone(name, rngs=rngs))
     return None if backbone.fits(size) else backbone
 
 
