@@ -124,8 +124,12 @@ def prefixed(part: str, kind: type) -> list[tuple[str, Any, dataclasses.Field]]:
 
 def part_settings(kinds: Mapping[str, type]) -> dict[str, type]:
     """For each method by its name a dataclass of the settings that it has as part of a sum: what a command line offers."""
-    return {part: dataclasses.make_dataclass(f"{kind.__name__}InSum", prefixed(part, kind), frozen=True)
-            for part, kind in kinds.items()}
+    return {part: _part_kind(part, kind) for part, kind in kinds.items()}
+
+
+@functools.cache
+def _part_kind(part: str, kind: type) -> type:
+    return dataclasses.make_dataclass(f"{kind.__name__}InSum", prefixed(part, kind), frozen=True)
 
 
 @functools.cache
