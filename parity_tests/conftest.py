@@ -7,6 +7,7 @@ memory back when it has grown, and the last lines of a session name the largest 
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
 import resource
@@ -28,9 +29,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 else:
     COMPILED = None
-# LLVM's optimisations take most of the time of programs that run once, and change no value but in its last bits. The run of
-# README and docs is tested with them, as users run it; everything is where this variable is set to 0.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Compiling takes most of the time of programs that run once. LLVM's optimisations change no value but in its last bits, and XLA's
+# new emitters of fused operations take two to four times as long as the old ones. The run of README and docs is compiled as users'
+# are; everything is where this variable is set to 0.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
+    # XLA refuses options that it does not know
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for one another
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from toy_runs import OPTIONS, assert_same_tensors, history, name_of, refusal, stages, tiny
+from toy_runs import OPTIONS, assert_same_tensors, history, name_of, of_devices, refusal, stages, tiny
 
 import jax_brcd
 from jax_brcd import distill
@@ -210,8 +210,8 @@ print(json.dumps([every.size, [losses(bits) for bits in (6, 24)], spread]))
 def test_four_devices_normalise_and_code_the_whole_batch():
     """Batches of ten, which four devices do not divide, and a last one of two; more bits than images, and fewer. To 1e-5: sums of
     float32 numbers in another order."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SPREAD], env=os.environ | flags, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", SPREAD], env=os.environ | of_devices(4), capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     count, alone, spread = json.loads(done.stdout)
     assert count == 4

@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from toy_runs import distilling, environment_of_toys
+from toy_runs import distilling, environment_of_toys, of_devices
 
 from jax_brcd.runtime.devices import session
 from jax_brcd.runtime.errors import InputError
@@ -85,12 +85,11 @@ with devices.session(int(place[0]), int(place[1]), place[2]):
 
 @pytest.fixture(scope="module")
 def environment():
-    return environment_of_toys() | {"JAX_PLATFORMS": "cpu"}
+    return environment_of_toys()
 
 
 def running(environment, devices: int, *command: str) -> subprocess.Popen:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen([sys.executable, *command], env=environment | flags, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *command], env=environment | of_devices(devices), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jax_brcd.runtime.xla import CPU_FUSION
 from jax_brcd.stages.configuration import create_config
 
 pytestmark = pytest.mark.long
@@ -109,7 +110,8 @@ def parsed(module, words):
 def workplace(tmp_path_factory):
     """A folder that holds a tiny run at runs/my-run."""
     place = tmp_path_factory.mktemp("docs")
-    python(place, "-m", "jax_brcd.distill", *TINY, JAX_DISABLE_MOST_OPTIMIZATIONS="0")  # compiled as users' runs are
+    as_users_do = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": CPU_FUSION}
+    python(place, "-m", "jax_brcd.distill", *TINY, **as_users_do)
     return place
 
 

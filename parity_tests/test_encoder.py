@@ -12,6 +12,7 @@ import safetensors.numpy
 from encoders import BITS, USUAL, Dropping, noise, random_encoder, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_runs import of_devices
 
 from jax_brcd.encoder import HashEncoder, create_encoder
 from jax_brcd.models import create_hash_model, model_state
@@ -135,7 +136,7 @@ np.savez(sys.argv[3], together=codes[0].packed, one=codes[1].packed, devices=len
 
 
 @pytest.mark.parametrize(("environment", "devices", "wide"), [
-    ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4, False), ({"JAX_ENABLE_X64": "1"}, 1, True)])
+    (of_devices(4), 4, False), ({"JAX_ENABLE_X64": "1"}, 1, True)])
 def test_several_devices_and_64_bits_give_the_same_bits(wavering, tmp_path, environment, devices, wide):
     images = [noise(*((32, 32), (50, 40))[number % 2], seed=number) for number in range(75)]
     np.savez(tmp_path / "images.npz", **{f"image_{number}": image for number, image in enumerate(images)})

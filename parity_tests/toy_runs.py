@@ -99,6 +99,12 @@ def environment_of_toys():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def of_devices(count):
+    """The environment of a process that sees one CPU as so many devices."""
+    flags = (os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={count}")
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+
+
 def name_of(stage):
     """What a training job is called."""
     return stage.task.name
