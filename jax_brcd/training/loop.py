@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jax_brcd.runtime import devices, interruption
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
@@ -117,7 +118,7 @@ def start(stage: Stage, parameters: Tree, carry: Tree) -> TrainState:
     return devices.replicate(TrainState(parameters, carry, jax.jit(stage.task.optimizer.init)(parameters)))
 
 
-def _copied(array: jax.Array | np.ndarray) -> jax.Array:
+def _copied(array: ArrayLike) -> jax.Array:
     """A copy on the device that takes no program: jnp.array compiles one for each shape."""
     return jax.device_put(array if isinstance(array, jax.Array) else np.array(array), may_alias=False)
 
