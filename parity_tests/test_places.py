@@ -1,6 +1,7 @@
 """Where things are written: what cannot lie there is refused in one line, errors say which file, killed writers leave nothing."""
 
 import errno
+import logging
 import os
 import pathlib
 import signal
@@ -20,6 +21,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path, lock_beside, locked, make_folder, replacing_folder, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.folder import StageFolder
+from jax_brcd.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,21 @@ def test_a_checkpoint_that_fills_the_disk_ends_in_its_line_alone(small_disk):
     assert done.returncode == 2
     assert done.stderr == (f"error: {small_disk / 'stage'}: No space left on device; free space or mend the path, then run the same "
                            "command again to go on\n")
+
+
+def test_what_fails_with_a_checkpoint_is_not_told_again_later(tmp_path, monkeypatch, caplog):
+    """A thread may hold the errors of other writes until long after the save, and asyncio tells of each that nobody took."""
+    def save(*arguments, **told):
+        raise full
+
+    full, other = (ValueError(text) for text in ("RESOURCE_EXHAUSTED: Error writing \"99/0\" [os_error_code='28']", "another"))
+    checkpoints = Checkpoints(tmp_path / "stage")
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.save({"values": np.zeros(1)}, {"epoch": 1})
+    for error in (full, other):
+        logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=error)
+    assert [record.exc_info[1] for record in caplog.records] == [other]
 
 
 # What killed writers leave

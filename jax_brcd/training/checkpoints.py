@@ -56,6 +56,7 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 failure = self._system_error(error)
             if failure:
+                logging.getLogger("asyncio").addFilter(_of_no_write)  # a thread may hold an error for longer than the save takes
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)  # of writes that had not begun when the first one failed
                     gc.collect()  # asyncio logs an error that nobody awaited when it is collected
@@ -111,6 +112,11 @@ def _late_writes_unheard() -> Iterator[None]:
     yield
     if sys.unraisablehook is show:
         sys.unraisablehook = shown
+
+
+def _of_no_write(record: logging.LogRecord) -> bool:
+    """Whether a record tells of anything but a write that failed together with the one whose error the save has raised."""
+    return not (record.exc_info and SYSTEM_ERROR.search(str(record.exc_info[1])))
 
 
 @contextlib.contextmanager
