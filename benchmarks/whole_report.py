@@ -83,9 +83,10 @@ def winners(records: Records) -> str:
                 continue
             first, second = sorted(found, key=lambda label: -found[label].mean())[:2]
             gain = found[first].mean() - found[second].mean()
-            deviation = np.sqrt(np.mean([values.var(ddof=1) for values in found.values() if len(values) > 1] or [np.nan]))
-            lines.append(f"- {teacher}, {search}: {first} by {gain:.4f} before {second}; a method's deviation over the seeds is "
-                         f"{deviation:.4f} in the root of the mean square")
+            variances = [values.var(ddof=1) for values in found.values() if len(values) > 1]
+            lines.append(f"- {teacher}, {search}: {first} by {gain:.4f} before {second}; "
+                         + (f"a method's deviation over the seeds is {np.sqrt(np.mean(variances)):.4f} in the root of the mean square"
+                            if variances else "of one seed each, so how far seeds differ is not known"))
     return "\n".join(lines)
 
 
