@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ COLORS = (BLUE, ORANGE, GREEN, VERMILION, GRAY)
 def shares(records: Records, search: str, measure: str = "map") -> np.ndarray:
     """A student's measure of one search over its teacher's, one a seed."""
     return scores(records, search, measure) / scores(records, "teacher", measure)
+
+
+def deviations(found: Iterable[np.ndarray]) -> list[float]:
+    """The deviation over the seeds of each; 0 of one seed."""
+    return [values.std(ddof=1) if len(values) > 1 else 0.0 for values in found]
 
 
 def share(records: Records, search: str) -> str:
@@ -152,12 +158,10 @@ def methods_figure(records: Records) -> Figure:
     for axis, search in zip(figure.subplots(1, 2), SEARCHES, strict=True):
         for place, (teacher, color) in enumerate(zip(teachers, COLORS, strict=False)):
             shift = (place - (len(teachers) - 1) / 2) * 0.2
-            for number, label in enumerate(labels):
-                values = where(records, teacher=teacher, label=label)
-                if values:
-                    of_label = shares(values, search)
-                    axis.errorbar(number + shift, of_label.mean(), yerr=of_label.std(ddof=1) if len(of_label) > 1 else 0,
-                                  color=color, marker="o", capsize=3, label=f"{teacher} teacher" if number == 0 else None)
+            chosen = {number: where(records, teacher=teacher, label=label) for number, label in enumerate(labels)}
+            found = {number + shift: shares(values, search) for number, values in chosen.items() if values}
+            axis.errorbar(list(found), [values.mean() for values in found.values()], yerr=deviations(found.values()), color=color,
+                          marker="o", linestyle="", capsize=3, label=f"{teacher} teacher")
         _share_axis(axis, f"{search} search")
         axis.set_xticks(np.arange(len(labels)), labels, rotation=60, ha="right")
         axis.legend(fontsize=8, frameon=False)
@@ -178,7 +182,7 @@ def variants_figure(records: Records) -> Figure:
     for search, color, shift in zip(SEARCHES, COLORS, (-0.12, 0.12), strict=False):
         found = [shares(where(records, label=label), search) for label in labels]
         axis.errorbar([values.mean() for values in found], np.arange(len(labels)) + shift, color=color, marker="o", linestyle="",
-                      xerr=[values.std(ddof=1) if len(values) > 1 else 0 for values in found], capsize=3, label=search)
+                      xerr=deviations(found), capsize=3, label=search)
     axis.axvline(1, color=GRAY, linestyle="--", linewidth=0.8)
     axis.set_yticks(np.arange(len(labels)), labels)
     axis.invert_yaxis()
