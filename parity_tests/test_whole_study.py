@@ -107,6 +107,15 @@ def test_the_tables_say_what_was_found(tmp_path):
             in (tmp_path / "whole.md").read_text().splitlines())
 
 
+def test_the_figure_of_methods_names_every_teacher():
+    """Also one whose students do not have the first method."""
+    taught = (("itq", "brcd"), ("itq", "mse"), ("cibhash", "mse"))
+    records = [{"label": label, "teacher": teacher, "result": result(0.5, 0.4, 0.4)} for teacher, label in taught]
+    figure = whole_report.methods_figure(records)
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == ["itq teacher", "cibhash teacher"]
+
+
 CASE = Case("resnet8", 32, 4, 2)
 
 
