@@ -16,6 +16,7 @@ from jax_brcd.models import (
     HashModel,
     create_backbone,
     create_hash_model,
+    load_state,
     load_torchvision_state,
     torchvision_state,
 )
@@ -25,6 +26,8 @@ from jax_brcd.models.layers import BatchNorm, convolve, dropout, stochastic_dept
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError
+from torch_ref.models import create_hash_model as create_reference
+from torch_ref.models import load_weights as load_reference
 from torch_ref.models import train
 
 pytestmark = pytest.mark.long
@@ -32,7 +35,8 @@ pytestmark = pytest.mark.long
 # float32 products summed in another order than PyTorch's, through up to 152 layers
 RELATIVE = 1e-4
 # Of the others 224
-IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "resnet20": 32, "resnet56": 32, "efficientnet_b1": 240, "efficientnet_b2": 260,
+IMAGE_SIZE = {"vit_lite_7_4": 32, "vit_lite_4_8": 32, "resnet8": 32, "resnet20": 32, "resnet56": 32,
+              "efficientnet_b1": 240, "efficientnet_b2": 260,
               "efficientnet_b3": 300, "efficientnet_b4": 380, "efficientnet_b5": 456, "efficientnet_b6": 528,
               "efficientnet_b7": 600, "efficientnet_v2_s": 384}
 
@@ -361,3 +365,50 @@ def test_a_code_has_at_least_one_bit(bits):
 def test_a_vit_refuses_images_that_are_no_whole_number_of_patches():
     with pytest.raises(ValueError, match="size 60: vit_lite_4_8 takes multiples of 8 pixels; give 56 or 64"):
         abstract_backbone("vit_lite_4_8")(jnp.zeros((1, 64, 60, 3)))
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return torch_model("resnet18")
+
+
+def test_the_first_stages_of_a_resnet_take_its_weights_and_say_what_they_leave(deep):
+    theirs, (ours, remarks, head) = deep, load(create_backbone("resnet18_layer2"), deep.state_dict())
+    assert remarks == ("layer3, layer4 are left out: the model ends before them",) and not head
+    images = random_images(2, 32)
+    seen = {}
+    handle = theirs.layer2.register_forward_hook(lambda module, inputs, output: seen.update(layer2=output))
+    with torch.no_grad():
+        theirs(as_torch(images))
+    handle.remove()
+    assert_close(encode(ours, images), seen["layer2"].mean(dim=(2, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(ours, nnx.Param))) == 683_072
+
+
+def test_a_hash_model_of_first_stages_leaves_the_classifier_of_the_deeper_model_out(deep):
+    model, remarks, head = load(create_hash_model("resnet18_layer2", 16), deep.state_dict(), any_head=True)
+    assert len(remarks) == 2 and "its head of 1000 outputs is left out" in remarks[1] and not head
+    state = torchvision_state(model)
+    assert state["fc.weight"].shape == (16, 128) and not any(name.startswith("layer3") for name in state)
+    again, remarks, head = load(create_hash_model("resnet18_layer2", 16, rngs=nnx.Rngs(1)), state)
+    assert remarks == () and head
+    for name, value in torchvision_state(again).items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_both_frameworks_take_the_first_stages_of_a_file(deep, tmp_path):
+    torch.save(deep.state_dict(), tmp_path / "resnet18.pth")
+    theirs = create_reference("resnet18_layer2", 16).eval()
+    assert not load_reference(theirs, "resnet18_layer2", str(tmp_path / "resnet18.pth"), tmp_path)
+    assert {name: value for name, value in as_numpy(theirs.state_dict()).items() if name.startswith("layer4")} == {}
+    np.testing.assert_array_equal(theirs.layer2[1].conv2.weight.detach(), deep.layer2[1].conv2.weight.detach())
+
+
+def test_a_whole_resnet_refuses_stages_that_it_does_not_have(deep):
+    with pytest.raises(InputError, match="the weights do not fit resnet20: missing .*unknown .*layer4"):
+        load_torchvision_state(create_backbone("resnet20"), deep.state_dict())
+
+
+def load(model, state, **told):
+    loaded = load_state(model, state, **told)
+    return model, loaded.remarks, loaded.head

@@ -46,7 +46,17 @@ class SmallResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+def first_stages(name: str, count: int) -> nn.Module:
+    """The first stages of one of torchvision's ResNets with basic blocks, under its names."""
+    model = models.get_model(name)
+    for number in range(count + 1, 5):
+        setattr(model, f"layer{number}", nn.Identity())
+    model.fc = nn.Linear(model.get_submodule(f"layer{count}")[-1].conv2.out_channels, 1000)
+    return model
+
+
 BUILDERS = {
+    "resnet18_layer2": functools.partial(first_stages, "resnet18", 2),
     "vit_lite_7_4": functools.partial(models.VisionTransformer, image_size=32, patch_size=4, num_layers=7, num_heads=4,
                                       hidden_dim=256, mlp_dim=512),
     "vit_lite_4_8": functools.partial(models.VisionTransformer, image_size=32, patch_size=8, num_layers=4, num_heads=4,
@@ -142,6 +152,8 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
         return False
     path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else weights
     tensors = {key: torch.from_numpy(value) for key, value in read_weights(path).items()}
+    absent = tuple(f"{place}." for place, module in model.named_children() if isinstance(module, nn.Identity))
+    tensors = {key: value for key, value in tensors.items() if not key.startswith(absent)}
     if isinstance(model, models.VisionTransformer) and "encoder.pos_embedding" in tensors:
         tensors = interpolate_embeddings(model.image_size, model.patch_size, tensors)
     prefix = head_name(model) + "."

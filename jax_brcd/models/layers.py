@@ -34,12 +34,14 @@ class Backbone(nnx.Module):
         fixed_size: whether it takes no other size. layout: of its saved weights, a name in LAYOUTS: of a family's own, or that
             which its weights came in.
         signs: further layouts that its weights may come in, each with a pattern that names in it alone have.
+        beyond: of the first part of a deeper model, a pattern of the tensors of the rest, which it leaves out of that one's weights.
         patch_size: pixels of the squares that it cuts images into, of which it takes whole numbers; 1: it takes any size.
         own_size: pixels of the square that its position embedding was made for, which it takes in any case.
     """
 
     layout: str = "torchvision"
     signs: ClassVar[Mapping[str, str]] = {}
+    beyond: str | None = None
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     order: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[Callable[..., nnx.Module]]

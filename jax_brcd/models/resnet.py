@@ -90,6 +90,7 @@ class ResNet(Backbone):
     Args:
         block: BasicBlock or Bottleneck. depths: blocks a stage. width: channels of the first stage, doubled each stage.
         image_size: pixels it is meant for. small_stem: a 3x3 stem at stride 1 instead of 7x7 at stride 2 and a max pool.
+        cut: these are the first stages of a deeper ResNet, and take what they need of its weights.
     """
 
     name = "ResNet"
@@ -97,7 +98,9 @@ class ResNet(Backbone):
     head_key: ClassVar[str] = "fc"
     head = staticmethod(linear_head)
 
-    def __init__(self, block, depths, *, width=64, image_size=224, small_stem=False, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, block, depths, *, width=64, image_size=224, small_stem=False, cut=False, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
         self.image_size, self.small_stem, self.n_stages, self.dtype = image_size, small_stem, len(depths), dtype
         size, stride = (3, 1) if small_stem else (7, 2)
         self.conv1 = convolution(3, width, size, stride=stride, dtype=dtype, rngs=rngs)
@@ -111,6 +114,7 @@ class ResNet(Backbone):
                 channels = width * 2**number * block.expansion
             setattr(self, f"layer{number + 1}", nnx.List(blocks))
         self.features = channels
+        self.beyond = rf"layer[{self.n_stages + 1}-9]\." if cut else None
 
     def __call__(
         self,
@@ -139,6 +143,8 @@ VARIANTS = {
     "resnet101": imagenet(resnet(Bottleneck, (3, 4, 23, 3)), "resnet101-63fe2227.pth"),
     "resnet152": imagenet(resnet(Bottleneck, (3, 8, 36, 3)), "resnet152-394f9c45.pth"),
 }
+# The first two of resnet18's four stages: a sixteenth of its weights, half of its operations
+VARIANTS["resnet18_layer2"] = imagenet(resnet(BasicBlock, (2, 2), cut=True), "resnet18-f37072fd.pth")
 # He et al. section 4.2: 6n + 2 layers; a shortcut that changes shape is a projection, which is their option B
 VARIANTS |= {f"resnet{6 * n + 2}": Variant(resnet(BasicBlock, (n, n, n), width=16, image_size=32, small_stem=True),
                                            Preprocessing(32)) for n in (1, 3, 9)}

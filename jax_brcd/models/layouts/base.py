@@ -1,5 +1,6 @@
 """What layouts share: fitting the tensors of a file to those of a model, and saying all that does not fit in one line."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -83,7 +84,11 @@ def fill(
     backbone = backbone_of(model)
     prefix, names = common_prefix(state, expected, f"{backbone.head_key}.", rename)
     remarks = [f"the prefix '{prefix}' of all tensors is taken off"] if prefix else []
-    given = {name: _array(name, state[original]) for original, name in names.items()}
+    further = [name for name in names.values() if backbone.beyond and re.match(backbone.beyond, name)]
+    if further:
+        stages = dict.fromkeys(name.partition(".")[0] for name in further)
+        remarks.append(f"{listed(stages)} are left out: the model ends before them")
+    given = {name: _array(name, state[original]) for original, name in names.items() if name not in further}
     expected, given, head, remark = _choose_head(backbone, isinstance(model, HashModel), expected, given, any_head)
     _check_fit(backbone.name, expected, given, optional)
     arrays = {name: given[name] for name in expected if name in given}
