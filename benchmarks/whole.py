@@ -80,11 +80,14 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"train_backbone": False},
     "bfloat16": {"dtype": "bfloat16"},
 }
+# What a teacher needs whose student falls short of it by the recipe: its chances of a bit as labels, in twice as many steps
+CHANCES: Mapping[str, Any] = {"method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
 IMAGES = (5_000, 20_000, 50_000)  # the last are all
-# Students of other sizes, trained from nothing for longer
+# Students of other sizes, trained for longer: the first stages of the one that the recipe has, and others from nothing
 SIZES: Mapping[str, Mapping[str, Any]] = {
     name: {"student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3, "validation_interval": 10}
-    for name in ("resnet56", "resnet20", "resnet8")}
+    for name in ("resnet56", "resnet20", "resnet8")} | {
+        "resnet18_layer2": {"student": "resnet18_layer2", "epochs": 30, "validation_interval": 10}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,13 @@ def of_recipe(asked: Asked) -> Iterator[Taught]:
         for teacher in asked.teachers:
             for length in asked.bits:
                 yield Taught("recipe", "recipe", teacher, length, seed, {})
+
+
+@STUDY.register("chances")
+def of_chances(asked: Asked) -> Iterator[Taught]:
+    """The last teacher's chances of a bit as the signal."""
+    for seed in asked.seeds:
+        yield Taught("chances", "chances", asked.teachers[-1], DETAIL_BITS, seed, CHANCES)
 
 
 @STUDY.register("sizes")

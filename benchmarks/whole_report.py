@@ -12,7 +12,9 @@ from benchmarks.quality_report import DOTS_PER_INCH, Records, distinct, scores, 
 from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
+from jax_brcd.settings.presets import PRESETS
 
+BASE = PRESETS["cifar10-32-whole"]["method"]  # what the others are compared with
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, GRAY)
 
 
@@ -78,13 +80,18 @@ def methods_table(records: Records) -> str:
 
 
 def winners(records: Records) -> str:
-    """Which method wins each search under each teacher, and by how much beyond the spread over the seeds."""
+    """Which method wins each search under each teacher, and by how much beyond the spread over the seeds.
+
+    Those of fewer seeds than others have other teachers, with which they are not compared.
+    """
     lines = []
     for teacher in distinct(records, "teacher"):
         of_teacher = where(records, teacher=teacher)
         for search in SEARCHES:
-            found = {label: scores(where(of_teacher, label=label), search)
-                     for label in distinct(of_teacher, "label")}
+            every = {label: scores(where(of_teacher, label=label), search) for label in distinct(of_teacher, "label")}
+            seeds = max(map(len, every.values()))
+            found = {label: values for label, values in every.items() if len(values) == seeds}
+            fewer = f"; those of fewer seeds ({len(every) - len(found)}) are not compared" if len(found) < len(every) else ""
             if len(found) < 2:
                 continue
             first, second = sorted(found, key=lambda label: -found[label].mean())[:2]
@@ -92,8 +99,22 @@ def winners(records: Records) -> str:
             variances = [values.var(ddof=1) for values in found.values() if len(values) > 1]
             lines.append(f"- {teacher}, {search}: {first} by {gain:.4f} before {second}; "
                          + (f"a method's deviation over the seeds is {np.sqrt(np.mean(variances)):.4f} in the root of the mean square"
-                            if variances else "of one seed each, so how far seeds differ is not known"))
+                            if variances else "of one seed each, so how far seeds differ is not known") + fewer)
     return "\n".join(lines)
+
+
+def gains_table(records: Records, base: str) -> str:
+    """By how much each method's mAP differs from that of `base` at the same seeds, which are the same teachers; of more than one."""
+    rows = []
+    for teacher in distinct(records, "teacher"):
+        of_teacher = where(records, teacher=teacher)
+        bases = {record["seed"]: record for record in where(of_teacher, label=base)}
+        for label in distinct(of_teacher, "label"):
+            chosen = [record for record in where(of_teacher, label=label) if record["seed"] in bases]
+            if label != base and len(chosen) > 1:
+                gains = [scores(chosen, search) - scores([bases[record["seed"]] for record in chosen], search) for search in SEARCHES]
+                rows.append([label, teacher, str(len(chosen)), *(f"{gain.mean():+.4f} ± {gain.std(ddof=1):.4f}" for gain in gains)])
+    return table(["method", "teacher", "seeds", *map(str, SEARCHES)], rows) if rows else ""
 
 
 def curve_table(records: Records) -> str:
@@ -139,15 +160,19 @@ def summary(records: Records) -> str:
     for part, title, make in (
         ("recipe", "The recipe", recipe_table),
         ("recipe", "Its course: mean mAP of both searches by the validation queries", curve_table),
+        ("chances", "The recipe with the teacher's chances of a bit, in batches of 128", recipe_table),
+        ("chances", "Its course: mean mAP of both searches by the validation queries", curve_table),
         ("methods", "Methods, each at the rate that the validation queries chose",
          lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
+        ("methods", f"By how much methods differ from {BASE} at the same seed", lambda one: gains_table(one, BASE)),
         ("variants", "The recipe with one part exchanged", lambda one: labels_table(one, "recipe")),
         ("parts of BRCD", "Parts of BRCD, each added to those above it", lambda one: labels_table(one, "parts")),
         ("sizes", "Students of other sizes", sizes_table),
     ):
         chosen = select(records, part)
-        if chosen:
-            sections.append(f"### {title}\n\n{budget(chosen)}\n\n{make(chosen)}")
+        found = make(chosen) if chosen else ""
+        if found:
+            sections.append(f"### {title}\n\n{budget(chosen)}\n\n{found}")
     return "\n\n".join(sections) + "\n"
 
 

@@ -32,6 +32,8 @@ def test_equal_students_are_one_whichever_part_asks_for_them():
     named = {part: {student.name for student in students(part)} for part in whole.STUDY}
     assert "itq-bits=64-seed=0" in named["recipe"] & named["search"] & named["variants"]
     assert "itq-bits=64-seed=0-lr=0.0007" in named["search"]
+    assert named["chances"] == {
+        f"cibhash-bits=64-seed={seed}-batch-size=128-bits-temperature=1.0-lr=0.0015-method=bits" for seed in (0, 1, 2)}
     other = whole.Taught("search", "mse", "itq", 64, 0, {"epochs": 5, "method": "mse"})
     assert other.name == "itq-bits=64-seed=0-epochs=5" and other.trained == Trained("all", "itq", 64, 0)
 
@@ -88,6 +90,8 @@ def test_the_tables_say_what_was_found(tmp_path):
     for seed in (0, 1):
         records.append({"part": "recipe", "label": "recipe", "teacher": "itq", "bits": 64, "seed": seed, "settings": {},
                         "result": result(0.5, 0.5 + 0.05 * seed, 0.45)})
+        records.append({"part": "chances", "label": "chances", "teacher": "cibhash", "bits": 64, "seed": seed, "settings": {},
+                        "result": result(0.4, 0.4, 0.44)})
         for label, score in (("mse", 0.5), ("brcd", 0.4)):
             records.append({"part": "methods", "label": label, "teacher": "itq", "bits": 64, "seed": seed, "settings": rate,
                             "result": result(0.5, score + 0.01 * seed, score)})
@@ -95,13 +99,20 @@ def test_the_tables_say_what_was_found(tmp_path):
     lines = (tmp_path / "whole.md").read_text().splitlines()
     assert ("| itq, 64 bits | 2 | 0.5000 ± 0.0000 | 0.5100 | 0.5250 ± 0.0354 | 1.050 ± 0.071 | 0.5350 | 0.4500 ± 0.0000 | "
             "0.900 ± 0.000 | 0.4600 |") in lines
-    assert lines.count("15 epochs of 30 images, on cpu.") == 3
+    assert ("| cibhash, 64 bits | 2 | 0.4000 ± 0.0000 | 0.4100 | 0.4000 ± 0.0000 | 1.000 ± 0.000 | 0.4100 | 0.4400 ± 0.0000 | "
+            "1.100 ± 0.000 | 0.4500 |") in lines
+    assert lines.count("15 epochs of 30 images, on cpu.") == 6
     assert "| itq, 64 bits | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
     methods = [line.split(" | ")[0] for line in lines if " | itq | 0.002 | " in line]
     assert methods == ["| mse", "| brcd"]
     assert ("- itq, symmetric: mse by 0.1000 before brcd; a method's deviation over the seeds is 0.0071 in the root of the mean "
             "square") in lines
     assert (tmp_path / "methods.png").stat().st_size and not (tmp_path / "sizes.png").exists()
+    assert "| brcd | itq | 2 | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 |" in lines
+    lucky = {"part": "methods", "label": "kl", "teacher": "itq", "bits": 64, "seed": 0, "settings": rate, "result": result(0.5, 0.9, 0.9)}
+    whole_report.write(tmp_path, [*records, lucky])
+    assert ("- itq, symmetric: mse by 0.1000 before brcd; a method's deviation over the seeds is 0.0071 in the root of the mean "
+            "square; those of fewer seeds (1) are not compared") in (tmp_path / "whole.md").read_text().splitlines()
     whole_report.write(tmp_path, [record for record in records if record["seed"] == 0])
     assert ("- itq, symmetric: mse by 0.1000 before brcd; of one seed each, so how far seeds differ is not known"
             in (tmp_path / "whole.md").read_text().splitlines())
