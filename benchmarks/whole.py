@@ -83,11 +83,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 # What a teacher needs whose student falls short of it by the recipe: its chances of a bit as labels, in twice as many steps
 CHANCES: Mapping[str, Any] = {"method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
 IMAGES = (5_000, 20_000, 50_000)  # the last are all
-# Students of other sizes, trained for longer: the first stages of the one that the recipe has, and others from nothing
-SIZES: Mapping[str, Mapping[str, Any]] = {
+# Students of other sizes: the first stages of the one that the recipe has, and others from nothing, for longer
+SIZES: Mapping[str, Mapping[str, Any]] = {"resnet18_layer2": {"student": "resnet18_layer2"}} | {
     name: {"student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3, "validation_interval": 10}
-    for name in ("resnet56", "resnet20", "resnet8")} | {
-        "resnet18_layer2": {"student": "resnet18_layer2", "epochs": 30, "validation_interval": 10}}
+    for name in ("resnet56", "resnet20", "resnet8")}
 
 
 @dataclasses.dataclass(frozen=True)
