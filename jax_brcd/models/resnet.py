@@ -143,7 +143,7 @@ VARIANTS = {
     "resnet101": imagenet(resnet(Bottleneck, (3, 4, 23, 3)), "resnet101-63fe2227.pth"),
     "resnet152": imagenet(resnet(Bottleneck, (3, 8, 36, 3)), "resnet152-394f9c45.pth"),
 }
-# The first two of resnet18's four stages: a sixteenth of its weights, half of its operations
+# The first two of resnet18's four stages: a sixteenth of its weights, about half of its operations at 224 pixels
 VARIANTS["resnet18_layer2"] = imagenet(resnet(BasicBlock, (2, 2), cut=True), "resnet18-f37072fd.pth")
 # He et al. section 4.2: 6n + 2 layers; a shortcut that changes shape is a projection, which is their option B
 VARIANTS |= {f"resnet{6 * n + 2}": Variant(resnet(BasicBlock, (n, n, n), width=16, image_size=32, small_stem=True),
