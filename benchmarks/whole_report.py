@@ -233,7 +233,7 @@ def sizes_figure(records: Records) -> Figure:
     by_size.set(xscale="log", xlabel="parameters")
     _share_axis(by_size, "")
     by_size.legend(fontsize=7, frameon=False)
-    by_epoch.set(xlabel="epochs", ylabel="mAP of the validation queries, mean of both searches")
+    by_epoch.set(xlabel="epochs", ylabel="validation mAP, mean of both searches")
     by_epoch.spines[["top", "right"]].set_visible(False)
     by_epoch.legend(fontsize=8, frameon=False)
     return figure
