@@ -349,6 +349,25 @@ def test_a_convolution_to_few_pixels_is_the_same_as_a_product(side, size, stride
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "side"), [(1, 17), (1, 18), (3, 17), (7, 18)])
+def test_a_convolution_of_many_pixels_has_the_same_gradients(size, side, stride, batch):
+    images, margin = jnp.tile(random_images(batch, side), 2), (size - 1) // 2
+    kernel = jax.random.normal(jax.random.key(0), (size, size, 6, 5))
+
+    def both_ways(function):
+        def apply(kernel, images):
+            return function(jax.nn.relu(images), kernel, (stride, stride), [(margin, margin)] * 2,
+                            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        outputs, back = jax.vjp(apply, kernel, images)
+        return outputs, *back(jnp.sin(outputs))
+
+    for ours, expected in zip(both_ways(convolve), both_ways(jax.lax.conv_general_dilated), strict=True):
+        assert_close(ours, expected)
+
+
 def test_an_unknown_backbone_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'resnet18'"):
         create_backbone("resnet-18")
