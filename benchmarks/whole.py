@@ -57,12 +57,15 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
     "mse+brcd": {"method_weights": "1,0.1"}, "mse+rkd": {"method_weights": "1,0.02", "rkd_relations_on": "features"},
     "mse+crovca": {"method_weights": "1,0.1"}, "mse+bits": {"method_weights": "1,0.1"}}
 SUMS = tuple(name for name in NEEDED if "+" in name)
+# What lets a student go beyond its teacher: targets that are means over the images that the teacher finds alike
+NEIGHBOURS: Mapping[str, Any] = {"teacher_neighbours": 50}
 # The recipe with one part of it put back or exchanged; `lengths` has those of other images and epochs
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "the recipe": {},
     "signal: the teacher's bits": {"method": "bits"},
     "signal: its chances of a bit": {"method": "bits", "bits_temperature": 0.5},
     "signal: its features": {"method": "mse", "mse_on": "features"},
+    "signal: averaged over 50 neighbours": NEIGHBOURS,
     "teacher sees the same view": {"teacher_view": "same"},
     "with the student's own objective": {"own_objective": True},
     "BRCD as published, trained whole": {"method": "brcd", "own_objective": True, "teacher_view": "same", "view_recipe": "brcd"},
@@ -148,6 +151,14 @@ def of_chances(asked: Asked) -> Iterator[Taught]:
     """The last teacher's chances of a bit as the signal."""
     for seed in asked.seeds:
         yield Taught("chances", "chances", asked.teachers[-1], DETAIL_BITS, seed, CHANCES)
+
+
+@STUDY.register("neighbours")
+def of_neighbours(asked: Asked) -> Iterator[Taught]:
+    """Targets averaged over neighbours, of every teacher."""
+    for seed in asked.seeds:
+        for teacher in asked.teachers:
+            yield Taught("neighbours", "neighbours", teacher, DETAIL_BITS, seed, NEIGHBOURS)
 
 
 @STUDY.register("sizes")

@@ -15,6 +15,7 @@ from jax_brcd.runtime.files import atomic_path
 from jax_brcd.settings.presets import PRESETS
 
 BASE = PRESETS["cifar10-32-whole"]["method"]  # what the others are compared with
+COURSE = "Its course: mean mAP of both searches by the validation queries"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, GRAY)
 
 
@@ -159,9 +160,11 @@ def summary(records: Records) -> str:
     sections = [protocols(records)]
     for part, title, make in (
         ("recipe", "The recipe", recipe_table),
-        ("recipe", "Its course: mean mAP of both searches by the validation queries", curve_table),
+        ("recipe", COURSE, curve_table),
         ("chances", "The recipe with the teacher's chances of a bit, in batches of 128", recipe_table),
-        ("chances", "Its course: mean mAP of both searches by the validation queries", curve_table),
+        ("chances", COURSE, curve_table),
+        ("neighbours", "The recipe with targets averaged over 50 neighbours", recipe_table),
+        ("neighbours", COURSE, curve_table),
         ("methods", "Methods, each at the rate that the validation queries chose",
          lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
         ("methods", f"By how much methods differ from {BASE} at the same seed", lambda one: gains_table(one, BASE)),

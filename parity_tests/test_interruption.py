@@ -16,7 +16,7 @@ from jobs import toy_stage
 from jax_brcd.clusters.choice import choose_clusters
 from jax_brcd.data.decoding import decode_all
 from jax_brcd.data.download import download
-from jax_brcd.retrieval import hamming_top_k
+from jax_brcd.retrieval import cosine_neighbours, hamming_top_k
 from jax_brcd.runtime import interruption
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.interruption import check, heard
@@ -199,10 +199,11 @@ def a_download(folder):
     lambda folder: stream(lambda batch: pytest.fail("a batch was encoded"), IMAGES, description="images"),
     lambda folder: choose_clusters(CODES, "auto", cluster_range=(2, 4), seed=0),
     lambda folder: hamming_top_k(CODES, CODES, 2),
+    lambda folder: cosine_neighbours(CODES, 2),
     lambda folder: digest(IMAGES),
     lambda folder: iterative_quantisation(CODES, np.eye(16), 5),
     lambda folder: list(decode_all([str(folder / "absent.png")], workers=0)),
-], ids=["stage", "steps", "download", "encoding", "clusters", "search", "digest", "itq", "decoding"])
+], ids=["stage", "steps", "download", "encoding", "clusters", "search", "neighbours", "digest", "itq", "decoding"])
 def test_long_work_ends_at_its_next_step(work, tmp_path, monkeypatch):
     monkeypatch.setattr(interruption, "_asked", True)
     with pytest.raises(KeyboardInterrupt):

@@ -13,10 +13,12 @@ from jax_brcd.methods import METHODS, TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
-from jax_brcd.retrieval import nearest_neighbours
+from jax_brcd.retrieval import cosine_neighbours, nearest_neighbours, neighbours
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 from jax_brcd.stages.student import draw_negatives, student_stage
+from jax_brcd.teachers.base import average
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start, train_epoch
@@ -213,6 +215,36 @@ def test_neighbours_are_the_nearest_others_even_among_equal_codes():
     equal = nearest_neighbours(np.ones((5, 4), np.float32), 2)
     np.testing.assert_array_equal(equal, [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]])
     assert nearest_neighbours(codes, 10).shape == (4, 3) and nearest_neighbours(codes[:1], 3).shape == (1, 1)
+
+
+@pytest.mark.parametrize("images", [30, neighbours.TOGETHER + 5])
+def test_neighbours_by_features_are_those_of_the_largest_cosines(images):
+    features = np.random.default_rng(images).normal(size=(images, 4)).astype(np.float32)
+    told = []
+    found = cosine_neighbours(features, 3, lambda *words: told.append(words))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    own = np.arange(images)[:, None]
+    assert found.dtype == np.int32 and (found != own).all()
+    np.testing.assert_allclose(cosines[own, found], -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
+    assert told[0] == ("nearest images", 0, images) and told[-1] == ("nearest images", images, images)
+    np.testing.assert_array_equal(reference.cosine_others(torch.from_numpy(features), 3), found)
+
+
+def test_neighbours_by_features_of_few_and_of_equal_images():
+    equal = cosine_neighbours(np.ones((5, 4), np.float32), 2)
+    np.testing.assert_array_equal(equal, [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]])
+    np.testing.assert_array_equal(cosine_neighbours(np.ones((1, 4), np.float32), 3), [[0]])
+    assert cosine_neighbours(np.ones((3, 4), np.float32), 9).shape == (3, 2)
+    with pytest.raises(InputError, match="query features must be finite numbers; row 1"):
+        cosine_neighbours(np.array([[1.0], [np.nan]]), 1)
+
+
+def test_outputs_are_averaged_with_those_of_neighbours():
+    outputs = np.array([[1.0, -3.0], [4.0, 0.0], [-2.0, 6.0]], np.float32)
+    np.testing.assert_allclose(average(outputs, np.array([[1, 2], [0, 2], [1, 1]])), [[1, 1], [1, 1], [2, 2]])
+    np.testing.assert_allclose(average(outputs, np.array([[1], [1], [0]])), [[2.5, -1.5], [4, 0], [-0.5, 1.5]])
 
 
 def test_torch_ref_derives_the_same(pixels):

@@ -13,16 +13,20 @@ from jobs import job
 from toy_runs import PIXELS_SIDE, Pixels, history, stages, tiny
 
 import jax_brcd
+from jax_brcd.data import load_dataset
 from jax_brcd.encoder import read_config
 from jax_brcd.hub.card import model_card
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state
 from jax_brcd.models.adapt import adapted
+from jax_brcd.retrieval import cosine_neighbours
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
+from jax_brcd.stages import distillation, neighbours
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.student import put, student_stage
+from jax_brcd.teachers.base import average
 from jax_brcd.training import loop
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start, stepped_epoch
@@ -238,6 +242,50 @@ def test_torch_refs_run_takes_the_same_settings(tmp_path, cache, monkeypatch):
         distill.run(create_config(**told, keep="both"))
     with pytest.raises(InputError, match="ema_decay 0.9: of the frozen student"):
         distill.run(create_config(**{**told, "train_backbone": False, "out": tmp_path / "other"}))
+
+
+def test_a_students_teacher_may_speak_with_its_neighbours(tmp_path, cache, toy_backbones, monkeypatch):
+    """The student's targets are the means of what the teacher says; they are found once, for every method."""
+    told, still = [], distillation.student_stage
+
+    def heard(model, of_teacher, *others, **settings):
+        told.append(of_teacher)
+        return still(model, of_teacher, *others, **settings)
+
+    monkeypatch.setattr(distillation, "student_stage", heard)
+    settings = {**SETTINGS, "epochs": 1, "method": "mse+bits", "method_weights": "1,1"}
+    tiny(tmp_path / "alone", cache, **settings)
+    tiny(tmp_path / "together", cache, **settings, teacher_neighbours=3)
+    alone, together = told
+    teacher = jax_brcd.load(tmp_path / "together" / "teacher")
+    images = load_dataset("digits", cache_dir=cache).train.images
+    others = cosine_neighbours(teacher.features(images), 3)
+    np.testing.assert_allclose(together.logits, average(np.asarray(alone.logits), others), atol=1e-5)
+    np.testing.assert_array_equal(together.codes, np.sign(together.logits))
+    assert (np.asarray(together.codes) != np.asarray(alone.codes)).any()
+    monkeypatch.setattr(neighbours, "cosine_neighbours", lambda *arguments: pytest.fail("found again"))
+    tiny(tmp_path / "other", cache, **{**settings, "method": "mse", "method_weights": None}, teacher_neighbours=3)
+    assert len([name for name in stages(cache) if name.startswith("neighbours")]) == 1
+
+
+def test_torch_refs_teacher_speaks_with_the_same_neighbours(tmp_path, cache, monkeypatch):
+    told = {"teacher": "resnet8", "teacher_weights": "random", "teacher_epochs": 0, "student": "resnet8", "bits": BITS,
+            "cache_dir": cache, "views": 2, **{name: value for name, value in SETTINGS.items() if name != "keep"}}
+    seen, rows = [], torch.arange(len(load_dataset("digits", cache_dir=cache).train))
+
+    def train(model, parameters, outputs, *others, **settings):
+        seen.append(outputs(rows, torch.zeros_like(rows))[1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "train_student", train)
+    for count in (0, 4):
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(create_config(**told, teacher_neighbours=count, out=tmp_path / str(count)))
+    alone, together = ([part.numpy() for part in outputs] for outputs in seen)
+    others = cosine_neighbours(alone[0], 4)
+    for own, mean in zip(alone[:2], together[:2], strict=True):
+        np.testing.assert_allclose(mean, average(own, others), atol=1e-5)
+    np.testing.assert_array_equal(together[2], np.sign(together[1]))
 
 
 def test_half_precision_leaves_weights_moments_and_averages_in_float32(scene):

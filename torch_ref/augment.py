@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from jax_brcd.views.derivations import Derivation, Mixture, Rotation
@@ -129,3 +129,10 @@ def nearest_others(codes: Tensor, count: int) -> Tensor:
     """Of each image the `count` others of the nearest codes (n, K), ties by position. (n, count)."""
     similarity = (codes @ codes.T).fill_diagonal_(-torch.inf)
     return similarity.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(codes) - 1)]
+
+
+def cosine_others(features: Tensor, count: int) -> Tensor:
+    """Of each image the `count` others whose features (n, width) have the largest cosines with its own. (n, count)."""
+    unit, own = nn.functional.normalize(features.double()), torch.arange(len(features))
+    return torch.cat([(unit[rows] @ unit.T).scatter(1, rows[:, None], -torch.inf).topk(min(count, len(features) - 1)).indices
+                      for rows in own.split(1024)])

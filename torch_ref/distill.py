@@ -278,9 +278,13 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
 
 
 def clean_outputs(experiment: Experiment, teacher: nn.Module) -> Outputs:
-    """The teacher's outputs of the un-augmented training images."""
-    found = experiment.encoded(TEACHER, teacher, "train")
-    return Outputs(found.features, found.logits, torch.from_numpy(found.codes))
+    """The teacher's outputs of the un-augmented training images, or what they and their neighbours' are in the mean."""
+    found, count = experiment.encoded(TEACHER, teacher, "train"), experiment.config.learning.teacher_neighbours
+    if not count:
+        return Outputs(found.features, found.logits, torch.from_numpy(found.codes))
+    others = augment.cosine_others(found.features, count)
+    features, logits = ((part + part[others].sum(dim=1)) / (1 + others.shape[1]) for part in (found.features, found.logits))
+    return Outputs(features, logits, losses.hash_codes(logits))
 
 
 def rows_of(outputs: Outputs, place) -> Outputs:
@@ -336,7 +340,7 @@ HONOURED = {
     "teacher_temperature", "teacher_batch_size", "teacher_kl_weight",
     "student", "student_weights", "student_size", "train_backbone", "epochs", "lr", "validation_interval", "patience",
     "min_epochs", "optimizer", "lr_schedule", "warmup_epochs", "lr_step_epochs", "weight_decay", "sgd_momentum", "clip_norm",
-    "ema_decay", "own_objective", "teacher_view",
+    "ema_decay", "own_objective", "teacher_view", "teacher_neighbours",
     "method", "method_weights", "batch_size", "seed", "out",
 }
 

@@ -1,5 +1,6 @@
-"""The nearest other items of a collection of codes."""
+"""The nearest other items of a collection, by codes or by features."""
 
+import dataclasses
 from typing import SupportsIndex
 
 import numpy as np
@@ -7,6 +8,10 @@ from jaxtyping import Integer
 
 from jax_brcd.retrieval.packing import Codes, whole_number
 from jax_brcd.retrieval.ranking import hamming_top_k
+from jax_brcd.retrieval.scores import CosineScoring, RealMatrix, rank_scores
+from jax_brcd.runtime.progress import Progress, silent
+
+TOGETHER = 4096  # items between two words on how far it is
 
 
 def nearest_neighbours(codes: Codes, count: SupportsIndex) -> Integer[np.ndarray, "n neighbours"]:
@@ -17,10 +22,39 @@ def nearest_neighbours(codes: Codes, count: SupportsIndex) -> Integer[np.ndarray
     Raises:
         InputError: for count < 1, for what is not codes, and for no codes.
     """
-    wanted = min(whole_number(count, "count", low=1), max(len(codes) - 1, 1))
+    wanted = _wanted(count, len(codes))
     found, _ = hamming_top_k(codes, codes, min(wanted + 1, max(len(codes), 1)))
-    if len(codes) == 1:
-        return np.zeros((1, 1), np.int32)
-    own = found == np.arange(len(codes))[:, None]
-    own[~own.any(axis=1), -1] = True  # more than `count` equal codes stand before the item itself: the last one goes
-    return found[~own].reshape(len(codes), wanted).astype(np.int32)
+    return _others(found, 0, wanted)
+
+
+def cosine_neighbours(
+    features: RealMatrix, count: SupportsIndex, progress: Progress = silent
+) -> Integer[np.ndarray, "n neighbours"]:
+    """The same by the largest cosines of features (n, width), exactly; it takes time with the square of n.
+
+    Raises:
+        InputError: for count < 1, and for what is not a matrix of finite floats.
+    """
+    scoring = CosineScoring.of(features, features)
+    items, wanted = scoring.items, _wanted(count, scoring.items)
+    neighbours = np.empty((items, wanted), np.int32)
+    for begin in range(0, items, TOGETHER):
+        progress("nearest images", begin, items)
+        part = dataclasses.replace(scoring, query_features=scoring.query_features[begin : begin + TOGETHER])
+        found, _ = rank_scores(part, min(wanted + 1, items))
+        neighbours[begin : begin + TOGETHER] = _others(found, begin, wanted)
+    progress("nearest images", items, items)
+    return neighbours
+
+
+def _wanted(count: SupportsIndex, items: int) -> int:
+    return min(whole_number(count, "count", low=1), max(items - 1, 1))
+
+
+def _others(found: Integer[np.ndarray, "rows ranks"], first: int, wanted: int) -> Integer[np.ndarray, "rows neighbours"]:
+    """Of what was found of items from `first` on, all but the item itself. One that is all that there is keeps itself."""
+    if found.shape[1] == 1:
+        return found.astype(np.int32)
+    own = found == np.arange(first, first + len(found))[:, None]
+    own[~own.any(axis=1), -1] = True  # more than `wanted` equal items stand before the item itself: the last one goes
+    return found[~own].reshape(len(found), wanted).astype(np.int32)

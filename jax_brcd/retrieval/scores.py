@@ -241,6 +241,14 @@ def soft_rank(
 
     Only codes in `mask` are looked at, where one is given; it holds k at least.
     """
+    positions, numbers = rank_scores(scoring, k, mask)
+    return positions, np.ldexp(numbers, scoring.exponents[:, None])
+
+
+def rank_scores(
+    scoring: Scoring, k: int, mask: Bool[np.ndarray, "items"] | None = None
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """Positions (int64) and scores (float64) of the k items, of those in `mask`, that score highest with each query."""
     positions, numbers = (np.empty((scoring.queries, k), dtype) for dtype in (np.int64, np.float64))
 
     def search(rows: range, lent: list[Float[np.ndarray, "items"]]) -> None:
@@ -251,7 +259,7 @@ def soft_rank(
             numbers[query] = scores[positions[query]]
 
     map_scores(search, scoring)
-    return positions, np.ldexp(numbers, scoring.exponents[:, None])
+    return positions, numbers
 
 
 def _add_up(

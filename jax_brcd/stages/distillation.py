@@ -22,6 +22,7 @@ from jax_brcd.stages.configuration import Config, unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built
+from jax_brcd.stages.neighbours import neighbours_of
 from jax_brcd.stages.student import put, student_stage
 from jax_brcd.teachers.base import Parts, Teacher
 from jax_brcd.training.loop import Fit, TrainState, backbone_scans
@@ -100,7 +101,8 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
         STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
         min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
     clean = config.learning.teacher_view == CLEAN
-    of_teacher = teacher.still_source(needs) if clean else teacher.source(context.plan, needs, partners)
+    of_teacher = (teacher.still_source(needs, neighbours_of(context, teacher)) if clean else
+                  teacher.source(context.plan, needs, partners))
     stage, parameters, carry = student_stage(
         model, of_teacher, config.method, knowledge,
         source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,

@@ -65,6 +65,8 @@ def check_learning(config: Config, *, images: int) -> None:
         _check_frozen(settings, kept=not config.data.fresh_views)
     if settings.mixup:
         _check_mixup(config.method)
+    if settings.teacher_neighbours:
+        _check_neighbours(settings, images)
     _check_method(config)
 
 
@@ -112,6 +114,17 @@ def _check_frozen(settings: LearningConfig, *, kept: bool) -> None:
     if settings.mixup and kept:
         raise InputError("views are mixed as pixels, and of the frozen student's kept ones there are features alone; give "
                          "`train_backbone` or `fresh_views`, or leave it out", field="mixup", value=settings.mixup)
+
+
+def _check_neighbours(settings: LearningConfig, images: int) -> None:
+    """What there is nothing to average of."""
+    count = settings.teacher_neighbours
+    if settings.teacher_view != CLEAN:
+        raise InputError("outputs of un-augmented images are averaged, and the teacher sees the student's views; give "
+                         "`teacher_view` clean too, or leave it out", field="teacher_neighbours", value=count)
+    if count >= images:
+        raise InputError(f"each of the {images} training images has {images - 1} others; give that or fewer",
+                         field="teacher_neighbours", value=count)
 
 
 def _check_method(config: Config) -> None:

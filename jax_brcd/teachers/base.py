@@ -29,6 +29,20 @@ class Encoded(NamedTuple):
         return cls(features, logits, codes_of(logits))
 
 
+def average(
+    outputs: Float[np.ndarray, "images width"], neighbours: Int[np.ndarray, "images neighbours"]
+) -> Float[np.ndarray, "images width"]:
+    """The mean of each image's outputs and its neighbours'.
+
+    What an image has in common with those nearest to it stays, what sets it apart from them goes: database-side feature
+    augmentation (Turcot and Lowe, ICCV workshops 2009; docs/training.md).
+    """
+    total = outputs.astype(np.float64)
+    for column in neighbours.T:
+        total += outputs[column]
+    return (total / (neighbours.shape[1] + 1)).astype(np.float32)
+
+
 @runtime_checkable
 class Parts(Protocol):
     """What a model says of a named part of a data set ("train", "database", "validation", "test")."""
@@ -68,8 +82,12 @@ class Teacher(Protocol):
             partners: the images that each may be mixed with.
         """
 
-    def still_source(self, needs: Needs) -> TeacherSource:
-        """The teacher's outputs of the un-augmented training images, computed once, as those of all their views."""
+    def still_source(self, needs: Needs, neighbours: Int[np.ndarray, "images neighbours"] | None = None) -> TeacherSource:
+        """The teacher's outputs of the un-augmented training images, computed once, as those of all their views.
+
+        Args:
+            neighbours: the images whose outputs are averaged with those of each.
+        """
 
     def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """Parameters, FLOPs an image and images a second on this machine."""
@@ -83,9 +101,11 @@ class OfEncoder:
 
     encoder: HashEncoder
 
-    def still_source(self, needs: Needs) -> TeacherSource:
+    def still_source(self, needs: Needs, neighbours: Int[np.ndarray, "images neighbours"] | None = None) -> TeacherSource:
         """See Teacher. Only what is needed lies on the device."""
         found = self.outputs("train")
+        if neighbours is not None:
+            found = Encoded.of(*(average(outputs, neighbours) for outputs in (found.features, found.logits)))
         held = {name: jnp.asarray(getattr(found, name)) for name in ("logits", "features") if name in needs.teacher}
         return StillTeacher(jnp.asarray(found.codes, jnp.int8), **held)
 
