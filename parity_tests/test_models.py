@@ -368,6 +368,19 @@ def test_a_convolution_of_many_pixels_has_the_same_gradients(size, side, stride,
         assert_close(ours, expected)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="inputs are written out on a CPU alone")
+@pytest.mark.parametrize(("side", "written"), [(16, False), (17, True)])
+def test_inputs_of_many_pixels_are_written_out_for_the_kernels_gradient(side, written):
+    images, kernel = jnp.tile(random_images(2, side), 2), jnp.ones((3, 3, 6, 5))
+
+    def loss(kernel):
+        outputs = convolve(images, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.sum(outputs**2)
+
+    assert ("while" in jax.jit(jax.grad(loss)).lower(kernel).as_text()) == written
+    assert "while" not in jax.jit(loss).lower(kernel).as_text()
+
+
 def test_an_unknown_backbone_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'resnet18'"):
         create_backbone("resnet-18")

@@ -246,11 +246,11 @@ def test_torch_refs_run_takes_the_same_settings(tmp_path, cache, monkeypatch):
 
 def test_a_students_teacher_may_speak_with_its_neighbours(tmp_path, cache, toy_backbones, monkeypatch):
     """The student's targets are the means of what the teacher says; they are found once, for every method."""
-    told, still = [], distillation.student_stage
+    told, original = [], distillation.student_stage
 
     def heard(model, of_teacher, *others, **settings):
         told.append(of_teacher)
-        return still(model, of_teacher, *others, **settings)
+        return original(model, of_teacher, *others, **settings)
 
     monkeypatch.setattr(distillation, "student_stage", heard)
     settings = {**SETTINGS, "epochs": 1, "method": "mse+bits", "method_weights": "1,1"}
