@@ -13,7 +13,7 @@ from jax_brcd.methods import METHODS, TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model
 from jax_brcd.models.heads import linear_head
 from jax_brcd.models.layers import Backbone
-from jax_brcd.retrieval import cosine_neighbours, nearest_neighbours, neighbours
+from jax_brcd.retrieval import candidates, cosine_neighbours, nearest_neighbours, neighbours
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
@@ -230,6 +230,24 @@ def test_neighbours_by_features_are_those_of_the_largest_cosines(images):
     np.testing.assert_allclose(cosines[own, found], -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
     assert told[0] == ("nearest images", 0, images) and told[-1] == ("nearest images", images, images)
     np.testing.assert_array_equal(reference.cosine_others(torch.from_numpy(features), 3), found)
+
+
+def test_neighbours_are_looked_for_among_some_where_there_are_many(monkeypatch):
+    """The same of both frameworks; whoever is not among them has neighbours too."""
+    monkeypatch.setattr(neighbours, "CANDIDATES", 12)
+    assert candidates(12, 0) is None
+    among = candidates(40, 5)
+    np.testing.assert_array_equal(among, sorted(set(among.tolist())))
+    assert len(among) == 12 and among.min() >= 0 and among.max() < 40
+    np.testing.assert_array_equal(candidates(40, 5), among)
+    assert set(candidates(40, 6)) != set(among)
+    features = np.random.default_rng(3).normal(size=(40, 4)).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = np.where((np.arange(40)[:, None] != among), unit @ unit[among].T, -np.inf)
+    found = cosine_neighbours(features, 3, among=among)
+    np.testing.assert_array_equal(found, among[np.argsort(-cosines, axis=1)[:, :3]])
+    np.testing.assert_array_equal(reference.cosine_others(torch.from_numpy(features), 3, torch.from_numpy(among)), found)
+    assert cosine_neighbours(features, 99, among=among).shape == (40, 11)
 
 
 def test_neighbours_by_features_of_few_and_of_equal_images():

@@ -19,7 +19,8 @@ from jax_brcd.hub.card import model_card
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state
 from jax_brcd.models.adapt import adapted
-from jax_brcd.retrieval import cosine_neighbours
+from jax_brcd.retrieval import candidates, cosine_neighbours
+from jax_brcd.retrieval import neighbours as looking
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
@@ -244,9 +245,11 @@ def test_torch_refs_run_takes_the_same_settings(tmp_path, cache, monkeypatch):
         distill.run(create_config(**{**told, "train_backbone": False, "out": tmp_path / "other"}))
 
 
-def test_a_students_teacher_may_speak_with_its_neighbours(tmp_path, cache, toy_backbones, monkeypatch):
+@pytest.mark.parametrize("most", [looking.CANDIDATES, 50])
+def test_a_students_teacher_may_speak_with_its_neighbours(tmp_path, toy_backbones, monkeypatch, most):
     """The student's targets are the means of what the teacher says; they are found once, for every method."""
-    told, original = [], distillation.student_stage
+    monkeypatch.setattr(looking, "CANDIDATES", most)
+    cache, told, original = tmp_path / "cache", [], distillation.student_stage
 
     def heard(model, of_teacher, *others, **settings):
         told.append(of_teacher)
@@ -259,16 +262,17 @@ def test_a_students_teacher_may_speak_with_its_neighbours(tmp_path, cache, toy_b
     alone, together = told
     teacher = jax_brcd.load(tmp_path / "together" / "teacher")
     images = load_dataset("digits", cache_dir=cache).train.images
-    others = cosine_neighbours(teacher.features(images), 3)
+    others = cosine_neighbours(teacher.features(images), 3, among=candidates(len(images), 0))
     np.testing.assert_allclose(together.logits, average(np.asarray(alone.logits), others), atol=1e-5)
     np.testing.assert_array_equal(together.codes, np.sign(together.logits))
     assert (np.asarray(together.codes) != np.asarray(alone.codes)).any()
-    monkeypatch.setattr(neighbours, "cosine_neighbours", lambda *arguments: pytest.fail("found again"))
+    monkeypatch.setattr(neighbours, "cosine_neighbours", lambda *arguments, among: pytest.fail("found again"))
     tiny(tmp_path / "other", cache, **{**settings, "method": "mse", "method_weights": None}, teacher_neighbours=3)
     assert len([name for name in stages(cache) if name.startswith("neighbours")]) == 1
 
 
 def test_torch_refs_teacher_speaks_with_the_same_neighbours(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(looking, "CANDIDATES", 50)
     told = {"teacher": "resnet8", "teacher_weights": "random", "teacher_epochs": 0, "student": "resnet8", "bits": BITS,
             "cache_dir": cache, "views": 2, **{name: value for name, value in SETTINGS.items() if name != "keep"}}
     seen, rows = [], torch.arange(len(load_dataset("digits", cache_dir=cache).train))
@@ -282,7 +286,7 @@ def test_torch_refs_teacher_speaks_with_the_same_neighbours(tmp_path, cache, mon
         with pytest.raises(KeyboardInterrupt):
             distill.run(create_config(**told, teacher_neighbours=count, out=tmp_path / str(count)))
     alone, together = ([part.numpy() for part in outputs] for outputs in seen)
-    others = cosine_neighbours(alone[0], 4)
+    others = cosine_neighbours(alone[0], 4, among=candidates(len(rows), 0))
     for own, mean in zip(alone[:2], together[:2], strict=True):
         np.testing.assert_allclose(mean, average(own, others), atol=1e-5)
     np.testing.assert_array_equal(together[2], np.sign(together[1]))

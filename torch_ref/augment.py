@@ -131,8 +131,11 @@ def nearest_others(codes: Tensor, count: int) -> Tensor:
     return similarity.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(codes) - 1)]
 
 
-def cosine_others(features: Tensor, count: int) -> Tensor:
-    """Of each image the `count` others whose features (n, width) have the largest cosines with its own. (n, count)."""
+def cosine_others(features: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+    """Of each image the `count` others, of all or of those at some positions, whose features (n, width) have the largest cosines
+    with its own. (n, count)."""
     unit, own = nn.functional.normalize(features.double()), torch.arange(len(features))
-    return torch.cat([(unit[rows] @ unit.T).scatter(1, rows[:, None], -torch.inf).topk(min(count, len(features) - 1)).indices
-                      for rows in own.split(1024)])
+    among = own if among is None else among
+    nearest = [(unit[rows] @ unit[among].T).masked_fill(rows[:, None] == among, -torch.inf).topk(min(count, len(among) - 1)).indices
+               for rows in own.split(1024)]
+    return among[torch.cat(nearest)]

@@ -22,6 +22,7 @@ from jax_brcd.data import ImageDataset, load_dataset
 from jax_brcd.encoder import STUDENT, TEACHER
 from jax_brcd.models.variants import Preprocessing
 from jax_brcd.report import SKIPPED
+from jax_brcd.retrieval import candidates
 from jax_brcd.retrieval.searches import Search
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
@@ -282,7 +283,8 @@ def clean_outputs(experiment: Experiment, teacher: nn.Module) -> Outputs:
     found, count = experiment.encoded(TEACHER, teacher, "train"), experiment.config.learning.teacher_neighbours
     if not count:
         return Outputs(found.features, found.logits, torch.from_numpy(found.codes))
-    others = augment.cosine_others(found.features, count)
+    among = candidates(len(found.features), experiment.config.run.seed)
+    others = augment.cosine_others(found.features, count, among if among is None else torch.from_numpy(among))
     features, logits = ((part + part[others].sum(dim=1)) / (1 + others.shape[1]) for part in (found.features, found.logits))
     return Outputs(features, logits, losses.hash_codes(logits))
 

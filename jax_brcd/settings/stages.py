@@ -132,7 +132,7 @@ class LearningConfig:
     teacher_view: str = option(SAME, "what the teacher sees: the same view as the student, or the clean image, encoded once",
                                choices=(SAME, CLEAN))
     teacher_neighbours: int = option(0, "training images nearest to an image by the teacher's features whose outputs are averaged "
-                                     "with its own, where `teacher_view` is clean; 0 for its own alone", low=0, high=2**16)
+                                     "with its own, where `teacher_view` is clean; 0 for its own alone", low=0, high=2**15)
     mixup: float = option(0.0, "parameter of the Beta distribution by which each view is mixed with another of its batch, and "
                           "so the teacher's outputs; 0 for no mixing", low=0)
     keep: str = option(EACH, "which states are kept and exported: each, the best of either search, or both, the best mean of "

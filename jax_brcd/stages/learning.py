@@ -120,8 +120,8 @@ def _check_neighbours(settings: LearningConfig, images: int) -> None:
     """What there is nothing to average of."""
     count = settings.teacher_neighbours
     if settings.teacher_view != CLEAN:
-        raise InputError("outputs of un-augmented images are averaged, and the teacher sees the student's views; give "
-                         "`teacher_view` clean too, or leave it out", field="teacher_neighbours", value=count)
+        raise InputError("outputs of un-augmented images are averaged, and the teacher sees the student's views; give 0, or "
+                         "`teacher_view` clean", field="teacher_neighbours", value=count)
     if count >= images:
         raise InputError(f"each of the {images} training images has {images - 1} others; give that or fewer",
                          field="teacher_neighbours", value=count)

@@ -4,7 +4,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Int
 
-from jax_brcd.retrieval import cosine_neighbours
+from jax_brcd.retrieval import candidates, cosine_neighbours
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import atomic_path
 from jax_brcd.stages.context import Context
@@ -15,14 +15,16 @@ NEIGHBOURS = "neighbours.safetensors"
 
 def neighbours_of(context: Context, teacher: Teacher) -> Int[np.ndarray, "images neighbours"] | None:
     """As many as the student's `teacher_neighbours` asks for, nearest first, found here or in an earlier run."""
-    count = context.config.learning.teacher_neighbours
+    count, seed = context.config.learning.teacher_neighbours, context.config.run.seed
     if not count:
         return None
-    folder = context.folder("neighbours", {"space": teacher.space, "count": count, **context.data_facts("images of train")})
+    among = candidates(len(context.dataset.train), seed)
+    facts = {} if among is None else {"candidates": len(among), "seed": seed}
+    folder = context.folder("neighbours", {"space": teacher.space, "count": count, **facts, **context.data_facts("images of train")})
     with folder.held(context.say):
         if not folder.finished:
             if devices.is_first():
-                found = cosine_neighbours(teacher.outputs("train").features, count, context.progress)
+                found = cosine_neighbours(teacher.outputs("train").features, count, context.progress, among=among)
                 with atomic_path(folder.path / NEIGHBOURS) as temporary:
                     safetensors.numpy.save_file({"neighbours": found}, temporary)
             folder.finish()

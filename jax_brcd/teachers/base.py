@@ -15,6 +15,8 @@ from jax_brcd.models.kept import codes_of
 from jax_brcd.views.plan import ViewPlan
 from jax_brcd.views.sources import StillTeacher, TeacherSource
 
+TOGETHER = 4096  # images whose outputs are averaged at once
+
 
 class Encoded(NamedTuple):
     """What a model says of the un-augmented images of a part of a data set."""
@@ -37,10 +39,14 @@ def average(
     What an image has in common with those nearest to it stays, what sets it apart from them goes: database-side feature
     augmentation (Turcot and Lowe, ICCV workshops 2009; docs/training.md).
     """
-    total = outputs.astype(np.float64)
-    for column in neighbours.T:
-        total += outputs[column]
-    return (total / (neighbours.shape[1] + 1)).astype(np.float32)
+    means = np.empty(outputs.shape, np.float32)
+    for begin in range(0, len(outputs), TOGETHER):
+        rows = slice(begin, begin + TOGETHER)
+        total = outputs[rows].astype(np.float64)
+        for column in neighbours[rows].T:
+            total += outputs[column]
+        means[rows] = total / (neighbours.shape[1] + 1)
+    return means
 
 
 @runtime_checkable
@@ -105,7 +111,8 @@ class OfEncoder:
         """See Teacher. Only what is needed lies on the device."""
         found = self.outputs("train")
         if neighbours is not None:
-            found = Encoded.of(*(average(outputs, neighbours) for outputs in (found.features, found.logits)))
+            features = average(found.features, neighbours) if "features" in needs.teacher else found.features
+            found = Encoded.of(features, average(found.logits, neighbours))
         held = {name: jnp.asarray(getattr(found, name)) for name in ("logits", "features") if name in needs.teacher}
         return StillTeacher(jnp.asarray(found.codes, jnp.int8), **held)
 
