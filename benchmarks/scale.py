@@ -32,9 +32,9 @@ EVERY = 0.5  # seconds between readings
 LATER = 20.0  # seconds from the first checkpoint to the kill
 PATIENCE = 120.0  # seconds that the other process may take to end once its partner is gone
 RECIPE = ["--preset", "cifar10-32-whole", "--dataset", "list", "--train-images", "published", "--teacher", "vit_lite_4_8",
-          "--teacher-weights", "random", "--student", "resnet8", "--student-weights", "random", "--teacher-size", "32",
-          "--student-size", "32", "--epochs", "2", "--validation-interval", "1", "--resident-mib", "0", "--checkpoint-seconds", "5",
-          "--label-format", "class-numbers", "--k", "100"]
+          "--teacher-weights", "random", "--teacher-neighbours", "0", "--student", "resnet8", "--student-weights", "random",
+          "--teacher-size", "32", "--student-size", "32", "--epochs", "2", "--validation-interval", "1", "--resident-mib", "0",
+          "--checkpoint-seconds", "5", "--label-format", "class-numbers", "--k", "100"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,15 +57,16 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
     "mse+brcd": {"method_weights": "1,0.1"}, "mse+rkd": {"method_weights": "1,0.02", "rkd_relations_on": "features"},
     "mse+crovca": {"method_weights": "1,0.1"}, "mse+bits": {"method_weights": "1,0.1"}}
 SUMS = tuple(name for name in NEEDED if "+" in name)
-# What lets a student go beyond its teacher: targets that are means over the images that the teacher finds alike
-NEIGHBOURS: Mapping[str, Any] = {"teacher_neighbours": 50}
-# The recipe with one part of it put back or exchanged; `lengths` has those of other images and epochs
+# The recipe before its targets were means over neighbours: methods are compared by how near a student comes to what its teacher
+# says of each image
+ALONE: Mapping[str, Any] = {"teacher_neighbours": 0}
+# That with one part of it put back or exchanged; `lengths` has those of other images and epochs
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "the recipe": {},
+    "signal: the teacher's logits": {},
     "signal: the teacher's bits": {"method": "bits"},
     "signal: its chances of a bit": {"method": "bits", "bits_temperature": 0.5},
     "signal: its features": {"method": "mse", "mse_on": "features"},
-    "signal: averaged over 50 neighbours": NEIGHBOURS,
+    "signal: averaged over 50 neighbours": {"teacher_neighbours": 50},
     "teacher sees the same view": {"teacher_view": "same"},
     "with the student's own objective": {"own_objective": True},
     "BRCD as published, trained whole": {"method": "brcd", "own_objective": True, "teacher_view": "same", "view_recipe": "brcd"},
@@ -83,13 +84,18 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"train_backbone": False},
     "bfloat16": {"dtype": "bfloat16"},
 }
-# What a teacher needs whose student falls short of it by the recipe: its chances of a bit as labels, in twice as many steps
-CHANCES: Mapping[str, Any] = {"method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
+# What a teacher needs whose student falls short of it without neighbours: its chances of a bit as labels, in twice as many steps
+CHANCES: Mapping[str, Any] = {**ALONE, "method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
+# Less of it: a third of the epochs, and those in batches of half the images
+SHORT: Mapping[str, Mapping[str, Any]] = {"5 epochs": {"epochs": 5},
+                                          "5 epochs, batches of 128": {"epochs": 5, "batch_size": 128, "lr": 1.5e-3}}
 IMAGES = (5_000, 20_000, 50_000)  # the last are all
 # Students of other sizes: the first stages of the one that the recipe has, and others from nothing, for longer
-SIZES: Mapping[str, Mapping[str, Any]] = {"resnet18_layer2": {"student": "resnet18_layer2"}} | {
-    name: {"student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3, "validation_interval": 10}
-    for name in ("resnet56", "resnet20", "resnet8")}
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "resnet18_layer2": {"student": "resnet18_layer2"},
+    "resnet18_layer2, without neighbours": {**ALONE, "student": "resnet18_layer2"},
+} | {f"{name}, without neighbours": {**ALONE, "student": name, "student_weights": "random", "epochs": 60, "lr": 4e-3,
+                                     "validation_interval": 10} for name in ("resnet56", "resnet20", "resnet8")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +146,22 @@ STUDY: Registry[Callable[[Asked], Iterator[Taught]]] = Registry("part of the stu
 @STUDY.register("recipe")
 def of_recipe(asked: Asked) -> Iterator[Taught]:
     """The recipe as it is, at all code lengths."""
+    return of_lengths("recipe", {}, asked)
+
+
+@STUDY.register("alone")
+def of_alone(asked: Asked) -> Iterator[Taught]:
+    """The recipe but for neighbours, at all code lengths."""
+    return of_lengths("alone", ALONE, asked)
+
+
+@STUDY.register("short")
+def of_short(asked: Asked) -> Iterator[Taught]:
+    """Shorter trainings, of every teacher."""
     for seed in asked.seeds:
         for teacher in asked.teachers:
-            for length in asked.bits:
-                yield Taught("recipe", "recipe", teacher, length, seed, {})
+            for label, settings in SHORT.items():
+                yield Taught("short", label, teacher, DETAIL_BITS, seed, settings)
 
 
 @STUDY.register("chances")
@@ -151,14 +169,6 @@ def of_chances(asked: Asked) -> Iterator[Taught]:
     """The last teacher's chances of a bit as the signal."""
     for seed in asked.seeds:
         yield Taught("chances", "chances", asked.teachers[-1], DETAIL_BITS, seed, CHANCES)
-
-
-@STUDY.register("neighbours")
-def of_neighbours(asked: Asked) -> Iterator[Taught]:
-    """Targets averaged over neighbours, of every teacher."""
-    for seed in asked.seeds:
-        for teacher in asked.teachers:
-            yield Taught("neighbours", "neighbours", teacher, DETAIL_BITS, seed, NEIGHBOURS)
 
 
 @STUDY.register("sizes")
@@ -180,8 +190,8 @@ def of_search(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("variants")
 def of_variants(asked: Asked) -> Iterator[Taught]:
     """Parts of the recipe one by one, of the first teacher."""
-    labelled = {label: {**asked.budget, **settings} for label, settings in VARIANTS.items()}
-    return of_labels("variants", labelled | lengths(asked.budget), asked)
+    labelled = VARIANTS | lengths(asked.budget)
+    return of_labels("variants", {label: {**ALONE, **asked.budget, **settings} for label, settings in labelled.items()}, asked)
 
 
 @STUDY.register("parts of BRCD")
@@ -190,7 +200,8 @@ def of_brcd(asked: Asked) -> Iterator[Taught]:
     for seed in asked.seeds[:2]:
         for teacher in asked.teachers:
             for label, settings in PARTS.items():
-                yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed, {"method": "brcd", **settings, **asked.budget})
+                yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed,
+                             {**ALONE, "method": "brcd", **settings, **asked.budget})
 
 
 def lengths(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -207,6 +218,14 @@ def lengths(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             | {f"{number} epochs": run(number, count) for number, count in longer})
 
 
+def of_lengths(part: str, settings: Mapping[str, Any], asked: Asked) -> Iterator[Taught]:
+    """The same settings at all code lengths, of every teacher at every seed."""
+    for seed in asked.seeds:
+        for teacher in asked.teachers:
+            for length in asked.bits:
+                yield Taught(part, part, teacher, length, seed, settings)
+
+
 def of_labels(part: str, labelled: Mapping[str, Mapping[str, Any]], asked: Asked) -> Iterator[Taught]:
     """Settings by their labels, of the first teacher at the first two seeds."""
     for seed in asked.seeds[:2]:
@@ -216,7 +235,7 @@ def of_labels(part: str, labelled: Mapping[str, Mapping[str, Any]], asked: Asked
 
 def of_method(method: str, rate: float) -> dict[str, Any]:
     """The settings of a method's student."""
-    return {"method": method, "lr": rate, **NEEDED.get(method, {})}
+    return {**ALONE, "method": method, "lr": rate, **NEEDED.get(method, {})}
 
 
 def chosen(search: Iterable[Taught], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Taught]:

@@ -1,6 +1,5 @@
 """The tables and figures of the study of students that are trained whole, from the records of its runs."""
 
-import collections
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -149,10 +148,12 @@ def protocols(records: Records) -> str:
 
 
 def budget(records: Records) -> str:
-    """What most students of a part were trained for and on what; a label names what another has."""
+    """What the students of a part were trained for and on what; where they differ, labels or a column tell them apart."""
     results = [record["result"] for record in records]
-    ((images, epochs), _), = collections.Counter((one["protocol"]["training"], one["epochs"]) for one in results).most_common(1)
-    return f"{epochs} epochs of {images:,} images, on {', '.join(sorted(distinct(results, 'device')))}."
+    epochs = sorted(distinct(results, "epochs"))
+    images = sorted({one["protocol"]["training"] for one in results})
+    return (f"{' or '.join(map(str, epochs))} epochs of {' or '.join(f'{count:,}' for count in images)} images, on "
+            f"{', '.join(sorted(distinct(results, 'device')))}.")
 
 
 def summary(records: Records) -> str:
@@ -161,14 +162,15 @@ def summary(records: Records) -> str:
     for part, title, make in (
         ("recipe", "The recipe", recipe_table),
         ("recipe", COURSE, curve_table),
-        ("chances", "The recipe with the teacher's chances of a bit, in batches of 128", recipe_table),
+        ("short", "Shorter trainings", lambda one: labels_table(one, "trained for")),
+        ("alone", "Without neighbours", recipe_table),
+        ("alone", COURSE, curve_table),
+        ("chances", "Without neighbours, with the teacher's chances of a bit, in batches of 128", recipe_table),
         ("chances", COURSE, curve_table),
-        ("neighbours", "The recipe with targets averaged over 50 neighbours", recipe_table),
-        ("neighbours", COURSE, curve_table),
-        ("methods", "Methods, each at the rate that the validation queries chose",
+        ("methods", "Methods, without neighbours, each at the rate that the validation queries chose",
          lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
         ("methods", f"By how much methods differ from {BASE} at the same seed", lambda one: gains_table(one, BASE)),
-        ("variants", "The recipe with one part exchanged", lambda one: labels_table(one, "recipe")),
+        ("variants", "Without neighbours, with one part exchanged", lambda one: labels_table(one, "recipe")),
         ("parts of BRCD", "Parts of BRCD, each added to those above it", lambda one: labels_table(one, "parts")),
         ("sizes", "Students of other sizes", sizes_table),
     ):

@@ -297,5 +297,6 @@ def test_refusals_come_in_one_line_before_anything_long(tmp_path, capsys, toy_ba
 def test_the_whole_preset_is_what_it_says():
     config = create_config("cifar10-32-whole")
     assert (config.learning.optimizer, config.learning.lr_schedule, config.student.lr) == ("adamw", "one-cycle", 2e-3)
+    assert (config.learning.teacher_view, config.learning.teacher_neighbours) == ("clean", 50)
     assert config.method.needs.views == ("i",) and not config.learning.own_objective and set(config.kept.values()) == {"both"}
     check_learning(config, images=50_000)

@@ -30,12 +30,13 @@ def test_every_student_of_the_study_can_be_trained():
 
 def test_equal_students_are_one_whichever_part_asks_for_them():
     named = {part: {student.name for student in students(part)} for part in whole.STUDY}
-    assert "itq-bits=64-seed=0" in named["recipe"] & named["search"] & named["variants"]
-    assert "itq-bits=64-seed=0-lr=0.0007" in named["search"]
+    assert named["recipe"] == {f"{teacher}-bits={bits}-seed={seed}" for teacher in whole.TEACHERS for bits in (16, 64) for seed in (0, 1, 2)}
+    assert named["alone"] == {f"{name}-teacher-neighbours=0" for name in named["recipe"]}
+    assert "itq-bits=64-seed=0-teacher-neighbours=0" in named["search"] & named["variants"]
+    assert "itq-bits=64-seed=0-lr=0.0007-teacher-neighbours=0" in named["search"]
     assert named["chances"] == {
-        f"cibhash-bits=64-seed={seed}-batch-size=128-bits-temperature=1.0-lr=0.0015-method=bits" for seed in (0, 1, 2)}
-    assert named["neighbours"] == {
-        f"{teacher}-bits=64-seed={seed}-teacher-neighbours=50" for teacher in whole.TEACHERS for seed in (0, 1, 2)}
+        f"cibhash-bits=64-seed={seed}-batch-size=128-bits-temperature=1.0-lr=0.0015-method=bits-teacher-neighbours=0" for seed in (0, 1, 2)}
+    assert {"itq-bits=64-seed=2-epochs=5", "cibhash-bits=64-seed=0-batch-size=128-epochs=5-lr=0.0015"} <= named["short"]
     other = whole.Taught("search", "mse", "itq", 64, 0, {"epochs": 5, "method": "mse"})
     assert other.name == "itq-bits=64-seed=0-epochs=5" and other.trained == Trained("all", "itq", 64, 0)
 
@@ -94,8 +95,10 @@ def test_the_tables_say_what_was_found(tmp_path):
                         "result": result(0.5, 0.5 + 0.05 * seed, 0.45)})
         records.append({"part": "chances", "label": "chances", "teacher": "cibhash", "bits": 64, "seed": seed, "settings": {},
                         "result": result(0.4, 0.4, 0.44)})
-        records.append({"part": "neighbours", "label": "neighbours", "teacher": "itq", "bits": 32, "seed": seed, "settings": {},
+        records.append({"part": "alone", "label": "alone", "teacher": "itq", "bits": 32, "seed": seed, "settings": {},
                         "result": result(0.5, 0.6, 0.55)})
+        records.append({"part": "short", "label": "10 epochs", "teacher": "itq", "bits": 64, "seed": seed, "settings": {},
+                        "result": result(0.5, 0.5, 0.55) | {"epochs": 10 - seed}})
         for label, score in (("mse", 0.5), ("brcd", 0.4)):
             records.append({"part": "methods", "label": label, "teacher": "itq", "bits": 64, "seed": seed, "settings": rate,
                             "result": result(0.5, score + 0.01 * seed, score)})
@@ -107,7 +110,8 @@ def test_the_tables_say_what_was_found(tmp_path):
             "1.100 ± 0.000 | 0.4500 |") in lines
     assert ("| itq, 32 bits | 2 | 0.5000 ± 0.0000 | 0.5100 | 0.6000 ± 0.0000 | 1.200 ± 0.000 | 0.6100 | 0.5500 ± 0.0000 | "
             "1.100 ± 0.000 | 0.5600 |") in lines
-    assert lines.count("15 epochs of 30 images, on cpu.") == 8
+    assert lines.count("15 epochs of 30 images, on cpu.") == 8 and lines.count("9 or 10 epochs of 30 images, on cpu.") == 1
+    assert "| 10 epochs | itq | 2 | 0.5000 ± 0.0000 | 1.000 ± 0.000 | 0.5100 | 0.5500 ± 0.0000 | 1.100 ± 0.000 | 0.5600 |" in lines
     assert "| itq, 64 bits | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
     methods = [line.split(" | ")[0] for line in lines if " | itq | 0.002 | " in line]
     assert methods == ["| mse", "| brcd"]

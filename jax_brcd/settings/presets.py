@@ -23,6 +23,6 @@ PRESETS.register("cifar10-32-whole")({
     "dataset": "cifar10", "train_images": "all", "view_recipe": "crop-flip",
     "teacher": "vit_lite_7_4", "teacher_weights": "../shared/weights/vit_lite_7_4.safetensors", "teacher_objective": "itq",
     "student": "resnet18", "student_weights": "../shared/weights/resnet18_32.safetensors", "train_backbone": True,
-    "method": "mse", "own_objective": False, "teacher_view": "clean", "batch_size": 256, "epochs": 15, "optimizer": "adamw",
-    "lr_schedule": "one-cycle", "lr": 2e-3, "validation_interval": 5, "keep": "both",
+    "method": "mse", "own_objective": False, "teacher_view": "clean", "teacher_neighbours": 50, "batch_size": 256,
+    "epochs": 15, "optimizer": "adamw", "lr_schedule": "one-cycle", "lr": 2e-3, "validation_interval": 5, "keep": "both",
 })
