@@ -18,6 +18,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
 from jax_brcd.stages.student import draw_negatives, student_stage
+from jax_brcd.teachers import base
 from jax_brcd.teachers.base import average
 from jax_brcd.training import loop as training
 from jax_brcd.training.checkpoints import Checkpoints
@@ -259,7 +260,10 @@ def test_neighbours_by_features_of_few_and_of_equal_images():
         cosine_neighbours(np.array([[1.0], [np.nan]]), 1)
 
 
-def test_outputs_are_averaged_with_those_of_neighbours():
+@pytest.mark.parametrize("together", [base.TOGETHER, 2])
+def test_outputs_are_averaged_with_those_of_neighbours(monkeypatch, together):
+    """However many images are averaged at once."""
+    monkeypatch.setattr(base, "TOGETHER", together)
     outputs = np.array([[1.0, -3.0], [4.0, 0.0], [-2.0, 6.0]], np.float32)
     np.testing.assert_allclose(average(outputs, np.array([[1, 2], [0, 2], [1, 1]])), [[1, 1], [1, 1], [2, 2]])
     np.testing.assert_allclose(average(outputs, np.array([[1], [1], [0]])), [[2.5, -1.5], [4, 0], [-0.5, 1.5]])
