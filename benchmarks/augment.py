@@ -33,6 +33,11 @@ class Size:
     images: int
     worker_batch: int = 16  # images that a worker hands over at once
 
+    @property
+    def name(self) -> str:
+        """What the results call it."""
+        return f"{self.source} to {self.target} pixels"
+
 
 QUICK = (Size(32, 32, 1024, 64), Size(32, 224, 128), Size(256, 224, 128))
 FULL = (Size(32, 32, 4096, 64), Size(32, 224, 512), Size(256, 224, 512))
@@ -82,7 +87,7 @@ def measure_augment(settings: Settings, sizes: tuple[Size, ...] | None = None) -
     """Every size in turn."""
     for size in sizes or (QUICK if settings.quick else FULL):
         with contenders_of(size) as contenders:
-            yield from measure(f"{size.source} to {size.target} pixels", contenders, items=size.images, unit="images",
+            yield from measure(size.name, contenders, items=size.images, unit="images",
                                samples=settings.samples, budget=settings.case_seconds)
 
 

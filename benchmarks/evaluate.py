@@ -29,6 +29,11 @@ class Size:
     sampled: int
     memory: bool = False
 
+    @property
+    def name(self) -> str:
+        """What the results call it."""
+        return f"{self.queries:,} queries, {self.database:,} codes"
+
 
 QUICK = (Size(5_000, 10_000, 200), Size(5_000, 50_000, 100), Size(200, 1_000_000, 8))
 FULL = (Size(5_000, 10_000, 1_000), Size(5_000, 50_000, 500), Size(5_000, 200_000, 100),
@@ -90,13 +95,12 @@ def memory_call(queries: str, database: str):
 def measure_evaluate(settings: Settings, sizes: tuple[Size, ...] | None = None) -> Iterator[Row | Skipped]:
     """Every size in turn."""
     for size in sizes or (QUICK if settings.quick else FULL):
-        case = f"{size.queries:,} queries, {size.database:,} codes"
         peaks = {}
         if size.memory:
             peaks[OURS], reason = peak_in_child("evaluate", size.queries, size.database)
             if peaks[OURS] is None:
-                yield Skipped(f"peak memory, {case}", reason)
-        yield from measure(case, contenders_of(size), items=size.queries, unit="queries", peaks=peaks,
+                yield Skipped(f"peak memory, {size.name}", reason)
+        yield from measure(size.name, contenders_of(size), items=size.queries, unit="queries", peaks=peaks,
                            sweep=(f"{BITS} bits, mAP@{K}, {size.queries:,} queries", "database items", size.database),
                            samples=settings.samples, budget=settings.case_seconds)
 

@@ -1,13 +1,18 @@
 """Processes that measurements and studies run in, beside one another."""
 
 import concurrent.futures
+import contextlib
 import math
 import multiprocessing
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+
 from jax_brcd.runtime.workers import end_with_parent
+from jax_brcd.runtime.xla import set_flags
 
 
 def processes(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
@@ -26,6 +31,17 @@ def as_they_end(jobs: int, work: Callable[..., Any], each: Iterable[tuple]) -> I
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def logged(log: pathlib.Path, compiled: pathlib.Path) -> Iterator[None]:
+    """For a job that is a run: what it prints goes to a log, and it shares compiled programs with runs of other seeds and methods."""
+    set_flags()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(compiled.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with open(log, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
 
 
 def _begin(begun: Any, jobs: int) -> None:

@@ -49,6 +49,14 @@ class Size:
     together: int = 1_000
     alone: int = 50
 
+    def case(self, kind: Kind, what: str) -> str:
+        """What is done with the codes of a kind, as the results call it."""
+        return f"{what}: {kind}, {self.codes:,} codes"
+
+    def at_once(self, what: str) -> str:
+        """So many queries together, as the results call them."""
+        return f"{self.together:,} at once, {what}"
+
 
 FULL = Size(10_000_000, (Kind(10_000, 0.05), Kind(10_000, 0.1), Kind(100, 0.05), Kind()))
 QUICK = Size(10_000_000, (Kind(10_000, 0.1), Kind()), k=(10,))
@@ -61,25 +69,29 @@ def measure_multi_index(settings: Settings, size: Size | None = None) -> Iterato
     for kind in size.kinds:
         codes, queries = kind.draw(size.codes, 0), kind.draw(size.together, 1)
         indices = {FLAT: HammingIndex(codes), OURS: HammingIndex(codes, multi_index=True)}
-        about = f"{kind}, {size.codes:,} codes"
         note = f"{indices[OURS].table_bytes / size.codes:.1f} bytes a code"
         make = Contender(OURS, lambda codes=codes: HammingIndex(codes, multi_index=True), note=note)
-        yield from measure(f"making tables: {about}", [make], items=size.codes, unit="codes", samples=3, budget=0.0)
+        yield from measure(size.case(kind, "making tables"), [make], items=size.codes, unit="codes", samples=3, budget=0.0)
         check_agreement(indices, queries, max(size.k))
         for case, asked, search in searches(size, queries):
-            yield from measure(f"{case}: {about}", [Contender(name, lambda index=index, search=search: search(index))
-                                                    for name, index in indices.items()], items=asked, unit="queries", **timing)
+            contenders = [Contender(name, lambda index=index, search=search: search(index)) for name, index in indices.items()]
+            yield from measure(size.case(kind, case), contenders, items=asked, unit="queries", **timing)
         del codes, indices
+
+
+def one_at_a_time(k: int) -> str:
+    """Queries that are asked one after the other, as the results call them."""
+    return f"one at a time, k {k}"
 
 
 def searches(size: Size, queries: PackedCodes) -> Iterator[tuple[str, int, Callable[[HammingIndex], Any]]]:
     """What is timed: its name, the queries that it asks, and the call."""
     single = [queries[row] for row in range(min(size.alone, size.together))]
     for k in size.k:
-        yield f"one at a time, k {k}", len(single), lambda index, k=k: [index.search(query, k) for query in single]
-        yield f"{size.together:,} at once, k {k}", size.together, lambda index, k=k: index.search(queries, k)
+        yield one_at_a_time(k), len(single), lambda index, k=k: [index.search(query, k) for query in single]
+        yield size.at_once(f"k {k}"), size.together, lambda index, k=k: index.search(queries, k)
     for radius in RADII:
-        yield (f"{size.together:,} at once, radius {radius}", size.together,
+        yield (size.at_once(f"radius {radius}"), size.together,
                lambda index, radius=radius: index.search_radius(queries, radius))
 
 

@@ -5,7 +5,6 @@ Every run is a run directory of `jax_brcd.distill` of its own, so the study goes
 """
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -13,18 +12,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from benchmarks import quality_report
-from benchmarks.jobs import as_they_end
+from benchmarks.jobs import as_they_end, logged
 from jax_brcd.clusters.kmeans import VARIANTS
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.workers import cores
-from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import OneLineParser, flag, run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run
@@ -151,13 +148,8 @@ class Study:
 
 def distil(settings: Mapping[str, Any]) -> None:
     """One run of the distillation command; what it prints goes to a log beside its run directory."""
-    set_flags()
-    # Runs of other seeds and methods compile much the same programs
-    jax.config.update("jax_compilation_cache_dir", str(settings["out"].parent.absolute() / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    log = settings["out"].with_name(f"{settings['out'].name}.log")  # the names hold numbers with points
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    out = settings["out"]
+    with logged(out.with_name(f"{out.name}.log"), out.parent / ".compiled"):  # the names hold numbers with points
         run(create_config(**settings), say=print)
 
 

@@ -41,10 +41,15 @@ def scores(records: Records, search: str, measure: str = "map") -> np.ndarray:
     return np.array([record["result"][search][measure] for record in records])
 
 
-def spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray, digits: int = 4) -> str:
     """Mean and sample standard deviation over the seeds."""
-    deviation = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{deviation}"
+    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
+
+
+def deviations(found: Iterable[np.ndarray]) -> list[float]:
+    """The sample standard deviation over the seeds of each; 0 of one seed."""
+    return [values.std(ddof=1) if len(values) > 1 else 0.0 for values in found]
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -145,7 +150,7 @@ def methods_figure(records: Records) -> Figure:
             values = [scores(select(chosen, "methods", bits=length, label=label), search) for label in labels]
             where = np.arange(len(labels)) + (place - (len(bits) - 1) / 2) * width
             axis.bar(where, [part.mean() for part in values], width, color=color, label=f"{length} bits",
-                     yerr=[part.std(ddof=1) if len(part) > 1 else 0 for part in values], error_kw={"elinewidth": 0.8})
+                     yerr=deviations(values), error_kw={"elinewidth": 0.8})
             teacher = scores(select(chosen, "methods", bits=length), "teacher").mean()
             axis.axhline(teacher, color=color, linestyle="--", linewidth=0.8)
         axis.set_xticks(np.arange(len(labels)), labels, rotation=30)
@@ -164,7 +169,7 @@ def parts_figure(records: Records, part: str, title: str) -> Figure:
     for search, color, shift in zip(SEARCHES, (BLUE, ORANGE), (-0.08, 0.08), strict=True):
         values = [scores(select(chosen, part, label=label), search) for label in labels]
         axis.errorbar(np.arange(len(labels)) + shift, [one.mean() for one in values], color=color, marker="o", linestyle="",
-                      yerr=[one.std(ddof=1) if len(one) > 1 else 0 for one in values], label=search, capsize=3)
+                      yerr=deviations(values), label=search, capsize=3)
     axis.set_xticks(np.arange(len(labels)), labels, rotation=30, ha="right")
     axis.set(title=title, ylabel="mAP")
     axis.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -133,6 +134,10 @@ def free_port() -> int:
 
 def measure(folder: pathlib.Path, data: pathlib.Path) -> dict:
     """Runs, kills the second process within the first epoch, and runs again to the end; what was read and when."""
+    for name in ("run", "cache"):  # of an earlier attempt, whose checkpoints would be taken for this one's
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for log in folder.glob("process_*.log"):
+        log.unlink()
     began, taken = time.monotonic(), []
     processes = started(folder, data, free_port())
     events = {"started": 0.0}

@@ -34,6 +34,12 @@ class Size:
     queries: int
     memory: int
 
+    @property
+    def cases(self) -> dict[str, int]:
+        """How many queries are asked at once, by what the results call it."""
+        return {f"{told}, {self.codes:,} codes": count
+                for told, count in (("1 query", 1), (f"{self.queries:,} queries", self.queries))}
+
 
 QUICK = FULL = Size(1_000_000, 1_000, 10_000_000)  # fewer would say nothing of memory's speed
 
@@ -99,13 +105,12 @@ def measure_search(settings: Settings, size: Size | None = None) -> Iterator[Row
     size = size or (QUICK if settings.quick else FULL)
     timing = {"samples": settings.samples, "budget": settings.case_seconds}
     codes = random_codes(size.codes, 0)
-    for count, case in ((1, "1 query"), (size.queries, f"{size.queries:,} queries")):
+    for case, count in size.cases.items():
         calls = searches(codes, random_codes(count, 1))
         check_agreement(calls)
         if FAISS not in calls:
             yield Skipped(FAISS, "pip install faiss-cpu")
-        yield from measure(f"{case}, {size.codes:,} codes", [Contender(name, call) for name, call in calls.items()],
-                           items=count, unit="queries", **timing)
+        yield from measure(case, [Contender(name, call) for name, call in calls.items()], items=count, unit="queries", **timing)
         del calls
     folder = pathlib.Path(tempfile.mkdtemp(prefix="benchmark"))
     try:

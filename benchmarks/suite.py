@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from benchmarks import compiled, machine, plots, tables
 from benchmarks.results import Row, Skipped, record_suite, results_path
@@ -66,14 +66,11 @@ class Suite:
         skipped: list[Skipped] = []
         try:
             self._collect(settings, rows, skipped)
-        except Exception as error:
+        except Exception as error:  # and not an interruption, after which what was recorded before stays and the suite is left to do
             skipped.append(Skipped("the rest of the suite", f"failed: {type(error).__name__}: {error}"))
+            self._record(settings, rows, skipped, time.perf_counter() - began)
             raise
-        finally:
-            if rows or skipped:
-                facts = {"quick": settings.quick, "duration": time.perf_counter() - began, "machine": machine.description()}
-                record_suite(settings.path, self.name, rows, skipped, **facts)
-                self._draw(settings, rows)
+        self._record(settings, rows, skipped, time.perf_counter() - began)
         print(f"\n{tables.suite_table(rows, skipped)}\n\n{settings.path}")
 
     def _collect(self, settings: Settings, rows: list[Row], skipped: list[Skipped]) -> None:
@@ -85,7 +82,9 @@ class Suite:
                 skipped.append(found)
                 print(f"{self.name}: {found.case}: skipped, {found.reason}", flush=True)
 
-    def _draw(self, settings: Settings, rows: Iterable[Row]) -> None:
+    def _record(self, settings: Settings, rows: list[Row], skipped: list[Skipped], duration: float) -> None:
+        facts = {"quick": settings.quick, "duration": duration, "machine": machine.description()}
+        record_suite(settings.path, self.name, rows, skipped, **facts)
         with atomic_path(settings.results / settings.machine_name / f"{self.name}.png") as temporary:
             plots.suite_figure(self.name, rows).savefig(temporary, dpi=110)
 

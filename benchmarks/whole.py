@@ -2,7 +2,7 @@
 
 Teachers are trained once. Every student is a run of `jax_brcd.student --preset cifar10-32-whole`, but for what its row names. A
 result is kept in the JSON as soon as it is there, and what is there is not run again; an interrupted run goes on from its last
-checkpoint.
+checkpoint. Of commands that write the same JSON one is at work at a time.
 """
 
 import argparse
@@ -10,28 +10,25 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from benchmarks import whole_report
-from benchmarks.jobs import as_they_end
+from benchmarks.jobs import as_they_end, logged
 from benchmarks.quality import PARTS, study_parser, weight_files
 from benchmarks.teachers import TEACHER, Trained
+from benchmarks.whole_report import DIVERGED
 from jax_brcd.encoder import STUDENT as STUDENT_ROLE
 from jax_brcd.encoder import TEACHER as TEACHER_ROLE
 from jax_brcd.encoder import WEIGHTS, read_config
 from jax_brcd.methods import METHODS
-from jax_brcd.retrieval import evaluate_search
 from jax_brcd.retrieval.searches import SEARCHES
-from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import read_json, write_json
+from jax_brcd.runtime.errors import InputError, TrainingDiverged
+from jax_brcd.runtime.files import lock_beside, locked, read_json, write_json
 from jax_brcd.runtime.registry import Registry
-from jax_brcd.runtime.xla import set_flags
 from jax_brcd.settings.command_line import flag, run_command
 from jax_brcd.settings.presets import PRESETS
 from jax_brcd.settings.stages import BOTH
@@ -39,6 +36,8 @@ from jax_brcd.stages.claim import settled
 from jax_brcd.stages.configuration import Config, create_config
 from jax_brcd.stages.context import load_context
 from jax_brcd.stages.distillation import teach_student
+from jax_brcd.stages.evaluation import score
+from jax_brcd.stages.parts import parameters
 from jax_brcd.stages.run import build_models, run_teacher
 from jax_brcd.stages.teacher import train_teacher
 from jax_brcd.student import made_by
@@ -46,6 +45,8 @@ from jax_brcd.teachers.base import Encoded
 from jax_brcd.training.loop import score_name
 
 PRESET = "cifar10-32-whole"
+# What a result's name leaves out
+RECIPE = {name: value for name, value in PRESETS[PRESET].items() if not name.endswith("_weights")}
 STUDENT = "resnet18_32"  # the student's weight file
 TEACHERS = ("itq", "cibhash")  # objectives of their heads, the best first
 DETAIL_BITS = 64  # of all parts but the recipe
@@ -112,8 +113,7 @@ class Taught:
     @property
     def name(self) -> str:
         """What its result is called. Students of the same settings share one, whichever part asks for them."""
-        usual = PRESETS[PRESET]
-        words = [f"{flag(name)[2:]}={value}" for name, value in sorted(self.settings.items()) if usual.get(name) != value]
+        words = [f"{flag(name)[2:]}={value}" for name, value in sorted(self.settings.items()) if RECIPE.get(name) != value]
         return "-".join([self.teacher, f"bits={self.bits}", f"seed={self.seed}", *words])
 
     @property
@@ -158,10 +158,7 @@ def of_alone(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("short")
 def of_short(asked: Asked) -> Iterator[Taught]:
     """Shorter trainings, of every teacher."""
-    for seed in asked.seeds:
-        for teacher in asked.teachers:
-            for label, settings in SHORT.items():
-                yield Taught("short", label, teacher, DETAIL_BITS, seed, settings)
+    return of_labels("short", SHORT, asked.seeds, asked.teachers)
 
 
 @STUDY.register("chances")
@@ -174,7 +171,7 @@ def of_chances(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("sizes")
 def of_sizes(asked: Asked) -> Iterator[Taught]:
     """Small students, of the first teacher."""
-    return of_labels("sizes", SIZES, asked)
+    return of_labels("sizes", SIZES, asked.seeds[:2], asked.teachers[:1])
 
 
 @STUDY.register("search")
@@ -190,18 +187,15 @@ def of_search(asked: Asked) -> Iterator[Taught]:
 @STUDY.register("variants")
 def of_variants(asked: Asked) -> Iterator[Taught]:
     """Parts of the recipe one by one, of the first teacher."""
-    labelled = VARIANTS | lengths(asked.budget)
-    return of_labels("variants", {label: {**ALONE, **asked.budget, **settings} for label, settings in labelled.items()}, asked)
+    labelled = {label: {**ALONE, **asked.budget, **settings} for label, settings in (VARIANTS | lengths(asked.budget)).items()}
+    return of_labels("variants", labelled, asked.seeds[:2], asked.teachers[:1])
 
 
 @STUDY.register("parts of BRCD")
 def of_brcd(asked: Asked) -> Iterator[Taught]:
     """BRCD's parts, each added to the ones before it."""
-    for seed in asked.seeds[:2]:
-        for teacher in asked.teachers:
-            for label, settings in PARTS.items():
-                yield Taught("parts of BRCD", label, teacher, DETAIL_BITS, seed,
-                             {**ALONE, "method": "brcd", **settings, **asked.budget})
+    labelled = {label: {**ALONE, "method": "brcd", **settings, **asked.budget} for label, settings in PARTS.items()}
+    return of_labels("parts of BRCD", labelled, asked.seeds[:2], asked.teachers)
 
 
 def lengths(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -226,11 +220,14 @@ def of_lengths(part: str, settings: Mapping[str, Any], asked: Asked) -> Iterator
                 yield Taught(part, part, teacher, length, seed, settings)
 
 
-def of_labels(part: str, labelled: Mapping[str, Mapping[str, Any]], asked: Asked) -> Iterator[Taught]:
-    """Settings by their labels, of the first teacher at the first two seeds."""
-    for seed in asked.seeds[:2]:
-        for label, settings in labelled.items():
-            yield Taught(part, label, asked.teachers[0], DETAIL_BITS, seed, settings)
+def of_labels(
+    part: str, labelled: Mapping[str, Mapping[str, Any]], seeds: Iterable[int], teachers: Iterable[str]
+) -> Iterator[Taught]:
+    """Settings by their labels, at one code length."""
+    for seed in seeds:
+        for teacher in teachers:
+            for label, settings in labelled.items():
+                yield Taught(part, label, teacher, DETAIL_BITS, seed, settings)
 
 
 def of_method(method: str, rate: float) -> dict[str, Any]:
@@ -239,10 +236,12 @@ def of_method(method: str, rate: float) -> dict[str, Any]:
 
 
 def chosen(search: Iterable[Taught], results: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Taught]:
-    """Of each teacher every method at the rate that did best on the validation queries, at every seed."""
+    """Of each teacher every method at the rate that did best on the validation queries, at every seed; at none where all diverged."""
     best: dict[tuple[str, str], Taught] = {}
     for student in search:
         place = student.teacher, student.label
+        if DIVERGED in results[student.name]:
+            continue
         if place not in best or results[student.name]["validation"] > results[best[place].name]["validation"]:
             best[place] = student
     return [dataclasses.replace(student, part="methods", seed=seed) for seed in seeds for student in best.values()]
@@ -270,7 +269,8 @@ class Study:
                 bar.update()
             for name, found in self._each(teach, left):
                 known[name] = found
-                write_json(self.results, {"outcomes": known})
+                write_json(self.results, {"recipe": RECIPE, "outcomes": known})
+                shutil.rmtree(self.runs / "students" / name)  # there are hundreds; the features it links to stay
                 bar.update()
 
     def _each(self, work: Callable[..., Any], wanted: list[Any]) -> Iterator[Any]:
@@ -278,55 +278,44 @@ class Study:
 
 
 def outcomes(results: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What is known of each student, by name."""
-    return read_json(results)["outcomes"] if results.exists() else {}
-
-
-@contextlib.contextmanager
-def logged(path: pathlib.Path) -> Iterator[None]:
-    """What is printed goes to a log; runs of other seeds and methods share compiled programs."""
-    set_flags()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(path.parent.parent.absolute() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    with open(path, "a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        yield
+    """What is known of each student, by name. Raises InputError for those of another recipe, whose names mean something else."""
+    if not results.exists():
+        return {}
+    found = read_json(results)
+    if found.get("recipe") != RECIPE:
+        raise InputError(f"{results}: its students learnt by another recipe than {PRESET} is now; move it away or give another --out")
+    return found["outcomes"]
 
 
 def train(folder: pathlib.Path, shared: Mapping[str, Any], teacher: Trained) -> None:
     """A teacher, in a run directory of its own."""
     out = folder / "teachers" / teacher.name
     own = {name: shared[name] for name in ("data_dir", "teacher_weights")}
-    with logged(out.with_name(f"{out.name}.log")):
+    with logged(out.with_name(f"{out.name}.log"), folder / "compiled"):
         run_teacher(create_config(dataset="cifar10", teacher=TEACHER, cache_dir=folder / "cache", **own, **teacher.settings(),
                                   out=out), say=print)
 
 
 def teach(folder: pathlib.Path, shared: Mapping[str, Any], student: Taught) -> tuple[str, dict[str, Any]]:
-    """A student's name and what the study keeps of it. Its stages are deleted when they have ended: there are hundreds."""
+    """A student's name and what the study keeps of it."""
     teacher = folder / "teachers" / student.trained.name / "teacher"
     cache = folder / "students" / student.name
-    with logged(cache.with_name(f"{cache.name}.log")):  # a name may hold a point
+    with logged(cache.with_name(f"{cache.name}.log"), folder / "compiled"):  # a name may hold a point
         for place in (cache, folder / "cache" / "features"):
             place.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # features of images are everyone's
             (cache / "features").symlink_to((folder / "cache" / "features").absolute())
         settings = {**made_by(read_config(teacher)["provenance"]), "teacher": TEACHER, "teacher_weights": str(teacher),
                     "data_dir": shared["data_dir"], "student_weights": shared["student_weights"], **student.settings}
-        began = time.monotonic()
-        found = outcome(create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run"),
-                        teacher.with_name("scores.json"))
-        found["elapsed"] = time.monotonic() - began
-        (cache / "features").unlink()
-        shutil.rmtree(cache)
-        return student.name, found
+        config = create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run")
+        return student.name, outcome(config, teacher.with_name("scores.json"))
 
 
 def outcome(config: Config, of_teachers: pathlib.Path) -> dict[str, Any]:
     """Of a student the scores of both searches by the test queries beside its teacher's, its validations, the best of them, the
-    seconds its epochs took, what it weighs, and what it ran on.
+    seconds its epochs took, how many parameters it has, and what it ran on.
 
-    They are those of a run but for the cosine of features, which takes longer than all else.
+    They are those of a run but for the cosine of features, which takes longer than all else. Of one that diverged it is why.
 
     Args:
         of_teachers: where the teacher's scores are kept for its other students.
@@ -335,24 +324,25 @@ def outcome(config: Config, of_teachers: pathlib.Path) -> dict[str, Any]:
     of_teacher, of_student = build_models(context, student=True)
     context = dataclasses.replace(context, config=settled(config, head_came=of_teacher.head_came))
     teacher, _ = train_teacher(context, of_teacher)
-    student = teach_student(context, of_student, teacher)
+    try:
+        student = teach_student(context, of_student, teacher)
+    except TrainingDiverged as error:
+        return {DIVERGED: error.problem.split(";")[0]}  # and not how this very run would go on
     encoder = next(iter(student.encoders.values()))
     queries, database = (student.parts.outputs(encoder.model, part) for part in ("test", "database"))
-    codes = teacher.codes("database")
-    databases = {STUDENT_ROLE: database.codes, TEACHER_ROLE: codes}
+    databases = {STUDENT_ROLE: database, TEACHER_ROLE: teacher.outputs("database")}
 
-    def scores(seen: Encoded, searched: np.ndarray) -> dict[str, float]:
-        found = evaluate_search(seen.codes, searched, context.dataset.test.labels, context.dataset.database.labels, context.k,
-                                query_logits=seen.logits)
+    def scores(seen: Encoded, searched: Encoded) -> dict[str, float | None]:
+        found = score(context, seen, searched, alike=False)
         return {"map": found.map, "tie_aware_map": found.tie_aware_map, "soft_map": found.soft_map}
 
     if not of_teachers.exists():
-        write_json(of_teachers, scores(teacher.outputs("test"), codes))
+        write_json(of_teachers, scores(teacher.outputs("test"), databases[TEACHER_ROLE]))
     validations = [{name: record[name] for name in record if name == "epoch" or name.endswith("_map")}
                    for record in student.history if score_name(BOTH) in record]
     return {"protocol": context.protocol(), TEACHER_ROLE: read_json(of_teachers),
             **{str(search): scores(queries, databases[search.database]) for search in SEARCHES},
-            "cost": context.measure(encoder, context.dataset.test.images), "validations": validations,
+            "parameters": parameters(encoder.model), "validations": validations,
             "validation": max(record[score_name(BOTH)] for record in validations),
             "seconds": sum(record["seconds"] for record in student.history), "epochs": len(student.history),
             "device": jax.devices()[0].device_kind}
@@ -388,12 +378,13 @@ def main(argv: list[str] | None = None) -> None:
         weights = weight_files(options.weights, [TEACHER, STUDENT])
         shared = {"data_dir": options.data_dir, "teacher_weights": weights[TEACHER], "student_weights": weights[STUDENT]}
         study = Study(options.runs, results, shared, options.jobs)
-        study.carry_out(students, "study")
-        study.carry_out(chosen(search, outcomes(results), options.seeds), "chosen")
+        with locked(lock_beside(results), lambda: print(f"Another study writes {results}; this one waits for it.", flush=True)):
+            study.carry_out(students, "study")
+            study.carry_out(chosen(search, outcomes(results), options.seeds), "chosen")
     known = outcomes(results)
     students += chosen((student for student in search if student.name in known), known, options.seeds)
     records = [{**dataclasses.asdict(student), "result": known[student.name]} for student in students if student.name in known]
-    if not records:
+    if all(DIVERGED in record["result"] for record in records):
         raise InputError(f"{results}: holds no results of {', '.join(options.parts)}; leave --report out to have them")
     whole_report.write(options.out, records)
     print((options.out / "whole.md").read_text())

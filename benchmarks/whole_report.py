@@ -1,21 +1,26 @@
 """The tables and figures of the study of students that are trained whole, from the records of its runs."""
 
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality_report import DOTS_PER_INCH, Records, distinct, scores, select, spread, table, where
+from benchmarks.quality_report import DOTS_PER_INCH, Records, deviations, distinct, scores, select, spread, table, where
 from jax_brcd.report.plots import BLUE, GRAY, GREEN, ORANGE, VERMILION
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
 from jax_brcd.settings.presets import PRESETS
 
 BASE = PRESETS["cifar10-32-whole"]["method"]  # what the others are compared with
+DIVERGED = "diverged"  # where an outcome says why there is no other
 COURSE = "Its course: mean mAP of both searches by the validation queries"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, GRAY)
+
+
+def trained(records: Records) -> Records:
+    """Those that did not diverge."""
+    return [record for record in records if DIVERGED not in record["result"]]
 
 
 def shares(records: Records, search: str, measure: str = "map") -> np.ndarray:
@@ -23,15 +28,9 @@ def shares(records: Records, search: str, measure: str = "map") -> np.ndarray:
     return scores(records, search, measure) / scores(records, "teacher", measure)
 
 
-def deviations(found: Iterable[np.ndarray]) -> list[float]:
-    """The deviation over the seeds of each; 0 of one seed."""
-    return [values.std(ddof=1) if len(values) > 1 else 0.0 for values in found]
-
-
 def share(records: Records, search: str) -> str:
     """The mean share over the seeds, and its deviation."""
-    values = shares(records, search)
-    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+    return spread(shares(records, search), digits=3)
 
 
 def searched(records: Records) -> list[str]:
@@ -69,51 +68,62 @@ def labels_table(records: Records, what: str) -> str:
 
 
 def methods_table(records: Records) -> str:
-    """A row for each method, under each teacher, the best mean of both searches first, with the rate that it chose."""
+    """A row for each method, under each teacher, with the rate that it chose; those of most seeds first, and of them the best mean of
+    both searches."""
     rows = []
     for teacher in distinct(records, "teacher"):
         of_teacher = where(records, teacher=teacher)
         grouped = {label: where(of_teacher, label=label) for label in distinct(of_teacher, "label")}
-        for label, chosen in sorted(grouped.items(), key=lambda one: -sum(shares(one[1], search).mean() for search in SEARCHES)):
+        mean = {label: sum(shares(chosen, search).mean() for search in SEARCHES) for label, chosen in grouped.items()}
+        for label in sorted(grouped, key=lambda label: (-len(grouped[label]), -mean[label])):
+            chosen = grouped[label]
             rows.append([label, teacher, f"{chosen[0]['settings']['lr']:g}", str(len(chosen)), *searched(chosen)])
     return table(["method", "teacher", "rate", "seeds", *searches_header()], rows)
 
 
-def winners(records: Records) -> str:
-    """Which method wins each search under each teacher, and by how much beyond the spread over the seeds.
+def by_teacher(records: Records) -> dict[tuple[int, float], Any]:
+    """Records by the very teacher: of one seed there is another on each machine, which its own mAP tells apart."""
+    return {(record["seed"], record["result"]["teacher"]["map"]): record for record in records}
 
-    Those of fewer seeds than others have other teachers, with which they are not compared.
+
+def gains(records: Records, others: Records, search: str) -> np.ndarray:
+    """By how much the mAP of records differs from that of others, one for each teacher that both have."""
+    ours, theirs = by_teacher(records), by_teacher(others)
+    shared = [teacher for teacher in ours if teacher in theirs]
+    return scores([ours[one] for one in shared], search) - scores([theirs[one] for one in shared], search)
+
+
+def winners(records: Records) -> str:
+    """Which method wins each search under each objective of teachers, and by how much before the next one, of the very teachers.
+
+    They are the most teachers that a method has; one that has not all of them is not compared.
     """
     lines = []
     for teacher in distinct(records, "teacher"):
         of_teacher = where(records, teacher=teacher)
-        for search in SEARCHES:
-            every = {label: scores(where(of_teacher, label=label), search) for label in distinct(of_teacher, "label")}
-            seeds = max(map(len, every.values()))
-            found = {label: values for label, values in every.items() if len(values) == seeds}
-            fewer = f"; those of fewer seeds ({len(every) - len(found)}) are not compared" if len(found) < len(every) else ""
-            if len(found) < 2:
-                continue
-            first, second = sorted(found, key=lambda label: -found[label].mean())[:2]
-            gain = found[first].mean() - found[second].mean()
-            variances = [values.var(ddof=1) for values in found.values() if len(values) > 1]
-            lines.append(f"- {teacher}, {search}: {first} by {gain:.4f} before {second}; "
-                         + (f"a method's deviation over the seeds is {np.sqrt(np.mean(variances)):.4f} in the root of the mean square"
-                            if variances else "of one seed each, so how far seeds differ is not known") + fewer)
+        every = {label: where(of_teacher, label=label) for label in distinct(of_teacher, "label")}
+        taught = [by_teacher(one).keys() for one in every.values()]
+        most = max(taught, key=lambda teachers: (len(teachers), sum(others >= teachers for others in taught)))
+        found = {label: one for label, one in every.items() if by_teacher(one).keys() >= most}
+        others = f"; those of other teachers ({len(every) - len(found)}) are not compared" if len(found) < len(every) else ""
+        for search in SEARCHES if len(found) > 1 else ():
+            first, second = sorted(found, key=lambda label: -scores(found[label], search).mean())[:2]
+            gain = gains(found[first], found[second], search)
+            known = f"over {len(gain)} seeds" if len(gain) > 1 else "of one seed, so how far seeds differ is not known"
+            lines.append(f"- {teacher}, {search}: {first} by {spread(gain)} before {second}, {known}{others}")
     return "\n".join(lines)
 
 
 def gains_table(records: Records, base: str) -> str:
-    """By how much each method's mAP differs from that of `base` at the same seeds, which are the same teachers; of more than one."""
+    """By how much each method's mAP differs from that of `base`, of the very teachers; of more than one."""
     rows = []
     for teacher in distinct(records, "teacher"):
         of_teacher = where(records, teacher=teacher)
-        bases = {record["seed"]: record for record in where(of_teacher, label=base)}
+        bases = where(of_teacher, label=base)
         for label in distinct(of_teacher, "label"):
-            chosen = [record for record in where(of_teacher, label=label) if record["seed"] in bases]
-            if label != base and len(chosen) > 1:
-                gains = [scores(chosen, search) - scores([bases[record["seed"]] for record in chosen], search) for search in SEARCHES]
-                rows.append([label, teacher, str(len(chosen)), *(f"{gain.mean():+.4f} ± {gain.std(ddof=1):.4f}" for gain in gains)])
+            found = [gains(where(of_teacher, label=label), bases, search) for search in SEARCHES]
+            if label != base and len(found[0]) > 1:
+                rows.append([label, teacher, str(len(found[0])), *(f"{gain.mean():+.4f} ± {gain.std(ddof=1):.4f}" for gain in found)])
     return table(["method", "teacher", "seeds", *map(str, SEARCHES)], rows) if rows else ""
 
 
@@ -136,7 +146,7 @@ def sizes_table(records: Records) -> str:
     for label in distinct(records, "label"):
         chosen = where(records, label=label)
         result = chosen[0]["result"]
-        rows.append([label, f"{result['cost']['parameters']:,}", str(result["epochs"]), str(len(chosen)), *searched(chosen)])
+        rows.append([label, f"{result['parameters']:,}", str(result["epochs"]), str(len(chosen)), *searched(chosen)])
     return table(["student", "parameters", "epochs", "seeds", *searches_header()], rows)
 
 
@@ -156,8 +166,16 @@ def budget(records: Records) -> str:
             f"{', '.join(sorted(distinct(results, 'device')))}.")
 
 
+def diverged_table(records: Records) -> str:
+    """Students whose training diverged, and how."""
+    rows = [[record["label"], record["teacher"], str(record["bits"]), str(record["seed"]), record["result"][DIVERGED]]
+            for record in records]
+    return table(["student", "teacher", "bits", "seed", "what happened"], rows)
+
+
 def summary(records: Records) -> str:
     """The parts of the study that were carried out, as Markdown."""
+    records, diverged = trained(records), [record for record in records if DIVERGED in record["result"]]
     sections = [protocols(records)]
     for part, title, make in (
         ("recipe", "The recipe", recipe_table),
@@ -178,6 +196,8 @@ def summary(records: Records) -> str:
         found = make(chosen) if chosen else ""
         if found:
             sections.append(f"### {title}\n\n{budget(chosen)}\n\n{found}")
+    if diverged:
+        sections.append(f"### Diverged\n\n{diverged_table(diverged)}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -223,12 +243,12 @@ def variants_figure(records: Records) -> Figure:
 
 
 def sizes_figure(records: Records) -> Figure:
-    """The share of the teacher's mAP against parameters, beside that of the validation queries against epochs."""
+    """The share of the teacher's mAP against parameters, beside the first seed's mAP of the validation queries against epochs."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     by_size, by_epoch = figure.subplots(1, 2)
     for label, color in zip(distinct(records, "label"), COLORS, strict=False):
         chosen = where(records, label=label)
-        parameters = chosen[0]["result"]["cost"]["parameters"]
+        parameters = chosen[0]["result"]["parameters"]
         for search, marker in zip(SEARCHES, ("o", "s"), strict=True):
             by_size.plot(parameters, shares(chosen, search).mean(), color=color, marker=marker, linestyle="",
                          label=f"{label}, {search}")
@@ -252,6 +272,6 @@ def write(directory: pathlib.Path, records: Records) -> None:
     with atomic_path(directory / "whole.md") as temporary:
         temporary.write_text(summary(records))
     for part, draw in FIGURES.items():
-        if chosen := select(records, part):
+        if chosen := select(trained(records), part):
             with atomic_path(directory / f"{part}.png") as temporary:
                 draw(chosen).savefig(temporary, format="png", dpi=DOTS_PER_INCH)

@@ -28,13 +28,24 @@ def main(argv: list[str] | None = None) -> None:
         made = made_by(encoder["provenance"])
         # What is wrong with these is the folder's fault
         create_config(**made, teacher=encoder["backbone"], bits=encoder["bits"])
-    config = create_config(given.pop("preset"), **made | given, teacher=encoder["backbone"],
-                           teacher_weights=folder, bits=encoder["bits"])
+    preset = given.pop("preset")
+    config = create_config(preset, **kept_of(preset, made) | made | given, teacher=encoder["backbone"], teacher_weights=folder,
+                           bits=encoder["bits"])
     try:
         carry_out(run, config.with_out(f"{config.out.name}-of-{encoder['space'].replace('/', '_')}"))
     except InputError as error:
         error.field = "teacher" if error.field == "teacher_weights" else error.field  # as this command calls it
         raise
+
+
+def kept_of(preset: str | None, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a preset that is named for the student, where the objective of its teacher proposes others for both."""
+    from jax_brcd.settings.presets import PRESETS
+    from jax_brcd.teachers.objectives import OBJECTIVES
+    from jax_brcd.teachers.objectives.base import proposals
+
+    proposed = proposals(OBJECTIVES[made["teacher_objective"]]) if "teacher_objective" in made else {}
+    return {} if preset is None else {name: value for name, value in PRESETS[preset].items() if name in proposed}
 
 
 def made_by(provenance: Mapping[str, Any]) -> dict[str, Any]:

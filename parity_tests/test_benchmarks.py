@@ -39,6 +39,7 @@ from benchmarks.results import Row, Skipped, measure, read_results, record_suite
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender, Measurement, interleaved
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import write_json
 from jax_brcd.settings.command_line import run_command
 from torch_ref import retrieval
 
@@ -275,19 +276,16 @@ def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settin
 def test_the_targets_are_rows_that_the_suites_measure():
     measured = {
         "loss": {(loss.case_name(*case), name) for case in loss.QUICK.cases for name in loss.QUICK.contenders},
-        "augment": {(f"{size.source} to {size.target} pixels", name) for size in augment.QUICK
-                    for name in (augment.OURS, augment.WORKERS, augment.THREADS)},
+        "augment": {(size.name, name) for size in augment.QUICK for name in (augment.OURS, augment.WORKERS, augment.THREADS)},
         "encode": {(case.name, name) for case in encode.QUICK for name in (encode.FLOAT, "PyTorch fp32, compiled")},
         "train_step": {(case.name, name) for case in train_step.FULL
                        for name in (train_step.OURS, train_step.BEST, train_step.PUBLISHED)},
         "whole_step": {(case.name, name) for case in whole_step.FULL
                        for name in (whole_step.OURS, whole_step.EAGER, whole_step.COMPILED)},
-        "evaluate": {(f"{size.queries:,} queries, {size.database:,} codes", name) for size in evaluate.QUICK
-                     for name in (evaluate.OURS, evaluate.PUBLISHED)},
-        "search": {(f"{case}, {search.QUICK.codes:,} codes", name) for case in ("1 query", f"{search.QUICK.queries:,} queries")
-                   for name in (search.OURS, search.FAISS)},
-        "multi_index": {(f"{case}, k {k}: {kind}, {multi_index.QUICK.codes:,} codes", name) for kind in multi_index.QUICK.kinds
-                        for k in multi_index.QUICK.k for case in ("one at a time", f"{multi_index.QUICK.together:,} at once")
+        "evaluate": {(size.name, name) for size in evaluate.QUICK for name in (evaluate.OURS, evaluate.PUBLISHED)},
+        "search": {(case, name) for case in search.QUICK.cases for name in (search.OURS, search.FAISS)},
+        "multi_index": {(multi_index.QUICK.case(kind, what), name) for kind in multi_index.QUICK.kinds for k in multi_index.QUICK.k
+                        for what in (multi_index.one_at_a_time(k), multi_index.QUICK.at_once(f"k {k}"))
                         for name in (multi_index.OURS, multi_index.FLAT)},
         "latency": {(f"{case}, encode", name) for case in ("teacher vit_b_16", "student resnet18", "student efficientnet_b0")
                     for name in (latency.ONNX, latency.INT8, latency.EAGER, latency.COMPILED)},
@@ -308,6 +306,20 @@ def test_what_was_measured_before_a_failure_is_recorded(settings):
         Suite("loss", "", fails).run(settings)
     recorded = read_results(settings.path)["suites"]["loss"]
     assert len(recorded["rows"]) == 1 and "out of luck" in recorded["skipped"][0]["reason"]
+
+
+def test_an_interrupted_suite_leaves_its_earlier_rows_and_is_still_to_be_measured(settings):
+    record_suite(settings.path, "loss", [a_row(), a_row(), a_row()], [], machine=MACHINE)
+    results = read_results(settings.path) | {"pending": ["loss", "encode"]}
+    write_json(settings.path, results)
+
+    def interrupted(_):
+        yield a_row()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Suite("loss", "", interrupted).run(settings)
+    assert read_results(settings.path) == results
 
 
 def test_the_whole_run_is_skipped_with_a_reason_where_its_data_is_absent(settings, tmp_path):

@@ -34,6 +34,7 @@ class WarmLogits(BaseMethod):
 
     needs = Needs(views=("i",), student=("logits",), teacher=("logits",))
     meets_teacher = True
+    counts_steps = True
 
     def init(self, knowledge, *, seed):
         """Nothing is learnt; the memory is the weight of the last step."""

@@ -19,7 +19,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.stages.configuration import create_config, unusual
-from jax_brcd.stages.learning import check_blocks, check_learning, create_optimizer
+from jax_brcd.stages.learning import check_blocks, check_images, check_learning, create_optimizer
 from jax_brcd.training.optimizers import OPTIMIZERS, decayed
 from jax_brcd.training.rates import SCHEDULES, Course
 from jax_brcd.training.updates import average_in, averaging
@@ -30,6 +30,8 @@ from jax_brcd.views.mixing import Mix, draw_mix
 from jax_brcd.views.outputs import Outputs
 from torch_ref import learning as reference
 from torch_ref.augment import Moved, training_view
+from torch_ref.distill import check_student, load_experiment
+from torch_ref.training import minimise
 
 STEPS = 12
 draw_view_parameters = jax.jit(augment.draw_view_parameters, static_argnames=("height", "width", "config"))
@@ -80,6 +82,15 @@ def test_a_schedule_goes_as_torch_refs(name, settings, course):
     ours = [float(rate(step)) if callable(rate) else rate for step in range(50)]
     factor = reference.rate_factor(LearningConfig(lr_schedule=name, **settings), 5, 10)
     np.testing.assert_allclose(ours, [2.0 * factor(step) for step in range(50)], rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(22, 15), (49, 1), (50, 29), (2940, 882)])
+def test_one_cycle_peaks_after_all_steps_of_its_warm_up(steps, warmup):
+    """Also where their part of all steps, times all steps, is rounded to fewer."""
+    rate = SCHEDULES["one-cycle"].build(Course(1.0, steps, warmup))
+    expected = [reference.cycle_factor(step, steps, warmup) for step in range(steps)]
+    np.testing.assert_allclose([float(rate(step)) for step in range(steps)], expected, rtol=2e-5, atol=1e-6)
+    assert max(expected) == expected[warmup]
 
 
 def test_schedules_reach_their_peak_and_end_where_they_say():
@@ -232,6 +243,26 @@ def test_moves_are_uniform_and_torch_refs_too():
     assert training_view(20, True, "crop-flip")(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape == (3, 20, 20)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lion", "lamb"])
+def test_torch_ref_leaves_what_the_outputs_do_not_depend_on(name):
+    used, unused = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = reference.create_optimizer([used, unused], LearningConfig(optimizer=name), 0.1)
+    minimise((used**2).sum(), optimizer, clip_norm=1.0)
+    assert (unused == 1).all() and (used != 1).all()
+
+
+def test_torch_ref_refuses_a_last_batch_that_batch_norm_cannot_take_before_the_teacher(tmp_path):
+    settings = {"dataset": "digits", "student": "resnet18", "student_weights": "random", "train_backbone": True, "method": "mse",
+                "cache_dir": tmp_path}
+    for batch, refused in ((199, True), (200, False)):  # of 797 images
+        experiment = load_experiment(create_config(**settings, batch_size=batch))
+        if refused:
+            with pytest.raises(InputError, match="batch_size 199: the last of an epoch's batches is one image, .* at 32 pixels"):
+                check_student(experiment)
+        else:
+            check_student(experiment)
+
+
 def test_a_mixture_is_of_two_rows_that_count_and_the_teachers_is_the_same():
     mix = jax.jit(draw_mix, static_argnums=2)(jax.random.key(0), jnp.arange(5000) < 4998, 0.4)
     many = np.asarray(mix.weight)
@@ -273,12 +304,27 @@ def test_tempered_logits_are_softer_labels():
     ({"accumulate": 300}, "accumulate 300: the run has 40 steps"),
     ({"own_objective": False, "method": "none"}, "own_objective False: method none learns nothing from the teacher"),
     ({"teacher_view": "clean", "method": "sskd"}, "teacher_view clean: method sskd compares .*rotation1"),
+    ({"own_objective": False, "method": "mse", "temperature": 0.5},
+     "temperature 0.5: the student has no objective of its own, and method mse does not look at it; leave it out"),
+    ({"own_objective": False, "method": "brcd", "kl_weight": 0.1}, "kl_weight 0.1: .* method brcd does not look at it"),
+    ({"own_objective": False, "method": "rkd", "distillation_weight": 0}, "distillation_weight 0.0: .* nothing would be learnt; give more"),
+    ({"method": "none", "teacher_view": "clean", "teacher_neighbours": 5}, "teacher_neighbours 5: method none learns nothing from the"),
     ({"teacher_neighbours": 5}, "teacher_neighbours 5: outputs of un-augmented images are averaged, .* give 0, or teacher_view clean"),
     ({"teacher_neighbours": 100, "teacher_view": "clean"}, "teacher_neighbours 100: each of the 100 training images has 99 others"),
 ])
 def test_what_cannot_be_together_is_refused(settings, line):
     with pytest.raises(InputError, match=line):
-        check_learning(create_config(**settings), images=100)
+        config = create_config(**settings)
+        check_learning(config)
+        check_images(config, images=100)
+
+
+def test_what_something_looks_at_is_not_refused():
+    for settings in ({"temperature": 0.5, "own_objective": False, "method": "brcd"}, {"temperature": 0.5, "kl_weight": 0.1},
+                     {"temperature": 0.5, "own_objective": False, "method": "mse+brcd"}, {"method": "rkd", "distillation_weight": 0}):
+        check_learning(create_config(**settings))
+    whole = create_config("cifar10-32-whole", method="none", own_objective=True)
+    check_learning(whole)  # whose neighbours the preset names
 
 
 def test_a_student_without_such_blocks_is_refused(small):
@@ -299,4 +345,5 @@ def test_the_whole_preset_is_what_it_says():
     assert (config.learning.optimizer, config.learning.lr_schedule, config.student.lr) == ("adamw", "one-cycle", 2e-3)
     assert (config.learning.teacher_view, config.learning.teacher_neighbours) == ("clean", 50)
     assert config.method.needs.views == ("i",) and not config.learning.own_objective and set(config.kept.values()) == {"both"}
-    check_learning(config, images=50_000)
+    check_learning(config)
+    check_images(config, images=50_000)

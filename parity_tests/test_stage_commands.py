@@ -12,6 +12,7 @@ import jax_brcd
 from jax_brcd import distill, evaluate, student, teacher
 from jax_brcd.report.results import MEASURES
 from jax_brcd.retrieval.packing import PackedCodes
+from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.configuration import create_config, students_settings
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("toy_backbones")]
@@ -97,6 +98,20 @@ def test_students_of_two_teachers_have_directories_of_their_own(whole, other):
         assert config.teacher.teacher == "toy" and config.objective.bits == 16 and config.teacher_epochs(head_came=True) == 0
         names.add(config.out)
     assert len(names) == 2
+
+
+def test_a_preset_that_is_named_for_a_student_stands_whatever_the_teachers_objective_proposes(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole[0] / "teacher", tmp_path / "teacher")
+    told = read_json(folder / "config.json")
+    told["provenance"]["settings"] |= {"teacher_objective": "crovca", "teacher_lr": 0.25}
+    write_json(folder / "config.json", told)
+    carried = []
+    monkeypatch.setattr("jax_brcd.stages.command.carry_out", lambda job, config: carried.append(config))
+    for preset in ("cifar10-32-whole", None):
+        student.main([*([] if preset is None else ["--preset", preset]), "--teacher", str(folder)])
+    named, usual = carried
+    assert named.data.view_recipe == "crop-flip" and usual.data.view_recipe == "crovca"
+    assert {config.teacher.teacher_lr for config in carried} == {0.25}
 
 
 # Evaluation

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, scores, stages, tiny, trainings
 
+from jax_brcd.encoder import read_config
 from jax_brcd.methods import METHODS
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
@@ -133,6 +134,48 @@ def test_labels_matter_where_they_are_looked_at(place, usual_names, monkeypatch)
         monkeypatch.setattr(context, "load_dataset", changed)
         found = names(place)
         assert [stage for stage in CHAIN if found[stage] != usual_names[stage]] == list(CHAIN[CHAIN.index(first):])
+
+
+def test_a_method_that_counts_the_steps_goes_on_from_no_shorter_run(place, monkeypatch):
+    def named(method, epochs):
+        with untrained() as asked:
+            tiny(place / f"{method}-{epochs}", place / "cache", method=method, epochs=epochs)
+        return asked["student"].name
+
+    usual = named("mse", 1)
+    monkeypatch.setattr(METHODS["mse"], "counts_steps", True)
+    found = [named(method, epochs) for method in ("mse", "mse+rkd") for epochs in (1, 2)]
+    assert usual.endswith("-1epochs") and not any(name.endswith("epochs") for name in found) and len(set(found)) == 4
+
+
+def test_validation_matters_to_a_teacher_alone(place, monkeypatch):
+    """Whose evaluation says how its validation queries searched."""
+    def evaluation(name):
+        with untrained() as asked:
+            run.run_teacher(create_config(**OPTIONS, out=place / f"alone-{name}", cache_dir=place / "cache"))
+        return asked["evaluation"].name
+
+    load, before = context.load_dataset, evaluation("before")
+    for field in ("labels", "images"):
+        def changed(*arguments, field=field, **told):
+            dataset = load(*arguments, **told)
+            turned = dataclasses.replace(dataset.validation, **{field: getattr(dataset.validation, field)[::-1].copy()})
+            return dataclasses.replace(dataset, validation=turned)
+
+        monkeypatch.setattr(context, "load_dataset", changed)
+        assert evaluation(field) != before
+
+
+def test_a_student_that_teaches_is_another_teacher_than_its_own(place, cache, tmp_path):
+    """Though their codes are of one space."""
+    tiny(tmp_path / "first", cache, method="mse")
+    spaces = {encoder: read_config(tmp_path / "first" / encoder)["space"] for encoder in ("teacher", "student_asymmetric")}
+    assert len(set(spaces.values())) == 1
+    found = [names(place, teacher=toy, teacher_weights=str(tmp_path / "first" / encoder), teacher_epochs=0, student="other_toy",
+                   teacher_view="clean", teacher_neighbours=2, train_backbone=True)
+             for toy, encoder in (("toy", "teacher"), ("small_toy", "student_asymmetric"))]
+    assert set(found[0]) == {"teacher", "clusters", "neighbours", "student", "evaluation"}
+    assert all(found[0][stage] != found[1][stage] for stage in found[0])
 
 
 # What is made once

@@ -1,17 +1,28 @@
 """The study of students trained whole: its students can be trained, equal ones are one, and its tables say what was found."""
 
+import pathlib
+import pickle
+import re
+import shutil
+
+import jax
 import numpy as np
 import pytest
 import torch
+from toy_runs import OPTIONS
 
 from benchmarks import whole, whole_report
 from benchmarks.teachers import Trained
 from benchmarks.whole_step import Case, TorchEpochs, jax_epochs
 from jax_brcd.methods import METHODS
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
-from jax_brcd.stages.learning import check_learning
+from jax_brcd.stages.context import StageDiverged
+from jax_brcd.stages.folder import StageFolder
+from jax_brcd.stages.learning import check_images, check_learning
+from jax_brcd.stages.run import run
 
 ASKED = whole.Asked(list(whole.TEACHERS), [16, 64], [0, 1, 2], [*METHODS, *whole.SUMS], list(whole.RATES), {"epochs": 15})
 
@@ -24,7 +35,8 @@ def test_every_student_of_the_study_can_be_trained():
     for student in {student.name: student for student in students()}.values():
         weights = {"teacher_weights": "there", "student_weights": "there"}
         config = create_config(whole.PRESET, **weights | dict(student.settings), bits=student.bits, seed=student.seed)
-        check_learning(config, images=50_000)
+        check_learning(config)
+        check_images(config, images=50_000)
         config.method.check(images=50_000, bits=student.bits, streamed=False)
 
 
@@ -58,7 +70,7 @@ def result(teacher, symmetric, asymmetric, validation=0.5):
 
     return {"protocol": {"dataset": "cifar10", "split": "published", "queries": 5, "database": 50, "training": 30, "k": 10, "ties": "stable"},
             "teacher": row(teacher), "symmetric": row(symmetric), "asymmetric": row(asymmetric), "validation": validation,
-            "cost": {"parameters": 1234, "images_per_second": 10.0}, "device": "cpu", "epochs": 15, "seconds": 1.0,
+            "parameters": 1234, "device": "cpu", "epochs": 15, "seconds": 1.0,
             "validations": [{"epoch": 5, "both_map": 0.25}, {"epoch": 10, "both_map": validation}]}
 
 
@@ -66,7 +78,7 @@ def test_each_method_chooses_its_rate_by_the_validation_queries():
     search = [student for student in students("search") if student.label == "kl"]
     scores = {student.name: 0.1 + 0.1 * number for number, student in enumerate(search)}
     scores[search[1].name] = 0.9  # of the first teacher the second rate, of the other the last
-    results = {name: result(1.0, 1.0, 1.0, score) for name, score in scores.items()}
+    results = {name: result(1.0, 1.0, 1.0, score) for name, score in scores.items()} | {search[0].name: {"diverged": "it is nan"}}
     found = whole.chosen(search, results, [0, 7])
     assert [(one.teacher, one.settings["lr"], one.seed, one.part) for one in found] == [
         (teacher, rate, seed, "methods") for seed in (0, 7) for teacher, rate in (("itq", 2e-3), ("cibhash", 6e-3))]
@@ -75,10 +87,64 @@ def test_each_method_chooses_its_rate_by_the_validation_queries():
 def test_what_is_known_is_not_trained_again(tmp_path):
     wanted = students("sizes")[:2]
     known = {student.name: result(0.5, 0.5, 0.5) for student in wanted}
-    write_json(tmp_path / "whole.json", {"outcomes": known})
+    write_json(tmp_path / "whole.json", {"recipe": whole.RECIPE, "outcomes": known})
     study = whole.Study(tmp_path / "runs", tmp_path / "whole.json", {}, 1)
     study.carry_out(wanted, "study")
     assert whole.outcomes(tmp_path / "whole.json") == known and not (tmp_path / "runs").exists()
+
+
+def test_a_result_is_kept_before_its_training_is_deleted_whatever_becomes_of_the_others(tmp_path, monkeypatch):
+    """So that what fails while it is written is taken from the finished training by the same command."""
+    first, second, third = students("sizes")[:3]
+    (tmp_path / "runs" / "teachers" / first.trained.name / "teacher").mkdir(parents=True)
+    (tmp_path / "runs" / "teachers" / first.trained.name / "teacher" / whole.WEIGHTS).touch()
+
+    def teach(runs, shared, student):
+        (runs / "students" / student.name).mkdir(parents=True, exist_ok=True)
+        if student == second:
+            raise RuntimeError("out of luck")
+        return student.name, result(0.5, 0.5, 0.5)
+
+    monkeypatch.setattr(whole, "teach", teach)
+    monkeypatch.setattr(whole, "as_they_end", lambda jobs, work, each: (work(*arguments) for arguments in each))
+    study = whole.Study(tmp_path / "runs", tmp_path / "whole.json", {}, 1)
+    with monkeypatch.context() as full, pytest.raises(OSError, match="no space"):
+        full.setattr(whole, "write_json", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+        study.carry_out([first], "study")
+    assert (tmp_path / "runs" / "students" / first.name).is_dir()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        study.carry_out([first, second, third], "study")
+    assert list(whole.outcomes(tmp_path / "whole.json")) == [first.name]
+    assert [path.name for path in (tmp_path / "runs" / "students").iterdir()] == [second.name]
+
+
+def test_results_of_another_recipe_are_refused(tmp_path):
+    path = tmp_path / "whole.json"
+    write_json(path, {"recipe": whole.RECIPE | {"epochs": 3}, "outcomes": {}})
+    with pytest.raises(InputError, match="whole.json: its students learnt by another recipe than cifar10-32-whole is now; move it away"):
+        whole.outcomes(path)
+
+
+def test_what_is_kept_of_a_student_are_the_scores_of_a_run(toy_backbones, cache, tmp_path):
+    config = create_config(**OPTIONS | {"cache_dir": cache, "out": tmp_path / "run", "keep": "both", "method": "mse"})
+    metrics = run(config)
+    found = whole.outcome(config, tmp_path / "scores.json")
+    told = {"teacher": metrics["teacher"], **metrics["student"]}
+    for name in ("teacher", "symmetric", "asymmetric"):
+        assert found[name] == {measure: told[name][measure] for measure in ("map", "tie_aware_map", "soft_map")}
+    assert found["parameters"] == metrics["costs"]["student"]["parameters"] and found["protocol"] == metrics["protocol"]
+    assert whole.outcome(config, tmp_path / "scores.json") == found
+
+
+def test_what_is_kept_of_a_student_that_diverges_is_why(toy_backbones, cache, tmp_path):
+    config = create_config(**OPTIONS | {"cache_dir": cache, "out": tmp_path / "run", "keep": "both", "method": "mse", "lr": 1e38})
+    assert re.fullmatch(r"student: .* of epoch 1", whole.outcome(config, tmp_path / "scores.json")["diverged"])
+
+
+def test_an_error_of_a_stage_comes_back_from_another_process(tmp_path):
+    folder = StageFolder(tmp_path, "student", {"lr": 1.0})
+    error = pickle.loads(pickle.dumps(StageDiverged("the loss is nan", folder)))
+    assert (str(error), error.folder) == ("the loss is nan", folder)
 
 
 def test_a_report_of_nothing_is_refused(tmp_path, capsys):
@@ -102,7 +168,8 @@ def test_the_tables_say_what_was_found(tmp_path):
         for label, score in (("mse", 0.5), ("brcd", 0.4)):
             records.append({"part": "methods", "label": label, "teacher": "itq", "bits": 64, "seed": seed, "settings": rate,
                             "result": result(0.5, score + 0.01 * seed, score)})
-    whole_report.write(tmp_path, records)
+    lost = {"part": "search", "label": "bits", "teacher": "itq", "bits": 64, "seed": 0, "settings": {}, "result": {"diverged": "it is nan"}}
+    whole_report.write(tmp_path, [*records, lost])
     lines = (tmp_path / "whole.md").read_text().splitlines()
     assert ("| itq, 64 bits | 2 | 0.5000 ± 0.0000 | 0.5100 | 0.5250 ± 0.0354 | 1.050 ± 0.071 | 0.5350 | 0.4500 ± 0.0000 | "
             "0.900 ± 0.000 | 0.4600 |") in lines
@@ -115,17 +182,39 @@ def test_the_tables_say_what_was_found(tmp_path):
     assert "| itq, 64 bits | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 |" in lines
     methods = [line.split(" | ")[0] for line in lines if " | itq | 0.002 | " in line]
     assert methods == ["| mse", "| brcd"]
-    assert ("- itq, symmetric: mse by 0.1000 before brcd; a method's deviation over the seeds is 0.0071 in the root of the mean "
-            "square") in lines
+    assert "- itq, symmetric: mse by 0.1000 ± 0.0000 before brcd, over 2 seeds" in lines
+    assert lines[-1] == "| bits | itq | 64 | 0 | it is nan |"
     assert (tmp_path / "methods.png").stat().st_size and not (tmp_path / "sizes.png").exists()
     assert "| brcd | itq | 2 | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 |" in lines
     lucky = {"part": "methods", "label": "kl", "teacher": "itq", "bits": 64, "seed": 0, "settings": rate, "result": result(0.5, 0.9, 0.9)}
     whole_report.write(tmp_path, [*records, lucky])
-    assert ("- itq, symmetric: mse by 0.1000 before brcd; a method's deviation over the seeds is 0.0071 in the root of the mean "
-            "square; those of fewer seeds (1) are not compared") in (tmp_path / "whole.md").read_text().splitlines()
+    lines = (tmp_path / "whole.md").read_text().splitlines()
+    assert "- itq, symmetric: mse by 0.1000 ± 0.0000 before brcd, over 2 seeds; those of other teachers (1) are not compared" in lines
+    assert [line.split(" | ")[0] for line in lines if " | itq | 0.002 | " in line] == ["| mse", "| brcd", "| kl"]
     whole_report.write(tmp_path, [record for record in records if record["seed"] == 0])
-    assert ("- itq, symmetric: mse by 0.1000 before brcd; of one seed each, so how far seeds differ is not known"
+    assert ("- itq, symmetric: mse by 0.1000 before brcd, of one seed, so how far seeds differ is not known"
             in (tmp_path / "whole.md").read_text().splitlines())
+
+
+def test_students_are_compared_only_where_they_had_the_very_teacher():
+    """A seed's teacher is another one on another machine, and its students with it."""
+    def of(label, seed, teacher, score):
+        return {"part": "methods", "label": label, "teacher": "itq", "bits": 64, "seed": seed, "settings": {"lr": 2e-3},
+                "result": result(teacher, score, score)}
+
+    records = [of("brcd", 0, 0.51, 0.49), of("brcd", 1, 0.52, 0.41), of("mse", 0, 0.50, 0.40), of("mse", 1, 0.52, 0.44), of("bits", 1, 0.52, 0.45), of("bits", 0, 0.50, 0.42)]
+    assert whole_report.winners(records).splitlines()[0] == (
+        "- itq, symmetric: bits by 0.0150 ± 0.0071 before mse, over 2 seeds; those of other teachers (1) are not compared")
+    table = whole_report.gains_table(records, "mse").splitlines()
+    assert table[2:] == ["| bits | itq | 2 | +0.0150 ± 0.0071 | +0.0150 ± 0.0071 |"]
+
+
+def test_the_tables_in_the_repository_are_those_of_its_records(tmp_path):
+    place = pathlib.Path(whole.__file__).parent / "results" / "whole"
+    shutil.copy(place / "whole.json", tmp_path)
+    whole.main(["--data-dir", "nowhere", "--report", "--out", str(tmp_path), "--parts", "recipe", "short", "alone", "chances", "sizes",
+                "search", "variants", "--rates", "0.002", "--epochs", "5", "--train-images", "20000"])
+    assert (tmp_path / "whole.md").read_text() == (place / "whole.md").read_text()
 
 
 def test_the_figure_of_methods_names_every_teacher():
@@ -140,10 +229,10 @@ def test_the_figure_of_methods_names_every_teacher():
 CASE = Case("resnet8", 32, 4, 2)
 
 
-def test_both_frameworks_learn_the_same_students_from_the_same_images():
-    theirs = TorchEpochs(CASE, best=False)
-    ours = jax_epochs(CASE, "float32")
-    assert sum(each.numel() for each in theirs.model.parameters()) == 81_552
+def test_both_frameworks_step_students_of_one_size():
+    theirs, ours = TorchEpochs(CASE, best=False), jax_epochs(CASE, "float32")
+    learnt = sum(leaf.size for leaf in jax.tree.leaves(ours.state.parameters["model"]))
+    assert sum(each.numel() for each in theirs.model.parameters()) == learnt == 81_552
     for losses in (theirs(), ours()["loss"]):
         assert len(losses) == CASE.steps and np.isfinite(losses).all() and 0.2 < losses[0] < 2
 

@@ -29,7 +29,7 @@ from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.stages import CLEAN
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
-from jax_brcd.stages.learning import check_learning
+from jax_brcd.stages.learning import check_images, check_learning
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
@@ -299,6 +299,22 @@ def width(model: nn.Module) -> int:
     return next(layer.in_features for layer in models.get_head(model).modules() if isinstance(layer, nn.Linear))
 
 
+def check_student(experiment: Experiment) -> None:
+    """Raises InputError for what of the student would fail when its teacher is there: its weights, its method, its last batch."""
+    config, images, size = experiment.config, len(experiment.train_images), experiment.seen[STUDENT].size
+    check_images(config, images=images)
+    config.method.check(images=images, bits=config.objective.bits, streamed=False)
+    with torch.random.fork_rng():
+        model, _ = build(config.student.student, config.student.student_weights, size, config)
+    if config.student.train_backbone and images % config.run.batch_size == 1:
+        try:
+            models.train(model, whole=True)
+            model(torch.zeros(1, 3, size, size))
+        except ValueError:  # batch norm's, of one value a channel
+            raise InputError(f"the last of an epoch's batches is one image, of which PyTorch has no statistics at {size} pixels; give "
+                             "another", field="batch_size", value=config.run.batch_size) from None
+
+
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
     """The trained student's model and its state_dict at the best validation of each search."""
     config = experiment.config
@@ -386,8 +402,9 @@ def run(config: Config) -> dict:
     parts_of(config.run.method, config.method)
     out = pathlib.Path(config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}").expanduser()
     torch.manual_seed(config.run.seed)
+    check_learning(config)
     experiment = load_experiment(config)
-    check_learning(config, images=len(experiment.train_images))
+    check_student(experiment)
     claim(out, config)
     teacher, teacher_features = run_teacher(experiment)
     student, best = run_student(experiment, teacher, teacher_features)

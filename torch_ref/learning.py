@@ -2,14 +2,19 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jax_brcd.settings.stages import LearningConfig
 
 LION_BETAS, LAMB_BETAS, LAMB_EPSILON = (0.9, 0.99), (0.9, 0.999), 1e-6
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Parameters with their gradients; without those that a model has and its outputs do not depend on."""
+    return ((parameter, parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
 class Lion(torch.optim.Optimizer):
@@ -23,11 +28,11 @@ class Lion(torch.optim.Optimizer):
         """One update."""
         fast, slow = LION_BETAS
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter, gradient in gradients(group["params"]):
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                direction = torch.sign(fast * momentum + (1 - fast) * parameter.grad)
+                direction = torch.sign(fast * momentum + (1 - fast) * gradient)
                 parameter -= group["lr"] * (direction + group["weight_decay"] * parameter)
-                momentum.lerp_(parameter.grad, 1 - slow)
+                momentum.lerp_(gradient, 1 - slow)
 
 
 class Lamb(torch.optim.Optimizer):
@@ -41,13 +46,13 @@ class Lamb(torch.optim.Optimizer):
         """One update."""
         first, second = LAMB_BETAS
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter, gradient in gradients(group["params"]):
                 state = self.state[parameter]
                 if not state:
                     state.update(steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
                 state["steps"] += 1
-                state["mean"].lerp_(parameter.grad, 1 - first)
-                state["square"].lerp_(parameter.grad.square(), 1 - second)
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].lerp_(gradient.square(), 1 - second)
                 mean, square = state["mean"] / (1 - first ** state["steps"]), state["square"] / (1 - second ** state["steps"])
                 direction = mean / (square.sqrt() + LAMB_EPSILON) + group["weight_decay"] * parameter
                 lengths = parameter.norm(), direction.norm()

@@ -14,7 +14,7 @@ from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
-from torch_ref.learning import Average, create_optimizer, rate_factor
+from torch_ref.learning import Average, create_optimizer, gradients, rate_factor
 from torch_ref.losses import cibhash_loss
 from torch_ref.objectives import adam
 from torch_ref.outputs import Outputs
@@ -61,9 +61,9 @@ def minimise(loss: Tensor, optimizer: torch.optim.Optimizer, clip_norm: float | 
 
 def _clip(optimizer: torch.optim.Optimizer, most: float) -> None:
     """Scales the whole gradient down to a norm; not by torch's function, which divides by a little more than the norm."""
-    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
-    for gradient in gradients:
+    found = [gradient for group in optimizer.param_groups for _, gradient in gradients(group["params"])]
+    norm = torch.sqrt(sum(gradient.square().sum() for gradient in found))
+    for gradient in found:
         gradient *= min(1.0, most / float(norm))
 
 

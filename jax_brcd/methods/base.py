@@ -100,6 +100,14 @@ class Method(Protocol):
     def meets_teacher(self) -> bool:
         """Whether the student learns the teacher's own bits, so that its codes may be compared with the teacher's."""
 
+    @property
+    def reads_temperature(self) -> bool:
+        """Whether the loss looks at the temperature of the student's own objective."""
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the loss looks at how many steps there will be: a training of another number is then another training."""
+
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """Raises InputError where the method cannot learn from so many training images, or from images that travel with a
         step (`streamed`); called before anything long starts."""
@@ -123,6 +131,8 @@ class BaseMethod:
     needs = Needs()
     replaces_objective = False
     meets_teacher = False
+    reads_temperature = False
+    counts_steps = False
 
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method: what follows from the needs."""

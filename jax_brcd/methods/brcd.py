@@ -32,6 +32,7 @@ class BRCD(BaseMethod):
     remove_false_negatives: bool = option(False, "remove false negatives without the rest of `robust`")
 
     meets_teacher = True
+    reads_temperature = True
 
     @property
     def needs(self) -> Needs:

@@ -64,6 +64,16 @@ class Sum(BaseMethod):
         """See Method: where any part does."""
         return any(part.meets_teacher for part in self.parts.values())
 
+    @property
+    def reads_temperature(self) -> bool:
+        """See Method: where any part does."""
+        return any(part.reads_temperature for part in self.parts.values())
+
+    @property
+    def counts_steps(self) -> bool:
+        """See Method: where any part does."""
+        return any(part.counts_steps for part in self.parts.values())
+
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method."""
         for part in self.parts.values():

@@ -30,7 +30,7 @@ def _figure(**settings: Any) -> "Figure":
 
 def loss_curves(history: list[dict[str, Any]]) -> "Figure":
     """A column a stage: what it minimised above, its validation scores below where it has any."""
-    stages = list(dict.fromkeys(record["stage"] for record in history)) or [""]
+    stages = list(dict.fromkeys(record["stage"] for record in history))
     figure = _figure(figsize=(4.2 * len(stages), 5.6), layout="constrained")
     axes = figure.subplots(2, len(stages), squeeze=False)
     for column, stage in enumerate(stages):

@@ -21,7 +21,7 @@ def know(context: Context, teacher: Teacher) -> tuple[TeacherKnowledge, StageFol
     if needs.clusters is None:
         return TeacherKnowledge(codes), None
     between = published_range(context.dataset.name)
-    folder = context.folder("clusters", {"space": teacher.space, "needs": beyond_defaults(needs.clusters),
+    folder = context.folder("clusters", {"space": teacher.identity, "needs": beyond_defaults(needs.clusters),
                                          "range": list(between), **context.data_facts("images of train")})
     with folder.held(context.say):
         if not folder.finished:

@@ -81,6 +81,18 @@ class Config:
         """Images a step of the teacher's hash head."""
         return self.teacher.teacher_batch_size or self.run.batch_size
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether the student has an objective of its own beside its method's."""
+        return self.learning.own_objective and not self.method.replaces_objective
+
+    @property
+    def temperatures(self) -> frozenset[str]:
+        """Which of the temperatures something that is learnt looks at."""
+        looked_at = {"temperature": self.contrasts or self.method.reads_temperature,
+                     "teacher_temperature": getattr(self.hashing, "reads_temperature", False)}
+        return frozenset(name for name, value in looked_at.items() if value)
+
     def teacher_epochs(self, *, head_came: bool) -> int:
         """Epochs of the teacher's hash head: of a head that came with the weights none unless they were given by name."""
         return 0 if head_came and "teacher_epochs" not in self.given else self.teacher.teacher_epochs

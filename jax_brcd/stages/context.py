@@ -22,7 +22,7 @@ from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
-from jax_brcd.stages.learning import check_learning
+from jax_brcd.stages.learning import check_images
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
 from jax_brcd.stages.sight import brought_encoder, decoded_side, sights, told_sizes
 from jax_brcd.stages.table import check_embeddings, read_table
@@ -46,6 +46,10 @@ class StageDiverged(TrainingDiverged):
     def __init__(self, problem: str, folder: StageFolder):
         super().__init__(problem)
         self.folder = folder
+
+    def __reduce__(self) -> tuple[type, tuple[str, StageFolder]]:
+        """An error that a process cannot send back ends all the others of its pool."""
+        return type(self), (self.problem, self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +181,8 @@ class Context:
         if stage not in REMEDIES:
             return "its rate is fixed; give weights by `teacher_weights`, or another `seed` and another `out`"
         values, words = self.config.flat(), {-1: "a lower", 1: "a higher"}
-        changed = " or ".join(f"{words[way]} `{name}` than {values[name]}" for name, way in REMEDIES[stage].items())
+        changed = " or ".join(f"{words[way]} `{name}` than {values[name]}" for name, way in REMEDIES[stage].items()
+                              if way < 0 or name in self.config.temperatures)  # a rate helps whatever is learnt
         return f"give the same command {changed} to go on"
 
 
@@ -238,7 +243,7 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     digests = dataset.digests() | ({} if table is None else table.digests())
     context = Context(config, dataset, digests, preprocessing, of_student, plan, progress, say, table=table)
     if student:
-        check_learning(config, images=len(dataset.train))
+        check_images(config, images=len(dataset.train))
         config.method.check(images=len(dataset.train), bits=config.objective.bits,
                             streamed=live(context) and plan.stream is not None)
     return context

@@ -68,9 +68,9 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     config = context.config
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
-    ends = SCHEDULES[config.learning.lr_schedule].ends
+    ends = SCHEDULES[config.learning.lr_schedule].ends or config.method.counts_steps
     folder = context.folder("student", {
-        "teacher": teacher.space, "clusters": None if clusters is None else clusters.name,
+        "teacher": teacher.identity, "clusters": None if clusters is None else clusters.name,
         "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
         "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
@@ -101,8 +101,8 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
         STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
         min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
     clean = config.learning.teacher_view == CLEAN
-    of_teacher = (teacher.still_source(needs, neighbours_of(context, teacher)) if clean else
-                  teacher.source(context.plan, needs, partners))
+    neighbours = neighbours_of(context, teacher) if needs.views else None  # a method without views sees nothing of the teacher
+    of_teacher = teacher.still_source(needs, neighbours) if clean else teacher.source(context.plan, needs, partners)
     stage, parameters, carry = student_stage(
         model, of_teacher, config.method, knowledge,
         source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,

@@ -28,6 +28,7 @@ from jax_brcd.views.features import weights_digest
 
 METRICS, CODES, CURVES = "metrics.json", "codes.npz", "curves.npz"
 TESTED = ("images of test", "labels of test", "images of database", "labels of database")
+VALIDATED = ("images of validation", "labels of validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,10 @@ def evaluate_run(context: Context, teacher: Teacher, student: Student | None) ->
     """
     encoders = {} if student is None else {str(search): encoder for search, encoder in student.encoders.items()}
     folder = context.folder("evaluation", {
-        "teacher": teacher.space, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
+        "teacher": teacher.identity, "k": context.k, "protocol": context.protocol(), "remarks": list(teacher.remarks),
         "models": {role: [encoder.backbone, weights_digest(encoder.model)] for role, encoder in encoders.items()},
-        "measures": [*MEASURES, "map of validation"], **context.student_facts(), **context.data_facts(*TESTED)})
+        "measures": [*MEASURES, "map of validation"], **context.student_facts(),
+        **context.data_facts(*TESTED, *(VALIDATED if _has_validation(context) else ()))})
     with folder.held(context.say):
         if not folder.finished:
             _evaluate(context, folder, teacher, student)
@@ -83,7 +85,7 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
             searched[f"{STUDENT} {search}"] = (search, search if search.database == STUDENT else TEACHER)
         encoder = next(iter(student.encoders.values()))
         costs[STUDENT] = {"model": encoder.backbone, **context.measure(encoder, dataset.test.images)}
-    scores = {name: _score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
+    scores = {name: score(context, outputs[f"{queries}_test"], outputs[f"{database}_database"], alike=queries == database)
               for name, (queries, database) in searched.items()} if dataset.labelled else {}
     validation = _validated(context, teacher, outputs[f"{TEACHER}_database"])
     if devices.is_first():
@@ -94,17 +96,22 @@ def _evaluate(context: Context, folder: StageFolder, teacher: Teacher, student: 
     folder.finish()
 
 
+def _has_validation(context: Context) -> bool:
+    """Whether there are validation queries with labels, and rows of them where the teacher is a table."""
+    return context.dataset.labelled and context.table is None
+
+
 def _validated(context: Context, teacher: Teacher, database: Encoded) -> float | None:
     """The teacher's mAP of the validation queries, by which students were chosen; None where there are no such labels or rows."""
     dataset = context.dataset
-    if not dataset.labelled or context.table is not None:
+    if not _has_validation(context):
         return None
     return mean_average_precision(teacher.codes("validation"), database.codes, dataset.validation.labels,
                                   dataset.database.labels, context.k)
 
 
-def _score(context: Context, queries: Encoded, database: Encoded, *, alike: bool) -> SearchScores:
-    """`alike` says whether one model gave both, so that their features may be compared."""
+def score(context: Context, queries: Encoded, database: Encoded, *, alike: bool) -> SearchScores:
+    """What the test queries find in the database; `alike` says whether one model gave both, so that their features may be compared."""
     dataset = context.dataset
     return evaluate_search(
         queries.codes, database.codes, dataset.test.labels, dataset.database.labels, context.k, query_logits=queries.logits,

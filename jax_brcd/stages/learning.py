@@ -56,18 +56,30 @@ def _of_blocks(settings: LearningConfig, model: HashModel, steps: int) -> Iterat
                    settings.freeze_epochs * steps)
 
 
-def check_learning(config: Config, *, images: int) -> None:
-    """Raises InputError for settings of a student's learning that cannot be together; `images` train."""
+def check_learning(config: Config) -> None:
+    """Raises InputError for settings of a student's learning that cannot be together, whatever the images are."""
     settings = config.learning
     _check_moving(settings)
-    _check_lengths(settings, config.student.epochs, -(-images // config.run.batch_size))
+    _check_lengths(settings, config.student.epochs)
     if not config.student.train_backbone:
         _check_frozen(settings, kept=not config.data.fresh_views)
     if settings.mixup:
         _check_mixup(config.method)
     if settings.teacher_neighbours:
-        _check_neighbours(settings, images)
+        _check_neighbours(config)
     _check_method(config)
+    _check_objective(config)
+
+
+def check_images(config: Config, *, images: int) -> None:
+    """Raises InputError for settings of a student's learning that so many training images do not allow."""
+    settings, steps = config.learning, config.student.epochs * -(-images // config.run.batch_size)
+    if settings.accumulate > max(1, steps):
+        raise InputError(f"the run has {steps} steps, so nothing would be learnt; give that or less", field="accumulate",
+                         value=settings.accumulate)
+    if settings.teacher_neighbours >= images:
+        raise InputError(f"each of the {images} training images has {images - 1} others; give that or fewer",
+                         field="teacher_neighbours", value=settings.teacher_neighbours)
 
 
 def _check_moving(settings: LearningConfig) -> None:
@@ -89,16 +101,13 @@ def _check_moving(settings: LearningConfig) -> None:
                              value=value)
 
 
-def _check_lengths(settings: LearningConfig, epochs: int, steps: int) -> None:
+def _check_lengths(settings: LearningConfig, epochs: int) -> None:
     """What would not end within the run."""
     for field in ("warmup_epochs", "lr_step_epochs", "freeze_epochs"):
         told = getattr(settings, field)
         if told and told >= epochs:
             raise InputError(f"as long as the run or longer, whose `epochs` are {epochs}; give less, or more `epochs`",
                              field=field, value=told)
-    if settings.accumulate > 1 and settings.accumulate > epochs * steps:
-        raise InputError(f"the run has {epochs * steps} steps, so nothing would be learnt; give that or less",
-                         field="accumulate", value=settings.accumulate)
     if settings.freeze_blocks is not None and not settings.freeze_epochs:
         raise InputError("no epochs in which they stay; give `freeze_epochs`, or leave it out", field="freeze_blocks",
                          value=settings.freeze_blocks)
@@ -116,15 +125,15 @@ def _check_frozen(settings: LearningConfig, *, kept: bool) -> None:
                          "`train_backbone` or `fresh_views`, or leave it out", field="mixup", value=settings.mixup)
 
 
-def _check_neighbours(settings: LearningConfig, images: int) -> None:
+def _check_neighbours(config: Config) -> None:
     """What there is nothing to average of."""
-    count = settings.teacher_neighbours
+    settings = config.learning
     if settings.teacher_view != CLEAN:
         raise InputError("outputs of un-augmented images are averaged, and the teacher sees the student's views; give 0, or "
-                         "`teacher_view` clean", field="teacher_neighbours", value=count)
-    if count >= images:
-        raise InputError(f"each of the {images} training images has {images - 1} others; give that or fewer",
-                         field="teacher_neighbours", value=count)
+                         "`teacher_view` clean", field="teacher_neighbours", value=settings.teacher_neighbours)
+    if not config.method.needs.views and "teacher_neighbours" in config.given:
+        raise InputError(f"method {config.run.method} learns nothing from the teacher; leave it out, or name another `method`",
+                         field="teacher_neighbours", value=settings.teacher_neighbours)
 
 
 def _check_method(config: Config) -> None:
@@ -138,6 +147,18 @@ def _check_method(config: Config) -> None:
         made = ", ".join(derivation.name for derivation in needs.derivations)
         raise InputError(f"method {name} compares the teacher's outputs of what is made of views ({made}); name another "
                          "`method`, or `teacher_view` same", field="teacher_view", value=CLEAN)
+
+
+def _check_objective(config: Config) -> None:
+    """What only an objective of the student's own looks at."""
+    if config.contrasts:
+        return
+    for field in sorted({"temperature", "kl_weight"} & config.given - config.temperatures):
+        raise InputError(f"the student has no objective of its own, and method {config.run.method} does not look at it; leave it out",
+                         field=field, value=getattr(config.objective, field))
+    if getattr(config.method, "distillation_weight", None) == 0:
+        raise InputError("the student has no objective of its own, and so nothing would be learnt; give more",
+                         field="distillation_weight", value=0.0)
 
 
 def _check_mixup(method: Method) -> None:

@@ -20,7 +20,7 @@ def neighbours_of(context: Context, teacher: Teacher) -> Int[np.ndarray, "images
         return None
     among = candidates(len(context.dataset.train), seed)
     facts = {} if among is None else {"candidates": len(among), "seed": seed}
-    folder = context.folder("neighbours", {"space": teacher.space, "count": count, **facts, **context.data_facts("images of train")})
+    folder = context.folder("neighbours", {"space": teacher.identity, "count": count, **facts, **context.data_facts("images of train")})
     with folder.held(context.say):
         if not folder.finished:
             if devices.is_first():

@@ -92,6 +92,11 @@ def measure_cost(model: HashModel, images: np.ndarray, **view: Any) -> EncoderCo
     return _measured(encode_batch, model, batch, **view)
 
 
+def parameters(model: HashModel) -> int:
+    """How many numbers a hash model learns."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
 def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> EncoderCost:
     """What a compiled function of a split model and a batch costs."""
     graph, state = devices.replicate(nnx.split(model))
@@ -103,7 +108,7 @@ def _measured(encode: Any, model: HashModel, batch: jax.Array, **view: Any) -> E
         jax.block_until_ready(encode(graph, state, batch, **view))
         seconds.append(time.perf_counter() - began)
     return EncoderCost(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        parameters=parameters(model),
         flops=None if operations is None else operations / len(batch),
         images_per_second=len(batch) / float(np.median(seconds[1:])),
     )

@@ -39,7 +39,7 @@ from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, lo
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
-from jax_brcd.stages.learning import check_blocks
+from jax_brcd.stages.learning import check_blocks, check_learning
 from jax_brcd.stages.models import Built, build, build_over_rows
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, train_teacher
@@ -74,6 +74,8 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 
 
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    if student:
+        check_learning(config)
     config, missed = fetch_weights(config, student=student, progress=progress)
     out, weights = config.out, weights_digests(config, student=student)
     earlier = read_claim(out)

@@ -1,5 +1,6 @@
 """What a teacher is to the stages: outputs of views, codes of images, a code space, and a form to be saved in."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_brcd.encoder import HashEncoder
+from jax_brcd.encoder import HashEncoder, space_of
 from jax_brcd.methods import Needs
 from jax_brcd.models.kept import codes_of
 from jax_brcd.views.plan import ViewPlan
@@ -65,12 +66,14 @@ class Teacher(Protocol):
     """A hash model that was trained or solved here, one that was brought along, or a table of embeddings with a hash head.
 
     Attributes:
-        name: of its model. bits: length of its codes. space: the id of its code space. remarks: what a reader must know of it.
+        name: of its model. bits: length of its codes. space: the id of its code space. identity: what stages that depend on it
+            know it by. remarks: what a reader must know of it.
     """
 
     name: str
     bits: int
     space: str
+    identity: str
     remarks: tuple[str, ...]
 
     def codes(self, part: str) -> Float[np.ndarray, "images bits"]:
@@ -130,6 +133,12 @@ class OfEncoder:
     def space(self) -> str:
         """The id of the code space."""
         return self.encoder.space
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """See Teacher. A space is shared by a teacher and the students that meet its bits, each of which may teach again."""
+        own = space_of(self.encoder.model, self.encoder.backbone, self.encoder.preprocessing)
+        return own if own == self.space else f"{self.space} of {own}"
 
     def save(self, folder: os.PathLike | str, **provenance: Any) -> pathlib.Path:
         """See Teacher."""

@@ -50,9 +50,10 @@ def cosine(course: Course) -> Rate:
 
 def one_cycle(course: Course) -> Rate:
     """Up by half a cosine and down by another (Smith and Topin, 2017)."""
-    part = CYCLE_WARMUP if course.warmup is None else course.warmup / course.steps
-    if int(part * course.steps) == 0:  # which Optax would make a peak of no length
+    warmup = int(CYCLE_WARMUP * course.steps) if course.warmup is None else course.warmup
+    if warmup == 0:  # which Optax would make a peak of no length
         return optax.cosine_decay_schedule(course.peak, course.steps, 1 / (CYCLE_START * CYCLE_END))
+    part = (warmup + 0.5) / course.steps  # of which Optax takes whole steps, one less where a quotient is rounded down
     return optax.cosine_onecycle_schedule(course.steps, course.peak, part, CYCLE_START, CYCLE_END)
 
 

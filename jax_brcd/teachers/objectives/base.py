@@ -1,7 +1,8 @@
 """The interface between the teacher's stage and a hashing objective: learnt by gradient, or solved in closed form.
 
 An objective that is learnt may bring more than its loss: a head (`BringsHead`), an optimizer (`BringsOptimizer`), and in
-`proposes`, an attribute of its class, what it takes for the run's defaults. In `sees` it says what it must see of an image.
+`proposes`, an attribute of its class, what it takes for the run's defaults. In `sees` it says what it must see of an image, and in
+`reads_temperature` whether its loss looks at the temperature.
 """
 
 import enum

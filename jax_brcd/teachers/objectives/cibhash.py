@@ -13,6 +13,7 @@ class CIBHash:
     """NT-Xent of the codes and the Bernoulli KL. Its temperature and KL weight are shared with the student."""
 
     sees = Sees.TWO_VIEWS
+    reads_temperature = True
 
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
