@@ -40,7 +40,7 @@ from jax_brcd.stages.evaluation import score
 from jax_brcd.stages.parts import parameters
 from jax_brcd.stages.run import build_models, run_teacher
 from jax_brcd.stages.teacher import train_teacher
-from jax_brcd.student import made_by
+from jax_brcd.student import kept_of, made_by
 from jax_brcd.teachers.base import Encoded
 from jax_brcd.training.loop import score_name
 
@@ -305,7 +305,8 @@ def teach(folder: pathlib.Path, shared: Mapping[str, Any], student: Taught) -> t
             place.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # features of images are everyone's
             (cache / "features").symlink_to((folder / "cache" / "features").absolute())
-        settings = {**made_by(read_config(teacher)["provenance"]), "teacher": TEACHER, "teacher_weights": str(teacher),
+        made = made_by(read_config(teacher)["provenance"])
+        settings = {**kept_of(PRESET, made), **made, "teacher": TEACHER, "teacher_weights": str(teacher),
                     "data_dir": shared["data_dir"], "student_weights": shared["student_weights"], **student.settings}
         config = create_config(PRESET, **settings, bits=student.bits, seed=student.seed, cache_dir=cache, out=cache / "run")
         return student.name, outcome(config, teacher.with_name("scores.json"))
