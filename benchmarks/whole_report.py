@@ -102,9 +102,9 @@ def winners(records: Records) -> str:
     for teacher in distinct(records, "teacher"):
         of_teacher = where(records, teacher=teacher)
         every = {label: where(of_teacher, label=label) for label in distinct(of_teacher, "label")}
-        taught = [by_teacher(one).keys() for one in every.values()]
-        most = max(taught, key=lambda teachers: (len(teachers), sum(others >= teachers for others in taught)))
-        found = {label: one for label, one in every.items() if by_teacher(one).keys() >= most}
+        taught = {label: by_teacher(one).keys() for label, one in every.items()}
+        most = max(taught.values(), key=lambda teachers: (len(teachers), sum(each >= teachers for each in taught.values())))
+        found = {label: one for label, one in every.items() if taught[label] >= most}
         others = f"; those of other teachers ({len(every) - len(found)}) are not compared" if len(found) < len(every) else ""
         for search in SEARCHES if len(found) > 1 else ():
             first, second = sorted(found, key=lambda label: -scores(found[label], search).mean())[:2]

@@ -202,7 +202,8 @@ def test_students_are_compared_only_where_they_had_the_very_teacher():
         return {"part": "methods", "label": label, "teacher": "itq", "bits": 64, "seed": seed, "settings": {"lr": 2e-3},
                 "result": result(teacher, score, score)}
 
-    records = [of("brcd", 0, 0.51, 0.49), of("brcd", 1, 0.52, 0.41), of("mse", 0, 0.50, 0.40), of("mse", 1, 0.52, 0.44), of("bits", 1, 0.52, 0.45), of("bits", 0, 0.50, 0.42)]
+    records = [of("brcd", 0, 0.51, 0.49), of("brcd", 1, 0.52, 0.41), of("mse", 0, 0.50, 0.40), of("mse", 1, 0.52, 0.44),
+               of("bits", 1, 0.52, 0.45), of("bits", 0, 0.50, 0.42)]
     assert whole_report.winners(records).splitlines()[0] == (
         "- itq, symmetric: bits by 0.0150 ± 0.0071 before mse, over 2 seeds; those of other teachers (1) are not compared")
     table = whole_report.gains_table(records, "mse").splitlines()

@@ -336,8 +336,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
 
     codes, method = torch.from_numpy(experiment.codes(TEACHER, teacher, "train")), config.method
     distillation = create_method(config.run.method, method, known(experiment, codes, (width(model), width(teacher))))
-    alone = method.replaces_objective or not config.learning.own_objective
-    own = () if alone else ("i", "j")
+    own = ("i", "j") if config.contrasts else ()
     best, _ = train_student(
         model, [*(model if whole else head).parameters(), *distillation.parameters()],
         view_outputs(experiment, model, teacher, teacher_features, codes), distillation,
@@ -346,7 +345,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         views=[view for view in ("i", "j") if view in own or view in method.needs.views],
-        derivations=method.needs.derivations, replaces_objective=alone, learning=config.learning)
+        derivations=method.needs.derivations, replaces_objective=not config.contrasts, learning=config.learning)
     return model, best
 
 

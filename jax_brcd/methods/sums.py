@@ -21,6 +21,11 @@ from jax_brcd.runtime.errors import InputError
 PLUS = "+"
 
 
+def _of_any_part(name: str) -> property:
+    """What a sum is where any part of it is."""
+    return property(lambda self: any(getattr(part, name) for part in self.parts.values()), doc="See Method: where any part does.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sum(BaseMethod):
     """Several methods at once. `sum_kind` adds the settings of its parts as fields.
@@ -54,25 +59,10 @@ class Sum(BaseMethod):
             neighbours=agreed("neighbours", (needs.neighbours for needs in every)) or 0,
             clusters=agreed("clusters", (needs.clusters for needs in every)))
 
-    @property
-    def replaces_objective(self) -> bool:
-        """See Method."""
-        return any(part.replaces_objective for part in self.parts.values())
-
-    @property
-    def meets_teacher(self) -> bool:
-        """See Method: where any part does."""
-        return any(part.meets_teacher for part in self.parts.values())
-
-    @property
-    def reads_temperature(self) -> bool:
-        """See Method: where any part does."""
-        return any(part.reads_temperature for part in self.parts.values())
-
-    @property
-    def counts_steps(self) -> bool:
-        """See Method: where any part does."""
-        return any(part.counts_steps for part in self.parts.values())
+    replaces_objective = _of_any_part("replaces_objective")
+    meets_teacher = _of_any_part("meets_teacher")
+    reads_temperature = _of_any_part("reads_temperature")
+    counts_steps = _of_any_part("counts_steps")
 
     def check(self, *, images: int, bits: int, streamed: bool) -> None:
         """See Method."""
