@@ -4,11 +4,13 @@ import io
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 from jax_brcd import distill
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.settings import command_line
 from jax_brcd.settings.command_line import Bars, bars, run_command, say
 
 # A command that prints, works on after its reader has gone, and writes down that it came to its end
@@ -165,6 +167,18 @@ def test_bars_are_drawn_on_terminals_alone(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     Bars(shown=False)("encode images", 1, 5)
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_log_has_a_line_of_progress_once_in_a_minute(monkeypatch):
+    now = iter([0.0, 10.0, 59.0, 60.0, 80.0, 100.0, 121.0])
+    monkeypatch.setattr(command_line, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with bars() as progress:
+        for done in (100, 150, 200):  # went on from 100
+            progress("student", done, 1_000)
+        for done in (0, 2, 5):
+            progress("evaluate", done, 10)
+    assert sys.stderr.getvalue() == "student: 200 of 1000 [00:50<06:40]\nevaluate: 5 of 10 [00:41<00:41]\n"
 
 
 def test_a_terminal_that_goes_stops_no_work(monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -15,6 +16,10 @@ from jax_brcd.runtime import interruption
 from jax_brcd.runtime.errors import NAMED_SETTING, InputError
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, settings_of, words_of
+
+
+LOG_SECONDS = 60.0  # between two lines of progress in a log
+LOGGED = "{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}]"
 
 
 def flag(name: str) -> str:
@@ -108,13 +113,17 @@ def say(text: str) -> None:
 class Bars:
     """Progress bars for what the library reports by `progress(description, done, total)`.
 
-    They are drawn where stderr is a terminal: in a log every step of a bar would be a line.
+    They are drawn where stderr is a terminal. In a log, where every step of a bar would be a line, a line is written once in
+    `LOG_SECONDS`.
     """
 
     def __init__(self, *, shown: bool = True):
-        self.shown = shown and sys.stderr is not None and sys.stderr.isatty()
+        self.shown = shown and sys.stderr is not None
+        self._show = self._draw if self.shown and sys.stderr.isatty() else self._log
         self._bar = None
         self._description = ""
+        self._begun = 0
+        self._began = self._logged = time.monotonic()
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Shows one bar at a time; a new description begins a new one."""
@@ -126,7 +135,7 @@ class Bars:
             self.shown, self._bar = False, None
             _drop(sys.stderr)
 
-    def _show(self, description: str, done: int, total: int) -> None:
+    def _draw(self, description: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if description != self._description or self._bar is None:
@@ -137,6 +146,17 @@ class Bars:
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._end()
+
+    def _log(self, description: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        now = time.monotonic()
+        if description != self._description or done < self._begun:
+            self._description, self._began, self._begun = description, now, done
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            print(tqdm.format_meter(done, total, now - self._began, initial=self._begun, prefix=description, bar_format=LOGGED),
+                  file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Takes the bar away."""
