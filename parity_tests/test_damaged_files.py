@@ -1,6 +1,7 @@
 """Files of the cache and of run directories that someone cut, overwrote or deleted: made anew with a word, or refused by
 name."""
 
+import errno
 import json
 import shutil
 import types
@@ -10,12 +11,13 @@ import pytest
 from flax import nnx
 from image_trees import write_images
 
-from jax_brcd.data import load_dataset
+from jax_brcd.data import load_dataset, store
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.claim import CONFIG, DIVERGED, Claim, changes, check_settings, read_claim
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.folder import StageFolder, read_history
+from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import _Course
 from jax_brcd.views import features
 from jax_brcd.views.features import FeatureCache
@@ -92,6 +94,39 @@ def test_decoded_images_that_are_whole_are_kept_whatever_else_was_changed(tree, 
         assert again.digests() == whole.digests() and again.notes == whole.notes
 
 
+PASSING = [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied"), MemoryError()]
+
+
+def raised(error):
+    def fail(*_, **__):
+        raise error
+    return fail
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_cannot_be_read_now_is_neither_deleted_nor_called_damaged(tree, tmp_path, monkeypatch, error):
+    place, _ = tree
+    before = {path: path.read_bytes() for path in (place / "cache").rglob("*") if path.is_file()}
+    result = StageFolder(tmp_path, "teacher", {"bits": 16})
+    with result.held(print):
+        result.finish(remarks=[])
+    arrays = {"a": np.arange(3)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(arrays, {"epoch": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_json", raised(error))
+        patch.setattr(checkpoints._manager, "restore", raised(error))
+        with pytest.raises(type(error)):
+            load_dataset("folder", data_dir=place / "tree", cache_dir=place / "cache", decode_workers=0)
+        with pytest.raises(type(error)), result.reading():
+            raise error
+        with pytest.raises(type(error)):
+            checkpoints.restore(arrays)
+    assert before == {path: path.read_bytes() for path in (place / "cache").rglob("*") if path.is_file()}
+    assert checkpoints.restore(arrays)[1] == {"epoch": 1}
+    checkpoints.close()
+
+
 # Kept features
 
 
@@ -100,11 +135,14 @@ def cache(tmp_path, monkeypatch):
     """A cache of features that are made of the images' first pixels, with what it says and how often it encodes."""
     made, said = [], []
 
-    def encode(backbone, images, **settings):
-        made.append(len(images))
-        return np.asarray(images[:, 0, :, 0], np.float32)
+    def encoded(backbone, images, *, begin, **settings):
+        made.append(len(images) - begin)
+        for image in images[begin:]:
+            if not image.any():
+                raise KeyboardInterrupt
+            yield np.asarray(image[None, 0, :, 0], np.float32)
 
-    monkeypatch.setattr(features, "encode", encode)
+    monkeypatch.setattr(features, "encoded", encoded)
     monkeypatch.setattr(features, "weights_digest", lambda module: "weights")
     return FeatureCache(tmp_path, "toy", nnx.Module(), "float32", say=said.append), made, said
 
@@ -127,6 +165,28 @@ def test_features_that_were_damaged_are_encoded_anew_with_a_word(cache, tmp_path
     np.testing.assert_array_equal(kept.evaluation(images, size=4), expected)
     np.testing.assert_array_equal(kept.evaluation(images, size=4), images[:, 0, :, 0])
     assert made == [5, 5] and said == [f"{path}: damaged; its features are encoded anew."]
+
+
+@pytest.mark.parametrize(("stop", "known"), [(9, 8), (8, 8), (3, 0), (None, 10)])
+def test_an_encoding_that_was_interrupted_goes_on_at_its_last_piece(cache, tmp_path, monkeypatch, stop, known):
+    kept, made, said = cache
+    monkeypatch.setattr(features, "PIECE", 4)
+    monkeypatch.setattr(features, "encoding_batch", lambda rows: 2)
+    monkeypatch.setattr(features, "digest", lambda *_: "these")
+    images = np.random.default_rng(0).integers(1, 256, (10, 4, 4, 3), np.uint8)
+    hurt = images.copy()
+    hurt[stop] *= stop is None
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
+        if stop is None:
+            patch.setattr(features.Pieces, "join", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        kept.evaluation(hurt, size=4)
+    np.testing.assert_array_equal(kept.evaluation(images, size=4), images[:, 0, :, 0])
+    path = tmp_path / "these/images.npy"
+    assert made == [10] + [10 - known] * (known < 10)
+    assert said == [f"{path}: goes on from image {known} of 10."] * (known > 0)
+    assert [each.name for each in path.parent.glob("[!.]*")] == ["images.npy"]
+    kept.evaluation(images, size=4)
+    assert len(made) <= 2, "it is kept"
 
 
 def test_features_of_older_versions_have_no_digest_and_are_kept(cache, tmp_path):

@@ -21,7 +21,7 @@ from jaxtyping import Int, UInt8
 
 from jax_brcd.data.decoding import SIDE, as_many, decode_all, square_bytes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, make_folder, read_json, system_errors, write_json
+from jax_brcd.runtime.files import atomic_path, is_passing, make_folder, read_json, system_errors, write_json
 from jax_brcd.runtime.progress import Progress, silent
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
@@ -167,7 +167,9 @@ def _index(place: pathlib.Path, count: int, side: int) -> tuple[dict[str, Any], 
     try:
         index = {**EMPTY, **read_json(place / INDEX)}
         whole = _is_index(index, count) and _holds(place, index, square_bytes(side))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as error:
+        if is_passing(error):
+            raise
         whole = False
     if not whole:
         for name in (IMAGES, DIGESTS, INDEX):

@@ -24,6 +24,8 @@ LONGEST = 50  # characters of a name that are part of another: a file's name has
 EXCHANGE = 2  # renameat2's flag for two paths that take each other's place at once
 HERE = -100  # paths are relative to the working directory
 NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF)  # what the system says of a place where nothing is
+# What it says where a file could not be read now
+PASSING = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells of the operating system's errors
 
 
@@ -272,6 +274,11 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("values nested too deeply") from None
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error of reading files is of the machine as it is now, so that it says nothing of what the files hold."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 def lock_beside(path: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import (
     atomic_path,
     file_sha256,
+    is_passing,
     lock_beside,
     locked,
     make_folder,
@@ -106,6 +107,8 @@ class StageFolder:
             yield
         except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, StopIteration, zipfile.BadZipFile,
                 SafetensorError) as error:
+            if is_passing(error):
+                raise
             said = error.problem if isinstance(error, InputError) else " ".join(str(error).split())
             raise InputError(f"{self.path}: finished once, and damaged since ({said}); delete that folder to make it "
                              "again") from error

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import as_path, system_errors
+from jax_brcd.runtime.files import as_path, is_passing, system_errors
 
 Tree = Any
 
@@ -88,6 +88,8 @@ class Checkpoints:
             with _silent():
                 restored = self._manager.restore(number, args=items)
         except Exception as error:  # Orbax raises almost anything for damaged files
+            if is_passing(error) or (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+                raise
             raise InputError(f"{self.directory / str(number)}: damaged, or of another model ({type(error).__name__}); "
                              "delete that directory to train the stage again") from error
         return restored["arrays"], restored["progress"]

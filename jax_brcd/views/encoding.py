@@ -38,9 +38,9 @@ def encoding_batch(count: int) -> int:
     return devices.whole_size(min(ENCODING_BATCH, 1 << max(count - 1, 0).bit_length()))
 
 
-def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Consecutive batches of one size and how many of their rows count; of no images one batch that does not count."""
-    for begin in range(0, max(len(images), 1), batch_size):
+def padded_batches(images: np.ndarray, batch_size: int, begin: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+    """Consecutive batches of one size, from an image on, and how many of their rows count; of no images one that does not."""
+    for begin in range(begin, max(len(images), 1), batch_size):
         batch = images[np.arange(begin, min(begin + batch_size, len(images)))]
         count = len(batch)
         yield np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)]), count
@@ -54,13 +54,19 @@ def stream(
 
     `progress` is told after each batch how many of them are done.
     """
-    size = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images))
-    parts, done = [], 0
-    for result, count in _one_ahead((compute(batch), count) for batch, count in padded_batches(images, size)):
-        parts.append(np.asarray(result)[:count])
+    return np.concatenate(list(streamed(compute, images, description=description, batch_size=batch_size, progress=progress)))
+
+
+def streamed(
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None, begin: int = 0,
+    progress: Progress = silent,
+) -> Iterator[np.ndarray]:
+    """The parts of `stream`, a batch at a time, from the image `begin` on, with which a batch begins."""
+    size, done = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images)), begin
+    for result, count in _one_ahead((compute(batch), count) for batch, count in padded_batches(images, size, begin)):
+        yield np.asarray(result)[:count]
         done += count
         progress(description, done, len(images))
-    return np.concatenate(parts)
 
 
 def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -87,7 +93,15 @@ def encode(
     Raises:
         InputError: for images that are something else, with how to convert them.
     """
+    return np.concatenate(list(encoded(module, images, description=description, progress=progress, **view)))
+
+
+def encoded(
+    module: nnx.Module, images: Shaped[np.ndarray | Array, "..."], *, description: str, begin: int = 0,
+    progress: Progress = silent, **view: Any,
+) -> Iterator[np.ndarray]:
+    """The parts of `encode`, a batch at a time, from the image `begin` on, with which a batch begins."""
     check_images(images)
     graph, state = devices.replicate(nnx.split(module))
-    return stream(lambda batch: encode_batch(graph, state, devices.spread(batch), **view), images, description=description,
-                  progress=progress)
+    return streamed(lambda batch: encode_batch(graph, state, devices.spread(batch), **view), images, description=description,
+                    begin=begin, progress=progress)

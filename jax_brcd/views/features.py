@@ -1,15 +1,18 @@
 """Kept features: what a frozen backbone gives for images and their views is encoded once and reused by every later run.
 
 A folder of the cache is named by a digest of all that the features depend on, so it never has to be invalidated. Each
-view is a file of its own, written whole, so an interrupted encoding goes on at the view it was at. A file ends in a digest of
-its features: what was cut or overwritten is encoded anew.
+view is a file of its own, written whole, and of many images in pieces first, so an interrupted encoding goes on at the piece it
+was at. A file ends in a digest of its features: what was cut or overwritten is encoded anew.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
 import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,17 +20,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.digests import digest
-from jax_brcd.runtime.files import as_path, atomic_path
+from jax_brcd.runtime.files import as_path, atomic_path, lock_beside, locked
 from jax_brcd.runtime.precision import in_32_bits
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.views.augmentation import ViewConfig, random_views
 from jax_brcd.views.derivations import ITSELF, Derivation, view_keys
-from jax_brcd.views.encoding import encode, stream
+from jax_brcd.views.encoding import encoded, encoding_batch, streamed
 
+PIECE = 1024  # images that an interrupted encoding loses at most
 FORMAT = 1  # to be raised when the same settings come to mean other features
 
 
@@ -66,9 +70,9 @@ class FeatureCache:
         """
         view = (size,) if resize is None else (size, resize)
         path = self._folder("evaluation", images, *view, *sorted(others.items())) / "images.npy"
-        if self._lacks(path, len(images), np.float32):
-            self._save(path, encode(self.backbone, images, size=size, resize=resize, **others,
-                                    description=f"{self.name} images", progress=self.progress))
+        self._keep(path, len(images), np.float32, functools.partial(
+            encoded, self.backbone, images, size=size, resize=resize, **others, description=f"{self.name} images",
+            progress=self.progress))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     @in_32_bits
@@ -91,8 +95,7 @@ class FeatureCache:
         return np.stack([self._view(folder, images, number, count, drawing, made_of) for number in range(count)])
 
     def _view(self, folder, images, number: int, count: int, drawing: "Drawing", partners: np.ndarray) -> np.ndarray:
-        path = folder / f"view_{number:04d}.npy"
-        if self._lacks(path, len(images), np.uint16):
+        def batches(begin: int) -> Iterator[np.ndarray]:
             graph, state, key = devices.replicate((*nnx.split(self.backbone), drawing.key))
             everyone = np.arange(len(images), dtype=np.int32)
             sources = [np.asarray(source) for source in drawing.sources(everyone, number, partners)]
@@ -104,32 +107,106 @@ class FeatureCache:
                                     drawing.config, drawing.derivation)
 
             what = "view" if drawing.derivation == ITSELF else f"{drawing.derivation.name} of view"
-            features = stream(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}",
-                              progress=self.progress)
-            self._save(path, features.astype(ml_dtypes.bfloat16).view(np.uint16))
+            for features in streamed(compute, everyone, description=f"{self.name} {what} {number + 1}/{count}", begin=begin,
+                                     progress=self.progress):
+                yield features.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+        path = folder / f"view_{number:04d}.npy"
+        self._keep(path, len(images), np.uint16, lambda *, begin: batches(begin))
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 
-    def _lacks(self, path: pathlib.Path, rows: int, dtype: type) -> bool:
-        """Whether features are yet to be encoded, by all processes together."""
-        there = devices.is_first() and path.exists()
-        whole = there and is_whole(path, rows, dtype)
-        if there and not whole:
-            self.say(f"{path}: damaged; its features are encoded anew.")
-        return not devices.agreed(whole)
+    def _keep(self, path: pathlib.Path, rows: int, dtype: type, batches: Callable[..., Iterator[np.ndarray]]) -> None:
+        """Makes a file of the features of so many images, unless it is there. Another run that wants it waits meanwhile.
 
-    def _save(self, path: pathlib.Path, features: np.ndarray) -> None:
-        if devices.is_first():
-            with atomic_path(path) as temporary:
-                write_features(temporary, features)
-        devices.wait_for_all(str(path))
+        Args:
+            batches: given `begin`, the features of each batch from that image on.
+        """
+        if self._has(path, rows, dtype):  # which needs no folder that may be written to
+            return
+        waits = functools.partial(self.say, f"Another run makes {path}; this one waits for it.")
+        with locked(lock_beside(path), waits) if devices.is_first() else contextlib.nullcontext():
+            if self._has(path, rows, dtype):
+                return
+            if devices.is_first() and path.exists():
+                self.say(f"{path}: damaged; its features are encoded anew.")
+            size = encoding_batch(rows)
+            pieces = Pieces(path.with_suffix(".pieces"), rows, dtype, max(1, PIECE // size) * size)
+            begin = devices.agreed(pieces.begun() if devices.is_first() else 0)
+            if begin:
+                self.say(f"{path}: goes on from image {begin:,} of {rows:,}.")
+            for features in in_pieces(batches(begin=begin), pieces.size) if begin < rows or not rows else ():
+                if devices.is_first():
+                    pieces.add(features)
+            if devices.is_first():
+                pieces.join(path)
+            devices.wait_for_all(str(path))
+
+    def _has(self, path: pathlib.Path, rows: int, dtype: type) -> bool:
+        """Whether a file holds the features, for all processes together."""
+        return devices.agreed(devices.is_first() and is_whole(path, rows, dtype))
 
 
-def write_features(path: pathlib.Path, features: np.ndarray) -> None:
-    """Writes an array as NumPy does, and behind it the digest that NumPy does not look at."""
-    features = np.ascontiguousarray(features)
+@dataclasses.dataclass
+class Pieces:
+    """Features on their way to a file: those of `size` images at a time, each a file of its own in a folder."""
+
+    folder: pathlib.Path
+    rows: int
+    dtype: type
+    size: int
+    there: list[pathlib.Path] = dataclasses.field(default_factory=list)
+
+    def begun(self) -> int:
+        """How many images the pieces are of that are there, one after the other and whole."""
+        while len(self.there) * self.size < self.rows and is_whole(self._next, self._count, self.dtype):
+            self.there.append(self._next)
+        return min(len(self.there) * self.size, self.rows)
+
+    def add(self, features: Shaped[np.ndarray, "images width"]) -> None:
+        """Keeps the next piece."""
+        with atomic_path(self._next) as temporary:
+            write_features(temporary, [features], features.shape, features.dtype)
+        self.there.append(self._next)
+
+    def join(self, path: pathlib.Path) -> None:
+        """Makes one file of all pieces, and takes these away."""
+        features = functools.partial(np.load, allow_pickle=False)
+        with atomic_path(path) as temporary:
+            write_features(temporary, map(features, self.there), (self.rows, features(self.there[0]).shape[1]), self.dtype)
+        shutil.rmtree(self.folder)
+
+    @property
+    def _next(self) -> pathlib.Path:
+        return self.folder / f"{len(self.there):06d}.npy"
+
+    @property
+    def _count(self) -> int:
+        return min(self.size, self.rows - len(self.there) * self.size)
+
+
+def in_pieces(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Rows of batches, `size` together and at the end those that are left."""
+    held = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= size:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def write_features(path: pathlib.Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type | np.dtype) -> None:
+    """Writes the parts of an array as NumPy writes it whole, and behind it the digest that NumPy does not look at."""
+    sha = hashlib.sha256()
     with open(path, "wb") as file:
-        np.save(file, features, allow_pickle=False)
-        file.write(_digest(features))
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape})
+        for part in parts:
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+            file.write(data)
+            sha.update(data)
+        file.write(sha.digest())
 
 
 def is_whole(path: pathlib.Path, rows: int, dtype: type) -> bool:
