@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -172,8 +174,23 @@ def test_an_absent_cifar10_is_downloaded_and_unpacked(tree, tmp_path_factory, mo
     monkeypatch.setattr(cifar10, "URL", (source / "cifar-10-binary.tar.gz").as_uri())
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5((source / "cifar-10-binary.tar.gz").read_bytes()).hexdigest())
     assert len(load(target / "data").database) == 1000
-    assert [path.name for path in (target / "data").iterdir()] == [cifar10.FOLDER]
+    assert [path.name for path in (target / "data").glob("[!.]*")] == [cifar10.FOLDER]
     assert not (target / "outside.txt").exists()
+
+
+def test_of_two_that_want_an_absent_cifar10_one_fetches_it(tree, tmp_path_factory, monkeypatch):
+    target, fetch, fetched = tmp_path_factory.mktemp("target"), cifar10.fetch, []
+    archive_of(tree / cifar10.FOLDER, target / "cifar-10-binary.tar.gz")
+
+    def slowly(folder, progress):
+        fetched.append(folder)
+        time.sleep(0.3)  # in which the other one has looked
+        fetch(folder, progress)
+
+    monkeypatch.setattr(cifar10, "fetch", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(cifar10.find, [target, target]))
+    assert found == [(target / cifar10.FOLDER, cifar10.BINARY)] * 2 and fetched == [target]
 
 
 def test_an_archive_put_there_by_hand_is_unpacked_but_must_hold_the_files(tree, tmp_path_factory):
@@ -181,7 +198,7 @@ def test_an_archive_put_there_by_hand_is_unpacked_but_must_hold_the_files(tree, 
     archive_of(tree / cifar10.FOLDER, target / "cifar-10-binary.tar.gz", names=cifar10.FILES[:3])
     with pytest.raises(InputError, match="not CIFAR-10's binary archive"):
         load(target)
-    assert [path.name for path in target.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert [path.name for path in target.glob("[!.]*")] == ["cifar-10-binary.tar.gz"]
 
 
 @pytest.mark.parametrize("damage", [
@@ -197,7 +214,7 @@ def test_an_archive_that_is_damaged_is_named(tree, tmp_path_factory, damage):
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(InputError, match="not CIFAR-10's binary archive") as error:
         load(target)
-    assert str(archive) in str(error.value) and [path.name for path in target.iterdir()] == [archive.name]
+    assert str(archive) in str(error.value) and [path.name for path in target.glob("[!.]*")] == [archive.name]
 
 
 def test_no_error_of_the_data_names_an_option_of_the_command():

@@ -13,6 +13,8 @@ from jax_brcd.data import load_dataset, store
 from jax_brcd.data.decoding import decode
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
+from jax_brcd.stages.configuration import create_config
+from jax_brcd.stages.context import load_images
 from jax_brcd.views.features import digest
 from torch_ref import distill as torch_distill
 
@@ -77,6 +79,15 @@ def test_labels_may_be_multi_hot_and_the_whole_database_may_train(tree):
     np.testing.assert_array_equal(data.database.labels[0], [1, 1, 1])
     assert len(data.train) == len(data.database) == DATABASE
     assert len(list((tree.parent / "cache" / "images").iterdir())) == 3  # the database was decoded once
+    assert data.train.images is data.database.images, "what reads all of one has read the other"
+
+
+@pytest.mark.parametrize(("name", "told", "k"), [("nus-wide", {}, 5000), ("list", {"k": DATABASE + 1}, DATABASE + 1)])
+def test_ranks_that_the_database_does_not_have_are_refused_before_anything_is_trained(tree, name, told, k):
+    places = {"dataset": name, "data_dir": tree, "cache_dir": tree.parent / "cache", "out": tree.parent / "run"}
+    with pytest.raises(InputError, match=f"the database of {name} holds {DATABASE} images; give that or less") as error:
+        load_images(create_config(**places, **told))
+    assert (error.value.field, error.value.value) == ("k", k)
 
 
 @pytest.mark.parametrize(("file", "change", "message"), [

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jax_brcd.data import ImageDataset, Images
 from jax_brcd.models import create_hash_model
@@ -64,6 +65,15 @@ def test_queries_that_lost_most_come_with_what_both_found(dataset, codes):
     np.testing.assert_array_equal(grid.query_images, dataset.test.images[[1, 5]])
     assert grid.result_names == [["bee"] * 5 + ["cow"] * 5] * 2
     np.testing.assert_array_equal(grid.correct, [[True] * 5 + [False] * 5] * 2)
+
+
+@pytest.mark.parametrize("name", ["$100_$200", r"a$\b$c", "K\udcfcche", "50% {x}"])
+def test_classes_of_any_name_are_drawn_as_they_are(name, tmp_path):
+    figure = Figure()
+    axes = figure.add_subplot()
+    plots._picture(axes, (0.0, 0.0), np.zeros((2, 2, 3), np.uint8), name, "green", "-")
+    figure.savefig(tmp_path / "a.png")
+    assert axes.texts[0].get_text() == name.replace("\udcfc", r"\udcfc")
 
 
 def test_where_no_query_lost_there_is_nothing_to_show(dataset, tmp_path):

@@ -15,7 +15,7 @@ from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Reque
 from jax_brcd.data.download import download
 from jax_brcd.data.plainpickle import read_plain_pickle
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import system_errors, workplace
+from jax_brcd.runtime.files import lock_beside, locked, system_errors, workplace
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry
 
@@ -238,7 +238,9 @@ def find(folder: pathlib.Path, progress: Progress = silent) -> tuple[pathlib.Pat
         raise InputError(f"{folder}: holds CIFAR-100's Python version; name CIFAR-10's folder with `data_dir`")
     others = [name for name in OTHERS if (folder / name).exists()]
     try:
-        fetch(folder, progress)
+        with locked(lock_beside(folder / FOLDER)):  # of several processes and runs one fetches it
+            if BINARY.missing(folder / FOLDER):
+                fetch(folder, progress)
     except InputError as error:
         found = "; ".join(f"{name} is {OTHERS[name]}" for name in others)
         raise InputError(f"{error.problem}; of what lies in {folder}, {found}" if found else error.problem) from None

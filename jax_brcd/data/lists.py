@@ -15,7 +15,7 @@ from jax_brcd.data.dataset import ImageDataset, Images, Request, label_notes
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
 from jax_brcd.data.repeats import Named, same_pixels
 from jax_brcd.data.scanning import examples
-from jax_brcd.data.store import BadImages, decoded
+from jax_brcd.data.store import BadImages, Listed, Squares, decoded
 from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
@@ -101,14 +101,17 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
     """The images of every part, decoded and memory-mapped, without the bad ones, and what a reader must know of them. A part
     that stands twice is decoded once."""
     bad, parts, named, damaged = BadImages(request.max_bad_images), {}, {}, []
+    known: dict[tuple[Listed, ...], Squares] = {}  # so that what reads a whole array finds that it has read it
     for name, part in lists.items():
-        squares = decoded(request.folder, part.images, request.cache_dir / "images", bad=bad, workers=request.decode_workers,
-                          description=name, side=request.square_side, progress=request.progress)
+        images = tuple(part.images)
+        squares = known[images] = known.get(images) or decoded(
+            request.folder, images, request.cache_dir / "images", bad=bad, workers=request.decode_workers, description=name,
+            side=request.square_side, progress=request.progress)
         labels = part.labels[squares.kept]
         parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
         damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []
-    return parts, (*bad.notes(), *same_pixels(named), *damaged)
+    return parts, (*bad.notes(), *same_pixels(named), *dict.fromkeys(damaged))
 
 
 def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:

@@ -78,5 +78,5 @@ def write_report(directory: pathlib.Path, report: Report) -> pathlib.Path:
         skipped=table.SKIPPED, protocol=table.protocol_line(report.metrics),
         rankings=table.rankings_line(report.metrics), version=jax_brcd.__version__)
     with atomic_path(directory / PAGE) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     return directory / PAGE

@@ -197,4 +197,6 @@ def _picture(axes, place: tuple[float, float], image: np.ndarray, name: str, col
     # Projecting caps would fill the gaps between dashes
     axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=color, linewidth=2.5, linestyle=line,
                              capstyle="butt"))
-    axes.text(left + width / 2, top + height + 0.04, name, ha="center", va="top", fontsize=7)
+    # A class may be called as its folder is: with signs of mathematics, or bytes that are no text
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    axes.text(left + width / 2, top + height + 0.04, shown, ha="center", va="top", fontsize=7, parse_math=False)

@@ -210,9 +210,9 @@ def load_images(config: Config, *, square_side: int = RESIZED, progress: Progres
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
                            decode_workers=data.decode_workers, label_format=data.label_format, square_side=square_side,
                            progress=progress)
-    if data.k is not None and data.k > len(dataset.database):
-        raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k",
-                         value=data.k)
+    k = data.k or dataset.default_k
+    if k > len(dataset.database):
+        raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k", value=k)
     return dataset
 
 
