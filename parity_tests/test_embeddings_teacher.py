@@ -301,6 +301,17 @@ def test_a_run_knows_its_table_by_what_it_holds(place, tmp_path, capsys):
     assert {name.partition("-")[0] for name in stages(place / "cache") - known} == {"evaluation"}, "the training rows are the same"
 
 
+def test_a_head_over_other_rows_gives_codes_of_another_space(place, tmp_path):
+    (tmp_path / "other").mkdir()
+    np.save(tmp_path / "other" / "all.npy", digit_rows()[:, ::-1])
+    head = place / "run" / "teacher" / "model.safetensors"  # without what its folder says of its space
+    spaces = []
+    for number, table in enumerate((place / "table", tmp_path / "other", place / "table")):
+        tiny(tmp_path / f"{number}", tmp_path / "cache", embeddings=table, **TABLE | {"teacher_weights": head})
+        spaces.append(jax_brcd.load(tmp_path / f"{number}" / "teacher").space)
+    assert spaces[0] == spaces[2] != spaces[1]
+
+
 def test_rows_serve_a_student_whose_views_are_new_each_epoch(place):
     told = {**TABLE, "method": "mse+bits", "embeddings": place / "table"}
     metrics, _ = tiny(place / "fresh", place / "cache", **told, fresh_views=True)

@@ -117,7 +117,7 @@ class TableFooting:
     @property
     def facts(self) -> dict[str, Any]:
         """See Footing."""
-        return {"weights": weights_digest(self.model)}
+        return {"weights": weights_digest(self.model), "embeddings": self._rows}
 
     def views(self, objective: Objective) -> int:
         """See Footing."""
@@ -126,7 +126,7 @@ class TableFooting:
     def learning_facts(self, objective: Objective | None) -> dict[str, Any]:
         """See Footing."""
         dropped = {} if objective is None or self.views(objective) == 1 else {"dropout": self._dropout}
-        return {"embeddings": self.context.digests["embeddings of train"], **dropped}
+        return {"embeddings": self._rows, **dropped}
 
     def training_features(self) -> Float[np.ndarray, "images features"]:
         """See Footing."""
@@ -140,7 +140,7 @@ class TableFooting:
 
     def encoder(self, model: HashModel, space: str | None) -> HashEncoder:
         """See Footing. The space is that of a head over these rows: over others the same head gives other codes."""
-        own = f"{EMBEDDINGS}-{digest('space', self.context.digests['embeddings of train'], weights_digest(model))}"
+        own = f"{EMBEDDINGS}-{digest('space', self._rows, weights_digest(model))}"
         return create_encoder(model, EMBEDDINGS, RowFormat(self.context.table.width), bits=self.context.config.objective.bits,
                               role=ROLE, space=space or own, dtype=self.dtype)
 
@@ -148,6 +148,10 @@ class TableFooting:
         """See Footing."""
         return EmbeddingsTeacher(encoder, self.context.table, lambda encoder, rows: dataclasses.asdict(
             measure_rows(encoder.model, rows)), (*remarks, REMARK))
+
+    @property
+    def _rows(self) -> str:
+        return self.context.digests["embeddings of train"]
 
     @property
     def _dropout(self) -> float:
