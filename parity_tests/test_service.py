@@ -73,6 +73,18 @@ def test_an_image_comes_as_a_body_or_in_a_form(served, client):
     assert "other fields than 'image' (k)" in refused(lost, 400), "else k would be passed over"
 
 
+def test_nothing_but_the_boundary_is_taken_of_a_forms_header(client):
+    """Some character sets, as punycode, take the square of a field's length to decode."""
+    body = b'--b\r\ncontent-disposition: form-data; name="a-"\r\n\r\n2n7caaaa\r\n--b--\r\n'
+    form = "multipart/form-data; boundary=b; charset="
+    answers = [refused(client.post("/v1/search", content=body, headers={"content-type": form + charset}), 400)
+               for charset in ("utf-8", "punycode", "no-such")]
+    assert answers == ["a form without a file in its field 'image'; name it so"] * 3
+    for boundary in ("", '"\xe9"', "b" * 71, '"b;c"'):
+        head = {"content-type": f"multipart/form-data; boundary={boundary}".encode("latin-1")}
+        assert "boundary" in refused(client.post("/v1/search", content=body, headers=head), 400)
+
+
 def test_photos_are_turned_as_their_tag_says_and_other_modes_become_colour(served, client):
     image = noise(SIDE, 2 * SIDE, seed=9)
     exif = Image.Exif()
@@ -151,6 +163,21 @@ def test_an_original_that_is_no_longer_what_was_indexed_is_not_sent(tmp_path):
         assert "root" not in refused(client.get(f"/v1/images/{quote(id, safe='')}?original=1"), 404)
     assert client.get(f"/v1/images/{quote(own.ids[1], safe='')}").status_code == 200, "its thumbnail is still in the index"
     refused(client.get(f"/v1/images/{quote(own.ids[2], safe='')}"), 404)
+
+
+def test_files_of_any_name_and_size_are_found_and_their_originals_sent(tmp_path):
+    own = serve_images(tmp_path, 3)
+    odd, large = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "large.png"
+    own.paths[0].rename(odd)
+    large.write_bytes(picture_bytes(noise(300, 300)))
+    own.store.add(["odd", "large"], own.encoder.encode(own.images[:2]), [{"path": str(odd)}, {"path": str(large)}])
+    client = TestClient(own.app(limits=SMALL), base_url=HERE)
+    told = json.loads(client.post("/v1/search", content=picture_bytes(own.images[0])).content)
+    found = {hit["id"]: hit for hit in told["hits"]}
+    assert found["odd"]["attributes"]["path"] == str(odd) and found["odd"]["distance"] == 0
+    assert client.get(found["odd"]["image"] + "?original=1").content == odd.read_bytes()
+    assert client.get("/v1/images/large?original=1").content == large.read_bytes(), "nothing of it is decoded"
+    assert "no thumbnail" in refused(client.get("/v1/images/large"), 404)
 
 
 def bomb(width, height):

@@ -31,12 +31,21 @@ from jax_brcd.search.service.openapi import document
 from jax_brcd.search.service.originals import kept_thumbnail, make_thumbnail, open_original
 from jax_brcd.search.service.parameters import Parameters
 from jax_brcd.search.service.uploads import decode, image_of, pixels_of, read_body
+from jax_brcd.search.stores.spelling import as_blob, as_text
 
 PIECE = 2**16  # bytes of an original that are sent at once
 BODIES = 16  # uploads of the largest size that may lie in memory
 KEPT = {"cache-control": "private, max-age=600"}
 CHANGING = {"cache-control": "no-store"}
 OPEN = re.compile(r"/|/healthz|/page/.*|/runtime/.*")  # what needs no token: it says nothing of the index
+
+
+class AsciiJSON(JSONResponse):
+    """JSON that holds any text: names of files need not be UTF-8, and what is none of it is written as an escape."""
+
+    def render(self, content: Any) -> bytes:
+        """See Starlette's JSONResponse, which writes UTF-8."""
+        return as_text(content).encode()
 
 
 class Service:
@@ -160,7 +169,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
 
     async def _original(self, attributes: dict[str, Any]) -> Response:
-        file, kind = await self._decoded(open_original, attributes, self.limits.pixels)
+        file, kind = await self._decoded(open_original, attributes)
 
         async def pieces() -> AsyncIterator[bytes]:
             with file:
@@ -172,12 +181,12 @@ class Service:
 
     def _answer(self, packed: np.ndarray, found: list[Found], asked: Parameters, **seconds: float) -> Response:
         near = [each for each in found if asked.radius is None or each.distance <= asked.radius]
-        return JSONResponse({
+        return AsciiJSON({
             "bits": self.engine.bits, "space": self.engine.space, "code": packed.tobytes().hex(), "k": asked.k,
             "radius": asked.radius, "soft": asked.soft, "mode": asked.mode,
             "milliseconds": {name: round(1000 * value, 2) for name, value in seconds.items()},
             "hits": [{"id": each.id, "distance": each.distance, "soft": each.soft, "code": each.packed.tobytes().hex(),
-                      "image": f"/v1/images/{quote(each.id, safe='')}", "attributes": each.attributes} for each in near]},
+                      "image": f"/v1/images/{quote(as_blob(each.id), safe='')}", "attributes": each.attributes} for each in near]},
             headers=CHANGING)
 
 

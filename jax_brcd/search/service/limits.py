@@ -12,7 +12,7 @@ class Limits:
     """Bounds of one request, and of all at a time. Those with a help are options of the command."""
 
     max_mib: int = option(16, "largest upload, in MiB", low=1, high=1024)
-    max_megapixels: float = option(50.0, "largest image of an upload, in millions of pixels", above=0, high=1000)
+    max_megapixels: float = option(50.0, "largest image of an upload, in millions of pixels", above=0, high=178)  # Pillow's own
     max_hits: int = option(1000, "most hits of one search", low=1, high=100_000)
     body_seconds: float = 20.0  # from a request's head to the end of its body
     head_seconds: float = 10.0  # from a connection, or the answer before, to the end of a request's head

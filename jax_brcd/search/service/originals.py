@@ -29,7 +29,7 @@ def kept_thumbnail(content: bytes) -> Picture | None:
     return None if kind is None else Picture(content, kind)
 
 
-def open_original(attributes: dict[str, Any], pixels: int) -> tuple[BinaryIO, str]:
+def open_original(attributes: dict[str, Any]) -> tuple[BinaryIO, str]:
     """The file that an item of the index was made of, opened at its beginning, and its type.
 
     Raises:
@@ -44,7 +44,7 @@ def open_original(attributes: dict[str, Any], pixels: int) -> tuple[BinaryIO, st
         raise Refused(404, GONE) from None
     try:
         _check_same(os.fstat(file.fileno()), attributes)
-        kind = open_image(file, pixels).get_format_mimetype()
+        kind = open_image(file).get_format_mimetype()
         if kind is None or not kind.startswith("image/"):
             raise Refused(404, GONE)
         file.seek(0)
@@ -58,7 +58,7 @@ def open_original(attributes: dict[str, Any], pixels: int) -> tuple[BinaryIO, st
 
 def make_thumbnail(attributes: dict[str, Any], pixels: int) -> Picture:
     """A small JPEG of the original. Raises Refused as `open_original`, and for a damaged file."""
-    file, _ = open_original(attributes, pixels)
+    file, _ = open_original(attributes)
     with file:
         try:
             image = open_image(file, pixels)

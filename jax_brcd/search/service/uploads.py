@@ -6,7 +6,9 @@ bytes can reach.
 
 import asyncio
 import contextlib
+import email.message
 import io
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 PHOTOGRAPHS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 FIELD = "image"
 MULTIPART = "multipart/form-data"
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, section 5.1.1
 NO_IMAGE = f"no image that is read here ({', '.join(PHOTOGRAPHS)}); send the bytes of an image file"
 
 
@@ -71,14 +74,15 @@ async def image_of(request: "Request", body: bytes) -> bytes:
 
 
 async def _of_form(request: "Request", body: bytes) -> bytes:
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     async def parts() -> AsyncIterator[bytes]:
         yield body
 
     try:
-        form = await MultiPartParser(request.headers, parts(), max_files=1, max_fields=8).parse()
+        headers = Headers({"content-type": f'{MULTIPART}; boundary="{_boundary(request)}"'})
+        form = await MultiPartParser(headers, parts(), max_files=1, max_fields=8).parse()
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
         problem = getattr(error, "message", "it is broken")
         raise Refused(400, f"a form that cannot be read ({problem}); send the image as the body instead") from None
@@ -94,8 +98,18 @@ async def _of_form(request: "Request", body: bytes) -> bytes:
         await form.close()
 
 
-def open_image(file: io.IOBase, pixels: int) -> "PIL.Image.Image":
-    """An image whose head has been read and which has no more than so many pixels.
+def _boundary(request: "Request") -> str:
+    """What parts the fields of a form: all that is taken of its header, as some character sets take hours to decode."""
+    head = email.message.Message()
+    head["content-type"] = request.headers["content-type"]
+    boundary = head.get_boundary("")
+    if not BOUNDARY.fullmatch(boundary):
+        raise Refused(400, "a form without a boundary that it may have; send the image as the body instead")
+    return boundary
+
+
+def open_image(file: io.IOBase, pixels: int | None = None) -> "PIL.Image.Image":
+    """An image whose head has been read and which has no more than so many pixels, or than Pillow reads at all.
 
     Raises:
         Refused: for what is no image, and for larger ones.
@@ -107,11 +121,12 @@ def open_image(file: io.IOBase, pixels: int) -> "PIL.Image.Image":
     try:
         image = Image.open(file, formats=[name for name in PHOTOGRAPHS if name in Image.OPEN])
     except Image.DecompressionBombError:
-        raise Refused(413, f"an image of more than {pixels} pixels; make it smaller") from None
+        most = 2 * Image.MAX_IMAGE_PIXELS if pixels is None else pixels
+        raise Refused(413, f"an image of more than {most} pixels; make it smaller") from None
     except Exception:  # Pillow's readers raise almost anything for damaged files
         raise Refused(415, NO_IMAGE) from None
     width, height = image.size
-    if width * height > pixels:
+    if pixels is not None and width * height > pixels:
         raise Refused(413, f"an image of {width} x {height} pixels, more than {pixels}; make it smaller")
     return image
 
