@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 
 from jax_brcd.settings.command_line import bars, run_command, say
 
@@ -19,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     from jax_brcd.settings.command_line import OneLineParser
 
     parser = OneLineParser("python -m jax_brcd.index", description=main.__doc__)
-    actions = parser.add_subparsers(title="what to do", required=True, metavar="add|remove|status|verify")
+    actions = parser.add_subparsers(title="what to do", required=True, dest="chosen", metavar="add|remove|status|verify")
 
     def action(name, function, text):
         made = actions.add_parser(name, help=text, description=text)
@@ -67,7 +68,8 @@ def _add(given: argparse.Namespace) -> None:
             with opened(given.index) as store:
                 given.encoder = noted_encoder(store)
         encoder = load_encoder(given.encoder, progress=progress)
-        with opened(given.index, create_for=encoder) as store, _elsewhere(given) as elsewhere:
+        _check_there(given)
+        with _elsewhere(given) as elsewhere, opened(given.index, create_for=encoder) as store:
             added = add_folders(store, given.folders, encoder, place=place_of(given.encoder), shard=shard, processes=processes,
                                 elsewhere=elsewhere, progress=progress, say=say)
             progress.close()
@@ -76,6 +78,23 @@ def _add(given: argparse.Namespace) -> None:
             if len(added.bad) > LISTED:
                 say(f"Cannot be read: {len(added.bad) - LISTED:,} more, which the status lists")
             say(f"{added.line()} The index holds {len(store):,}.")
+
+
+def _check_there(given: argparse.Namespace) -> None:
+    """Raises InputError for a folder that is not there, unless there is an index, which may know it; none is made for it."""
+    from jax_brcd.runtime.errors import InputError
+    from jax_brcd.search.encoders import opened
+    from jax_brcd.search.scanning import Shard, look_below, roots_of
+
+    absent = next((root for root in roots_of(given.folders) if not os.path.isdir(root)), None)
+    if absent is None:
+        return
+    problem = look_below(absent, Shard())
+    try:
+        with opened(given.index):
+            pass
+    except InputError:
+        raise InputError(f"{absent}: {problem}; check the path") from None
 
 
 def _elsewhere(given: argparse.Namespace) -> contextlib.AbstractContextManager:
@@ -103,10 +122,11 @@ def _remove(given: argparse.Namespace) -> None:
 
 def _status(given: argparse.Namespace) -> None:
     from jax_brcd.search.encoders import opened
+    from jax_brcd.search.stores.servers import without_password
     from jax_brcd.search.upkeep import status
 
     with opened(given.index) as store:
-        say(f"Index: {given.index}")
+        say(f"Index: {without_password(given.index)}")
         for line in status(store).lines():
             say(line)
 
@@ -116,6 +136,7 @@ def _verify(given: argparse.Namespace) -> None:
     from jax_brcd.search.encoders import load_encoder, opened
     from jax_brcd.search.places import shown
     from jax_brcd.search.session import prepare, whole
+    from jax_brcd.search.stores.servers import without_password
     from jax_brcd.search.upkeep import verify
 
     sample, seed = whole(given.sample, "sample", low=1), whole(given.seed, "seed", low=0)
@@ -130,7 +151,7 @@ def _verify(given: argparse.Namespace) -> None:
         if found.different:
             raise InputError(f"{len(found.different):,} of {checked:,} stored codes differ from fresh ones, that of "
                              f"{shown(found.different[0])} for one; remove its folder from the index and add it again",
-                             field="index", value=given.index)
+                             field="index", value=without_password(given.index))
         say(f"{found.equal:,} of {checked:,} stored codes equal fresh ones; {len(found.unchecked):,} not checked.")
 
 

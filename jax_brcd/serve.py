@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.search.service.engine import Engine
     from jax_brcd.search.service.limits import Limits
     from jax_brcd.search.session import prepare
+    from jax_brcd.search.stores.servers import without_password
     from jax_brcd.settings.options import convert
 
     parser = _parser()
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         listening = held.enter_context(contextlib.closing(listen(own["host"], port)))
         progress.close()
         name = f"[{own['host']}]" if ":" in own["host"] else own["host"]
-        say(f"{len(store):,} images of {own['index']} at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+        say(f"{len(store):,} images of {without_password(own['index'])} at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             run(create_app(engine, limits=limits, token=own["token"], browser=browser), listening, limits)
     say("ended")
@@ -95,7 +96,7 @@ def _parser() -> OneLineParser:
                         "the index); with another one of its space both are offered, symmetric and asymmetric")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="interface to listen at (default: 127.0.0.1, this "
                         "machine alone); others need --token")
-    parser.add_argument("--port", default=PORT, metavar="N", help=f"port to listen at, 0 for a free one (default: {PORT})")
+    parser.add_argument("--port", default=str(PORT), metavar="N", help=f"port to listen at, 0 for a free one (default: {PORT})")
     parser.add_argument("--token", default=os.environ.get(TOKEN), metavar="WORD", help=f"what clients must know (default: "
                         f"{TOKEN} of the environment, which others on the machine do not see)")
     parser.add_argument("--browser", default=None, metavar="DIR", help="export of an encoder that runs in the page itself, so "

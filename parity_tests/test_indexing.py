@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -26,6 +27,7 @@ from jax_brcd.search.encoders import fillers, noted_encoder
 from jax_brcd.search.indexing import add_folders
 from jax_brcd.search.places import Content, Place, contents
 from jax_brcd.search.scanning import Shard
+from jax_brcd.search.stores.spelling import as_text
 from jax_brcd.search.upkeep import bad_files, remove_folders, remove_missing, status, verify
 
 ENCODER = random_encoder()
@@ -139,6 +141,18 @@ def test_one_of_two_equal_files_that_vanishes_leaves_the_other(store, photos):
     (photos / "0/0.png").unlink()
     assert add(store, photos).vanished == 0
     assert missing(store) == [] and "copy.png" in names(store) and "0.png" not in names(store)
+
+
+def test_of_very_many_equal_files_as_many_are_noted_as_every_store_keeps(store, photos):
+    for number in range(600):
+        shutil.copy(photos / "0/0.png", photos / f"copy {number:04}.png")
+    assert add(store, photos)[:3] == (0, 9, 600) and len(store) == 9
+    (many,) = (item.attributes for item in store.items() if "further" in item.attributes)
+    noted = len(json.loads(many["further"])) + 1
+    assert 100 < noted < 600 and len(as_text(many)) < 65_535
+    again = add(store, photos)
+    assert (again.unchanged, again.encoded, again.recognised, again.vanished) == (8 + noted, 0, 601 - noted, 0)
+    assert missing(store) == [] and len(store) == 9
 
 
 def test_the_code_of_a_file_that_was_replaced_goes(store, photos):

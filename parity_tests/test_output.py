@@ -169,6 +169,13 @@ def test_bars_are_drawn_on_terminals_alone(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
+def test_names_of_files_that_are_no_text_are_shown_as_escapes(monkeypatch):
+    strict = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", strict)
+    say("passed over: caf\udce9.jpg, caf\xe9.jpg")
+    assert strict.buffer.getvalue().decode() == "passed over: caf\\udce9.jpg, caf\xe9.jpg\n"
+
+
 def test_a_log_has_a_line_of_progress_once_in_a_minute(monkeypatch):
     now = iter([0.0, 10.0, 59.0, 60.0, 80.0, 100.0, 121.0])
     monkeypatch.setattr(command_line, "time", types.SimpleNamespace(monotonic=lambda: next(now)))

@@ -16,7 +16,7 @@ from image_trees import write_images
 from PIL import Image
 from toy_runs import answer, refusal
 
-from jax_brcd import index
+from jax_brcd import index, serve
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import __main__ as search
 from jax_brcd.search import open_store, pictures
@@ -80,9 +80,31 @@ def test_wrong_words_are_refused_in_one_line(here, capsys):
             (search.main, ["photos/0.png", "--html", "photos"], "--html photos: is a folder"),
             (search.main, ["photos/0.png", "--duplicates", "2"], "--duplicates 2: compares the images of the index"),
             (search.main, ["--duplicates", "2", "--soft"], "leave out --soft"),
+            (search.main, ["--duplicates", "2", "-k", "10"], "leave out --k"),
+            (search.main, ["--duplicates", "2", "--encoder", "encoder"], "leave out --encoder"),
+            (search.main, ["photos/0.png", "--json", "--pictures"], "--pictures: draws in the terminal"),
+            (index.main, ["add", "photos", "--encodr", "x"], "unknown option '--encodr': did you mean '--encoder'?"),
+            (index.main, ["remove", "photos", "--sample", "1"], "unknown option '--sample'"),
             (search.main, ["--duplicates", "-1"], "--duplicates -1: too small"),
             (search.main, ["photos/0.png", "--json", "--html", "x"], "not allowed")):
         assert problem in refusal(command, words, capsys), words
+
+
+def test_an_addition_that_is_refused_makes_no_index(filled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    add = ["add", "--encoder", filled / "encoder"]
+    for words, problem in ((["nowhere"], "nowhere: is not there; check the path"), (["file"], "file: is a file; name the folder"),
+                           ([filled / "photos", "--ray", "auto"], "lies on this machine alone")):
+        assert problem in refusal(index.main, [*add, *words], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_password_of_an_index_is_shown(capsys):
+    for command, words in ((index.main, ["status"]), (index.main, ["add", ".", "--encoder", "x"]), (search.main, ["a.png"]),
+                           (serve.main, [])):
+        told = refusal(command, [*words, "--index", "postgresql://me:secret@127.0.0.1:1/photos"], capsys)
+        assert "secret" not in told
 
 
 def test_the_nearest_images_are_printed_with_rank_distance_and_path(here, capsys):

@@ -10,6 +10,7 @@ from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.scores import whole_logits
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
+from jax_brcd.search.stores import milvus
 from jax_brcd.search.stores.base import Item, matches
 from jax_brcd.search.stores.servers import Found, soft_hits, token, without_password
 
@@ -20,6 +21,8 @@ ENCODER = types.SimpleNamespace(bits=16, space="teacher-1")
     ("postgresql://me:secret@127.0.0.1:1/photos", "PostgreSQL: .*refused"),
     ("postgresql://me:secret@127.0.0.1/photos?index=a-b", "named by letters, digits and _, 63 at most, not 'a-b'"),
     ("milvus://me:secret@127.0.0.1:19530/a-b", "a collection is named by letters, digits and _, not 'a-b'"),
+    ("postgresql://me:secret@[::1/db", "no URL of a server .*Invalid IPv6 URL"),
+    ("milvus://me:secret@host:abc/photos", "no URL of a server .*Port could not be cast"),
     ("milvus:photos", r"a file that ends in .db; give milvus:PATH.db"),
     ("milvus://me:secret@/photos", "no host; give milvus://HOST:PORT/NAME"),
 ])
@@ -52,6 +55,17 @@ def test_what_milvus_cannot_keep_is_refused_whole():
         with pytest.raises(InputError, match=message.replace("take", "takes?")):
             store.add(["a", "b"], code, **more)
     assert len(store) == 0
+    store.close()
+
+
+def test_milvus_keeps_notes_of_any_length(monkeypatch):
+    monkeypatch.setattr(milvus, "LONGEST", 1000)
+    store = open_store(servers.milvus_lite_url(), create_for=ENCODER)
+    notes = ["short", '"\\é' * 900, "x" * 5000, "", "y" * 998, "y" * 999]
+    for note in notes:
+        store.note("a", note)
+        assert store.noted("a") == note
+    assert store._client.query(f"{store._name}_notes", filter="", output_fields=["count(*)"], **milvus.STRONG)[0]["count(*)"] == 3
     store.close()
 
 

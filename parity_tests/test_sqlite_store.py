@@ -14,7 +14,7 @@ from jax_brcd.retrieval import PackedCodes, multi_index
 from jax_brcd.retrieval.multi_index import MultiIndex
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
-from jax_brcd.search.stores import view
+from jax_brcd.search.stores import database, view
 from jax_brcd.search.stores.packed import read_packed
 
 COUNT = 100
@@ -93,6 +93,30 @@ def test_a_database_that_was_put_back_is_not_searched_by_later_codes(path):
         store.search(codes(1), 1)
     path.write_bytes(before)
     assert answers(path) == expected
+
+
+def test_a_database_that_was_put_back_and_has_counted_further_is_not_searched_by_other_codes(path):
+    before = path.read_bytes()
+    with contextlib.closing(open_store(path)) as store:
+        store.add(ids(range(COUNT, 2 * COUNT)), codes(seed=5))
+    packed = beside(path).read_bytes()
+    path.write_bytes(before)
+    open_store(path).close()
+    assert not beside(path).exists(), "while the database still tells that it is older"
+    with contextlib.closing(open_store(path)) as store:
+        store.add(ids(range(2 * COUNT, 4 * COUNT)), codes(2 * COUNT, seed=6))
+        expected = store.search(codes(3, seed=1), 4 * COUNT)
+    beside(path).write_bytes(packed)  # as where it was put back only now
+    with contextlib.closing(open_store(path)) as store:
+        assert store.search(codes(3, seed=1), 4 * COUNT) == expected and len(expected[0]) == 3 * COUNT
+
+
+def test_a_folder_that_may_not_be_written_to_is_no_damage(path):
+    for name in ("READONLY_DIRECTORY", "CANTOPEN_ISDIR"):
+        error = sqlite3.OperationalError("refused")
+        error.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{name}")
+        with pytest.raises(InputError, match="needs a folder that may be written to"), database.told(path):
+            raise error
 
 
 def test_filters_follow_what_is_added(path):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jax_brcd.search.searching import Answer
     from jax_brcd.search.stores import Store
 
+K = 10  # images for each query
 
 def main(argv: list[str] | None = None) -> None:
     """Prints rank, distance and path of the images of an index nearest to each IMAGE, or groups of duplicates in it."""
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
     given = _parser().parse_args(argv)
     _check(given)
-    k = whole(given.k, "k", low=1)
+    k = K if given.k is None else whole(given.k, "k", low=1)
     radius = None if given.duplicates is None else whole(given.duplicates, "duplicates", low=0)
     prepare()
     with opened(given.index) as store, bars() as progress:
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files to find the like of")
     parser.add_argument("--index", default=DEFAULT_INDEX, metavar="URL", help="the index that python -m jax_brcd.index filled "
                         "(default: %(default)s)")
-    parser.add_argument("-k", "--k", default="10", metavar="N", help="how many images for each IMAGE (default: %(default)s)")
+    parser.add_argument("-k", "--k", default=None, metavar="N", help=f"how many images for each IMAGE (default: {K})")
     parser.add_argument("--encoder", default=None, metavar="DIR", help="folder of the encoder of the queries, or hf:USER/NAME: "
                         "one of the index's code space, such as a student of the teacher that filled it (default: the one that "
                         "filled it)")
@@ -63,11 +64,14 @@ def _check(given: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together."""
     if given.duplicates is None and not given.images:
         raise InputError("no image to search for; name image files, or give `duplicates`")
-    for told, remedy in ((given.images, "name no image"), (given.soft, "leave out `soft`"),
-                         (given.missing, "leave out `missing`")):
+    named = {"name no image": bool(given.images), "leave out `soft`": given.soft, "leave out `missing`": given.missing,
+             "leave out `k`": given.k is not None, "leave out `encoder`": given.encoder is not None}
+    for remedy, told in named.items():
         if given.duplicates is not None and told:
             raise InputError(f"compares the images of the index with each other; {remedy}", field="duplicates",
                              value=given.duplicates)
+    if given.pictures and (given.json or given.html is not None):
+        raise InputError("draws in the terminal, where JSON or a page is asked for; leave it out", field="pictures")
     if given.html is not None:
         check_file(as_path(given.html), field="html")
 

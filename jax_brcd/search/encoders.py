@@ -11,6 +11,7 @@ from jax_brcd.retrieval import check_spaces
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.search.stores import CodeKind, Store, open_store
+from jax_brcd.search.stores.servers import without_password
 
 DEFAULT_INDEX = "photos.brcd"  # of the commands, in the working directory
 ENCODER, ENCODERS = "encoder", "encoders"  # notes: where the first lies, and what is known of all
@@ -30,7 +31,7 @@ def opened(index: str, create_for: CodeKind | None = None) -> Iterator[Store]:
     try:
         store = open_store(index, create_for)
     except InputError as error:
-        raise InputError(error.problem, field="index", value=index) if error.field == "url" else error from None
+        raise InputError(error.problem, field="index", value=without_password(index)) if error.field == "url" else error from None
     with contextlib.closing(store):
         yield store
 

@@ -5,6 +5,7 @@ files are two places of one.
 """
 
 import collections
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ import numpy as np
 
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search.stores import Store
+from jax_brcd.search.stores.spelling import as_text
 
 ID_DIGITS = 32  # of the digest's 64: 128 bits, which no two contents share by chance
 TOGETHER = 1000  # items that are written at once
+FURTHER_BYTES = 40_000  # of the further places of one content: Milvus keeps 65,535 bytes of all attributes of an item
 MISSING = "missing"  # the attribute of an item whose files have vanished
 
 
@@ -47,8 +50,11 @@ class Content(NamedTuple):
         return cls(attributes["digest"], attributes.get("encoder", ""), (first, *further), bool(attributes.get(MISSING)))
 
     def attributes(self) -> dict[str, Any]:
-        """What a store keeps: the first place's parts, and further places as JSON where there are any."""
+        """What a store keeps: the first place's parts, and further places as JSON where there are any, as many as it keeps of
+        any item. The others are found anew by each addition, which reads their files again."""
         first, *further = self.places
+        sizes = itertools.accumulate(len(as_text(json.dumps(place))) for place in further)
+        further = [place for place, size in zip(further, sizes, strict=True) if size <= FURTHER_BYTES]
         return {**first._asdict(), "folder": os.path.dirname(first.path), "digest": self.digest, "encoder": self.encoder,
                 MISSING: self.missing, **({"further": json.dumps(further)} if further else {})}
 

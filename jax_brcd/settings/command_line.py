@@ -17,7 +17,6 @@ from jax_brcd.runtime.errors import NAMED_SETTING, InputError
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, settings_of, words_of
 
-
 LOG_SECONDS = 60.0  # between two lines of progress in a log
 LOGGED = "{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}]"
 
@@ -42,10 +41,18 @@ class OneLineParser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].split("=")[0]
-            names = [name for action in self._actions for name in action.option_strings]
+            names = list(_option_names(self, known))
             self.error(unknown_name("option", word, names, listed="--help lists all") if word.startswith("-")
                        else f"unexpected word '{word}'")
         return known
+
+
+def _option_names(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
+    """The options of a parser, and of those that what it was given chose; their `dest` says which."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            yield from _option_names(action.choices[getattr(given, action.dest)], given)
 
 
 def add_options(
@@ -105,9 +112,15 @@ def say(text: str) -> None:
     """Prints a line at once, with the settings that it names as options. Where the reader has gone (`| head`) the rest of the
     output goes nowhere and the work goes on."""
     try:
-        print(spelled(text), flush=True)
+        print(_printable(spelled(text), sys.stdout), flush=True)
     except BrokenPipeError:
         _drop(sys.stdout)
+
+
+def _printable(text: str, stream: Any) -> str:
+    """A text as a stream can write it: names of files may hold what no text has, which is shown as an escape."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Bars:
@@ -260,5 +273,5 @@ def _drop(stream: Any) -> None:
 
 def _complain(message: str, status: int = 2) -> int:
     with contextlib.suppress(OSError):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(_printable(f"error: {message}", sys.stderr), file=sys.stderr, flush=True)
     return status

@@ -84,7 +84,7 @@ def told(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more of the same
         if code == sqlite3.SQLITE_FULL:
             raise OSError(28, os.strerror(28), str(path)) from error
         if code == sqlite3.SQLITE_BUSY:

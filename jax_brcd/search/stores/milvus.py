@@ -14,6 +14,7 @@ import logging
 import re
 import threading
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, make_folder, parse_json
 from jax_brcd.search.stores.base import FORMAT, Batch, CodeKind, Hit, Item, Query, check_kind, closed, nothing_there
 from jax_brcd.search.stores.checked import CheckedStore
-from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, token, tokens, without_password
+from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, split_url, token, tokens, without_password
 from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 
 if TYPE_CHECKING:
@@ -101,8 +102,14 @@ class MilvusStore(CheckedStore):
             if not client.has_collection(notes, timeout=SECONDS):
                 _create(client, notes, "notes of a store", 8, {"value": LONGEST})
             _make_ready(client, notes)
-            row = {"id": _key(name), "code": b"\0", "value": _fitting(as_text(value), f"the note '{name}'")}
-            client.upsert(notes, [row], timeout=SECONDS)
+            text, before = as_text(value), self._note_row(client, name)
+            pieces = [text[begin : begin + LONGEST] for begin in range(0, len(text), LONGEST)]
+            # Of a long note the row says where its pieces lie; each writing has places of its own, and is whole with its row
+            places = [f"{name}\0{uuid.uuid4().hex}" for _ in pieces] if len(pieces) > 1 else []
+            for place, piece in [*zip(places, pieces), (name, as_text(places) if places else text)]:
+                client.upsert(notes, [{"id": _key(place), "code": b"\0", "value": piece}], timeout=SECONDS)
+            if old := _places(before):
+                client.delete(notes, ids=[_key(place) for place in old], timeout=SECONDS)
 
     def noted(self, name: str) -> str | None:
         """See Store."""
@@ -111,8 +118,16 @@ class MilvusStore(CheckedStore):
             if not client.has_collection(notes, timeout=SECONDS):
                 return None
             _make_ready(client, notes)
-            rows = client.query(notes, ids=[_key(name)], output_fields=["value"], **STRONG)
-        return parse_json(rows[0]["value"]) if rows else None
+            while places := _places(text := self._note_row(client, name)):
+                pieces = [self._note_row(client, place) for place in places]
+                if None not in pieces:  # else it was written anew meanwhile
+                    text = "".join(pieces)
+                    break
+        return None if text is None else parse_json(text)
+
+    def _note_row(self, client: "MilvusClient", name: str) -> str | None:
+        rows = client.query(f"{self._name}_notes", ids=[_key(name)], output_fields=["value"], **STRONG)
+        return rows[0]["value"] if rows else None
 
     def __len__(self) -> int:
         with self._told() as client:
@@ -209,7 +224,7 @@ def _parted(url: str) -> tuple[str, str, str]:
             raise InputError("a Milvus of this machine is a file that ends in .db; give milvus:PATH.db, or milvus://HOST:PORT/NAME",
                              field="url", value=url)
         return str(path.absolute()), _checked_name(url, name), ""
-    parts = urllib.parse.urlsplit(url)
+    parts = split_url(url)
     who, _, where = parts.netloc.rpartition("@")
     if not where:
         raise InputError("no host; give milvus://HOST:PORT/NAME", field="url", value=url)
@@ -303,6 +318,12 @@ def _errors(url: str) -> Iterator[None]:
         if not isinstance(error, MilvusException):
             raise
         raise InputError(f"Milvus: {' '.join(str(error.message).split())}", field="url", value=without_password(url)) from None
+
+
+def _places(text: str | None) -> list[str]:
+    """Where the pieces of a long note lie; nothing for one that is a text itself."""
+    told = [] if text is None else parse_json(text)
+    return told if isinstance(told, list) else []
 
 
 def _key(id: str) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.files import atomic_path, parse_json
 
-FORMAT = "jax_brcd packed store 1"
+FORMAT = "jax_brcd packed store 2"
 HEAD = 4096  # bytes before the codes, so that they begin on a page
 
 
@@ -22,13 +22,15 @@ HEAD = 4096  # bytes before the codes, so that they begin on a page
 class Packed:
     """The items that a database held when it had counted to `added` and `gone`, in the order of their ids.
 
-    `numbers` are those that the database gave the items. Both arrays may be mapped.
+    `numbers` are those that the database gave the items. Both arrays may be mapped. `newest` is the largest of the numbers, and
+    the code of that item, by which a state of another database is known that counted as far.
     """
 
     codes: PackedCodes
     numbers: Int64[np.ndarray, "items"]
     added: int
     gone: int
+    newest: tuple[int, bytes]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -37,7 +39,7 @@ class Packed:
 def write_packed(path: pathlib.Path, packed: Packed, owner: str) -> None:
     """Writes the file, whole or not at all; `owner` is the id of the database. Raises OSError where it cannot be written."""
     about = {"format": FORMAT, "owner": owner, "bits": packed.codes.bits, "items": len(packed), "added": packed.added,
-             "gone": packed.gone}
+             "gone": packed.gone, "newest": [packed.newest[0], packed.newest[1].hex()]}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(json.dumps(about).encode().ljust(HEAD))
         file.write(np.ascontiguousarray(packed.codes.packed))
@@ -53,11 +55,12 @@ def read_packed(path: pathlib.Path, owner: str, bits: int, space: str | None) ->
             about = parse_json(file.read(HEAD))
             size = os.fstat(file.fileno()).st_size
         items, added, gone = (int(about[name]) for name in ("items", "added", "gone"))
+        newest = int(about["newest"][0]), bytes.fromhex(about["newest"][1])
         own = (about["format"], about["owner"], about["bits"]) == (FORMAT, owner, bits)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     begin = -(-(HEAD + items * width) // 8) * 8
     if not own or items < 1 or size != begin + 8 * items:
         return None
     codes = np.memmap(path, np.uint8, "r", HEAD, (items, width))
-    return Packed(PackedCodes(codes, bits, space), np.memmap(path, np.int64, "r", begin, (items,)), added, gone)
+    return Packed(PackedCodes(codes, bits, space), np.memmap(path, np.int64, "r", begin, (items,)), added, gone, newest)

@@ -17,7 +17,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import parse_json
 from jax_brcd.search.stores.base import FORMAT, Batch, CodeKind, Hit, Item, Query, check_kind, closed, nothing_there
 from jax_brcd.search.stores.checked import CheckedStore
-from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, tokens, without_password
+from jax_brcd.search.stores.servers import Found, nearest_first, soft_hits, split_url, tokens, without_password
 from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def open_postgres(url: str, create_for: CodeKind | None) -> PostgresStore:
 
 def _parted(url: str) -> tuple[str, str]:
     """The URL as PostgreSQL knows it, and the name of the index."""
-    parts = urllib.parse.urlsplit(url)
+    parts = split_url(url)
     asked = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
     index = dict(asked).get("index", INDEX)
     if not index or not index.replace("_", "a").isalnum() or len(index.encode()) > 63:

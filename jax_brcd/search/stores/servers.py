@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.scores import Logits
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.search.stores.base import Hit, Item
 
 FIRST = 8  # times k: how many items at the nearest Hamming distances a soft search looks at first
@@ -31,6 +33,16 @@ class Found(NamedTuple):
 def without_password(url: str) -> str:
     """A URL as errors show it."""
     return re.sub(r"://([^/@:]*):[^/@]+@", r"://\1:***@", url)
+
+
+def split_url(url: str) -> urllib.parse.SplitResult:
+    """The parts of a store's URL. Raises InputError for one that has no such parts, as where the port is no number."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port
+    except ValueError as error:
+        raise InputError(f"no URL of a server ({error}); give SCHEME://USER:PASSWORD@HOST:PORT/NAME", field="url", value=url) from None
+    return parts
 
 
 def token(name: str, value: Any) -> str:

@@ -18,18 +18,7 @@ from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, parse_json
 from jax_brcd.search.stores import database
-from jax_brcd.search.stores.base import (
-    FORMAT,
-    Batch,
-    CodeKind,
-    Hit,
-    Item,
-    Query,
-    check_kind,
-    closed,
-    matches,
-    nothing_there,
-)
+from jax_brcd.search.stores.base import FORMAT, Batch, CodeKind, Hit, Item, Query, check_kind, closed, matches, nothing_there
 from jax_brcd.search.stores.checked import CheckedStore
 from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 from jax_brcd.search.stores.view import Near, View
@@ -53,6 +42,8 @@ class SQLiteStore(CheckedStore):
             raise InputError(f"{path}: a store of the format {about.get('format')!r}, not {FORMAT!r}; give another place")
         self.bits, self.space = int(about["bits"]), about["space"]
         self._view = View(path.with_name(path.name + "-codes"), about["owner"], self)
+        with self._reading() as connection:
+            self._view.check(connection)
 
     def _put(self, batch: Batch) -> None:
         keys, width = [as_blob(id) for id in batch.ids], batch.codes.packed.shape[1]

@@ -3,6 +3,7 @@
 It follows the database by the numbers of what came and went (see database.py), whoever wrote it.
 """
 
+import contextlib
 import pathlib
 import sqlite3
 from typing import Any, NamedTuple
@@ -45,6 +46,17 @@ class View:
         self._recent: list[Recent] = []
         self._matching: dict[str, Int64[np.ndarray, "items"]] = {}
         self._put(read_packed(path, owner, kind.bits, kind.space) or self._none())
+
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Forgets packed codes, and deletes their file, where they are of another course of the database: one that was put back
+        from a backup counts over again what it gave other items. To be called before a process adds anything."""
+        added, gone = _counts(connection)
+        number, code = self._packed.newest
+        row = connection.execute("SELECT code FROM items WHERE number = ?", [number]).fetchone()
+        if added < self._added or gone < self._gone or (row is not None and row[0] != code):
+            self._put(self._none())
+            with contextlib.suppress(OSError):  # of a folder that only others may write to
+                self._path.unlink()
 
     def follow(self, connection: sqlite3.Connection) -> None:
         """Brings the view to the state of the transaction that is open."""
@@ -139,8 +151,10 @@ class View:
             numbers.append(np.array([number for number, _ in some], np.int64))
             codes.append(np.frombuffer(b"".join(code for _, code in some), np.uint8))
         none = self._none()
-        packed = Packed(PackedCodes(np.concatenate([none.codes.packed.ravel(), *codes]).reshape(-1, none.codes.packed.shape[1]),
-                                    self._kind.bits, self._kind.space), np.concatenate([none.numbers, *numbers]), added, gone)
+        all_codes = np.concatenate([none.codes.packed.ravel(), *codes]).reshape(-1, none.codes.packed.shape[1])
+        own = np.concatenate([none.numbers, *numbers])
+        newest = (int(own.max()), all_codes[own.argmax()].tobytes()) if len(own) else none.newest
+        packed = Packed(PackedCodes(all_codes, self._kind.bits, self._kind.space), own, added, gone, newest)
         if len(packed) > FEW:
             try:
                 write_packed(self._path, packed, self._owner)
@@ -166,7 +180,7 @@ class View:
 
     def _none(self) -> Packed:
         codes = PackedCodes(np.empty((0, -(-self._kind.bits // 8)), np.uint8), self._kind.bits, self._kind.space)
-        return Packed(codes, np.empty(0, np.int64), 0, 0)
+        return Packed(codes, np.empty(0, np.int64), 0, 0, (0, b""))
 
 
 def _counts(connection: sqlite3.Connection) -> tuple[int, int]:
