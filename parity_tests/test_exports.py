@@ -23,7 +23,7 @@ from transformer_pairs import TINY
 
 from jax_brcd.data import ImageDataset, Images
 from jax_brcd.encoder import create_encoder, load
-from jax_brcd.export import EXPORTERS, Material, TriedExporter, export, graphs, quantization
+from jax_brcd.export import EXPORTERS, Material, TriedExporter, export, graphs, material, quantization
 from jax_brcd.export.__main__ import main
 from jax_brcd.export.onnx import ANY_SIZE, SQUARES, core_model
 from jax_brcd.export.reference import reference_model
@@ -263,6 +263,16 @@ def test_the_map_of_int8_is_measured_where_there_are_labels(encoder):
 # Trial and folder
 
 
+@pytest.mark.parametrize(("files", "count", "last"), [(5, 3, 4), (767, 256, 766), (511, 256, 510), (3, 8, 2)])
+def test_images_to_quantise_by_come_from_all_parts_of_a_folder(files, count, last, tmp_path, monkeypatch):
+    for number in range(files):
+        (tmp_path / f"{number:04}.png").touch()
+    monkeypatch.setattr(material, "read_item", lambda path: int(path.stem))
+    places = sorted(material.images_below(tmp_path, count, pytest.fail))
+    assert len(places) == min(files, count) and places[0] == 0 and places[-1] == last
+    assert max(np.diff(places)) <= -(-(files - 1) // (min(files, count) - 1))
+
+
 def test_bits_may_differ_near_zero_and_nowhere_else():
     expected = np.array([[1.0, 5e-5, -2.0]], np.float32)
     other = np.array([[1.0, -5e-5, -2.0]], np.float32)
@@ -332,6 +342,8 @@ def test_what_a_format_cannot_hold_is_refused_in_one_line(encoder, tmp_path, mon
     (["--to", "onnx", "--calibrate", "nowhere"], "--calibrate nowhere: No such file or directory"),
     (["--to", "onnx", "--calibration-images", "0"], "--calibration-images 0: not a number of images"),
     (["--to", "stablehlo", "--dataset", "digit"], "unknown data set 'digit'"),
+    (["--to", "torchvision", "--dataset", "digits"], "--to torchvision: is weights alone"),
+    (["--to", "torchvision", "--calibrate", "."], "leave out --calibrate"),
 ])
 def test_bad_input_is_answered_in_one_line_and_nothing_is_written(words, answer, saved, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -18,11 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     The data set, for int8 and for trials, is that of the run that made the encoder, unless told.
     """
     from jax_brcd.encoder import folder_of, load
-    from jax_brcd.export import EXPORTERS, export
+    from jax_brcd.export import EXPORTERS, TriedExporter, export
     from jax_brcd.export.base import CONFIG, EXPORTS
     from jax_brcd.export.lines import lines_of
     from jax_brcd.export.material import images_below, material_of
-    from jax_brcd.runtime.errors import of_setting
+    from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.runtime.files import as_path, check_folder, read_json
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config
@@ -31,8 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     given = vars(create_export_parser().parse_args(argv))
     name, to, out, quantize, calibrate, count = (given.pop(each) for each in (
         "encoder", "to", "out", "quantize", "calibrate", "calibration_images"))
-    EXPORTERS[to]  # before anything is read
-    count = whole(count, "calibration_images")
+    exporter = EXPORTERS[to]  # before anything is read
+    count, told = whole(count, "calibration_images"), bool(given.keys() - FURTHER)
+    if (calibrate is not None or told) and not isinstance(exporter, TriedExporter):
+        raise InputError("is weights alone, which no images are tried on; leave out `calibrate` and the data set's settings",
+                         field="to", value=to)
     with of_setting("out", out):
         check_folder(as_path(out))
     with bars() as progress, of_setting("encoder", name):
@@ -41,7 +44,6 @@ def main(argv: list[str] | None = None) -> None:
     config = create_config(**known | given)
     with session(config) as progress:
         photos = None if calibrate is None else images_below(calibrate, count, say)
-        told = bool(given.keys() - FURTHER)
         dataset = dataset_of(config, encoder, progress, told=told) if told or (quantize is not None and known) else None
         with named_places({"out": as_path(out)}):
             written = export(encoder, to, out, **vars(material_of(photos, dataset, count, quantize, progress)))

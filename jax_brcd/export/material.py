@@ -28,8 +28,12 @@ def material_of(
 
 def spread(images: np.ndarray, count: int) -> list[np.ndarray]:
     """`count` images or fewer, from all parts of many."""
-    places = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return [np.asarray(images[place]) for place in places]
+    return [np.asarray(images[place]) for place in evenly(len(images), count)]
+
+
+def evenly(items: int, count: int) -> list[int]:
+    """The places of `count` items or fewer from all parts of so many."""
+    return np.unique(np.linspace(0, items - 1, min(count, items)).round().astype(int)).tolist()
 
 
 def images_below(folder: os.PathLike | str, count: int, say: Say) -> list[np.ndarray]:
@@ -42,8 +46,8 @@ def images_below(folder: os.PathLike | str, count: int, say: Say) -> list[np.nda
     with of_setting("calibrate", folder):
         root = as_path(folder)
         paths = Walk(root).images_below("")
-        step = max(1, len(paths) // count)
-        for path in [*paths[::step], *(path for place, path in enumerate(paths) if place % step)]:
+        first = set(evenly(len(paths), count))
+        for path in [*(paths[place] for place in sorted(first)), *(path for place, path in enumerate(paths) if place not in first)]:
             if len(found) == count:
                 break
             try:
