@@ -215,6 +215,29 @@ def test_the_encoder_in_the_page_gives_pythons_bits_and_no_photo_leaves_it(serve
     seen.close()
 
 
+def test_a_photo_that_is_encoded_late_is_not_another_querys(served, browser, student):
+    seen, held = Watched(browser, student), []
+    seen.page.uncheck("#here")
+    upload(seen, served, 5)
+    assert seen.hits() == expected(served, 5)
+    seen.page.check("#here")
+    seen.page.route("**/v1/encoder.onnx", lambda route: held.append(route))  # without which no photo is encoded
+    seen.page.set_input_files("#pick", {"name": "late.png", "mimeType": "image/png", "buffer": picture_bytes(served.images[7])})
+    last = seen.page.locator(".hit").last
+    number = served.ids.index(last.get_attribute("data-id"))
+    assert number != 7
+    with seen.page.expect_request("**/v1/search/codes?*"):
+        last.locator("button").click()
+    assert seen.hits() == expected(served, number)
+    code = served.encoder.encode(served.images[7]).packed.tobytes()
+    with seen.page.expect_request(lambda request: request.method == "POST" and request.post_data_buffer == code):
+        held[0].continue_()
+    seen.page.go_back()
+    seen.page.go_forward()
+    assert seen.hits() == expected(served, number)
+    seen.close()
+
+
 def test_a_page_of_the_benchmarks_gives_an_exports_codes_and_tells_its_seconds(served, browser, exported):
     squares, photo = noise(3, 32, 32), latency.photo(60, 80)
     with encoder_page(browser, exported, browser_runtime(), photo, 32, threads=2) as page:

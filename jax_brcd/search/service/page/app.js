@@ -41,10 +41,10 @@ function start() {
 }
 
 const inBrowser = () => part.here.checked && !part["here-label"].hidden;
-const byImage = () => query.file !== null && !inBrowser();
+const byImage = (query) => query.file !== null && !inBrowser();
 
-async function answer() {
-  if (byImage()) {
+async function answer(query) {  // of one's own: the page may ask for another before this one is encoded
+  if (byImage(query)) {
     const asked = new URLSearchParams({ k: query.k, soft: part.soft.checked ? 1 : 0 });
     const mode = document.querySelector("[name=mode]:checked");
     if (mode) asked.set("mode", mode.value);
@@ -66,7 +66,7 @@ async function search() {
   part.hits.classList.add("waiting");
   part.told.textContent = "Searching…";
   try {
-    const told = await answer();
+    const told = await answer(query);
     if (number !== latest) return;
     found = told;
     draw(performance.now() - began);
@@ -161,7 +161,7 @@ function within() {
 
 /** Switches that mean nothing for the query are grey. */
 function settings() {
-  part.soft.disabled = query !== null && !byImage();
+  part.soft.disabled = query !== null && !byImage(query);
   part.modes.disabled = part.soft.disabled;
   part.where.textContent = inBrowser() ? "it stays on this machine" : "it is sent to the service and not kept";
 }
