@@ -214,13 +214,15 @@ def test_the_searches_of_a_stage_are_those_that_are_validated(images, tmp_path):
         run(stage(images, validate=lambda state: {"a": 0.5}, searches=("b",)), tmp_path)
 
 
-def test_progress_is_told_and_ends_where_the_stage_ends(images, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_progress_is_told_and_ends_where_the_stage_ends(images, tmp_path, way):
     told = []
-    early = stage(images, validate=lambda state: {"a": 0.5}, searches=("a",), epochs=9)
+    early = stage(images, validate=lambda state: {"a": 0.5}, searches=("a",), epochs=9, **WAYS[way])
     run(early, tmp_path, progress=lambda *what: told.append(what))
-    assert told == [("toy", 0, 9), ("toy", 1, 9), ("toy", 2, 2)]
+    seen = [0, STEPS] if way == "scanned" else range(2 * STEPS)
+    assert told == [*(("toy", step, 9 * STEPS) for step in seen), ("toy", 2 * STEPS, 2 * STEPS)]
     run(early, tmp_path, progress=lambda *what: told.append(what))
-    assert told[3:] == [("toy", 2, 2)]
+    assert told[len(seen) + 1 :] == [("toy", 2 * STEPS, 2 * STEPS)]
 
 
 HIGH = 2000.0  # x is 1, -8e3, 4e15 at the steps of the second epoch

@@ -203,7 +203,7 @@ def fit(
     `stream`, other devices), and at another learning rate: the optimizer's moments go on with the new one.
 
     Args:
-        progress: is told of epochs done. on_epoch: is given the record of each epoch that is run here. on_restored: is
+        progress: is told of steps done. on_epoch: is given the record of each epoch that is run here. on_restored: is
             told where it goes on, if it does.
 
     Raises:
@@ -214,14 +214,19 @@ def fit(
     task = dataclasses.replace(stage.task, constants=devices.replicate(stage.task.constants))
     stage = dataclasses.replace(stage, task=task)
     course = _Course(stage, state, checkpoints)
-    progress(task.name, course.epoch, course.last_epoch)
+
+    def tell(step: int) -> None:
+        """That so many steps of the epoch are behind it that the course stands before."""
+        progress(task.name, course.epoch * stage.steps + step, course.last_epoch * stage.steps)
+
+    tell(course.begun["step"])
     if on_restored and course.on_disk:
         on_restored(course.standing)
     while not course.finished:
         interruption.check()
-        record = _run_epoch(course)
+        record = _run_epoch(course, tell)
         course.end_epoch(record)
-        progress(task.name, course.epoch, course.last_epoch)
+        tell(0)
         if on_epoch:
             on_epoch(record)
     return course.result()
@@ -356,10 +361,10 @@ def is_finite(state: TrainState) -> bool:
             and holds(lambda leaf: not np.isnan(leaf).any(), state.carry))
 
 
-def _run_epoch(course: _Course) -> dict[str, Any]:
+def _run_epoch(course: _Course, tell: Callable[[int], None]) -> dict[str, Any]:
     """Runs the epoch that the course stands before, or what is left of it, and returns its record.
 
-    Where an epoch is not one program, a checkpoint is written after any step that finds one due.
+    Where an epoch is not one program, `tell` is told of each step, and a checkpoint is written after any that finds one due.
     """
     began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
     task, source, schedule = stage.task, stage.source, stage.schedule
@@ -374,6 +379,8 @@ def _run_epoch(course: _Course) -> dict[str, Any]:
         return {name: np.append(np.array(before.get(name, ()), value.dtype), value) for name, value in fetched.items()}
 
     def after_step(step: int, state: TrainState, history: list[Metrics]) -> None:
+        if step < stage.steps:
+            tell(step)
         if step < stage.steps and course.due():
             values = so_far(stacked(history))
             course.check(values["loss"], state)
