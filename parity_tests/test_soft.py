@@ -105,7 +105,12 @@ def test_a_cosine_ranking_does_not_depend_on_blocks(monkeypatch):
     assert cosine_mean_average_precision(asked, features, *given, 300) == whole
     monkeypatch.setattr(scores, "KEPT", 0)
     assert scores.CosineScoring.of(asked, features).directions is None and scoring.directions is not None
-    assert cosine_mean_average_precision(asked, features, *given, 300) == whole
+    for slab in (7, 50, 400):
+        monkeypatch.setattr(scores, "SLAB", slab)
+        assert cosine_mean_average_precision(asked, features, *given, 300) == whole
+        for k in (1, 40, 330):
+            found = np.concatenate(scores.map_highest(lambda _, positions: np.stack(positions), scoring, k))
+            np.testing.assert_array_equal(found, [scores.highest(row, k) for row in held])
 
 
 def test_logits_of_one_size_rank_as_their_bits_do():

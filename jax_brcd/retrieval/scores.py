@@ -25,6 +25,7 @@ WHOLE = 52  # bits of the whole numbers that scores are summed from; float64 hol
 COSINE = WHOLE // 2  # bits of a component of a direction: products of two are summed, to no more than 1
 KEPT = 1 << 26  # components of database directions that are kept between queries, 4 bytes each
 ROWS = 1024  # database features or codes that are looked at together
+SLAB = 16 * ROWS  # items whose scores with many queries are held together
 SHARED = 8  # queries that make it pay to unpack codes for a matrix product
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)  # the bits of each byte
 
@@ -189,11 +190,16 @@ class CosineScoring:
 
     def fill(self, rows: range, scores: Float[np.ndarray, "rows items"]) -> None:
         """See Scoring."""
+        self.fill_some(rows, range(self.items), scores)
+
+    def fill_some(self, rows: range, items: range, scores: Float[np.ndarray, "rows some"]) -> None:
+        """Writes the scores of some queries with some items."""
         queries = _directions(self.query_features[rows.start : rows.stop])
-        for begin in range(0, self.items, ROWS):
-            items = (_directions(self.database_features[begin : begin + ROWS]) if self.directions is None else
-                     self.directions[begin : begin + ROWS].astype(np.float64))
-            np.matmul(queries, items.T, out=scores[:, begin : begin + ROWS])
+        for begin in range(items.start, items.stop, ROWS):
+            part = slice(begin, min(begin + ROWS, items.stop))
+            directions = (_directions(self.database_features[part]) if self.directions is None else
+                          self.directions[part].astype(np.float64))
+            np.matmul(queries, directions.T, out=scores[:, part.start - items.start : part.stop - items.start])
 
 
 def highest(scores: Float[np.ndarray, "items"], k: int) -> Int[np.ndarray, "k"]:
@@ -224,6 +230,35 @@ def map_scores(
 
     return on_all_cores(functools.partial(_of_scores, function, scoring), scoring.queries, block,
                         lambda: np.empty((block, scoring.items)))
+
+
+def map_highest(
+    function: Callable[[range, list[Int[np.ndarray, "k"]]], Result], scoring: CosineScoring, k: int
+) -> list[Result]:
+    """`function` of consecutive queries' numbers and the positions of their k highest scores, as `highest` gives them.
+
+    The items are gone through a `SLAB` at a time for many queries together: where their directions are not kept, finding these
+    anew for few queries takes longer than all else.
+    """
+    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores())))
+    return on_all_cores(functools.partial(_of_highest, function, scoring, k), scoring.queries, block,
+                        lambda: np.empty((block, SLAB)))
+
+
+def _of_highest(
+    function: Callable[[range, list[Int[np.ndarray, "k"]]], Result], scoring: CosineScoring, k: int, rows: range,
+    lent: Float[np.ndarray, "block slab"],
+) -> Result:
+    scores, positions = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64)
+    for begin in range(0, scoring.items, SLAB):
+        items = range(begin, min(begin + SLAB, scoring.items))
+        of_slab = lent[: len(rows), : len(items)]
+        scoring.fill_some(rows, items, of_slab)
+        scores = np.concatenate([scores, of_slab], axis=1)  # those of earlier items first, so that ties stay by position
+        positions = np.concatenate([positions, np.broadcast_to(np.array(items), of_slab.shape)], axis=1)
+        best = np.stack([highest(each, min(k, scores.shape[1])) for each in scores])
+        scores, positions = (np.take_along_axis(each, best, axis=1) for each in (scores, positions))
+    return function(rows, list(positions))
 
 
 def _of_scores(
