@@ -12,24 +12,12 @@ import torch
 import transformers
 from flax import nnx
 from model_pairs import few_pixels, random_images, randomise, short_backbone
-from transformer_pairs import (
-    COMMON,
-    FEATURES,
-    HIDDEN,
-    OTHERS,
-    PATCH,
-    REAL,
-    SIZE,
-    TINY,
-    WIDTH,
-    ours,
-    reference_outputs,
-    theirs,
-)
+from transformer_pairs import COMMON, FEATURES, HIDDEN, OTHERS, PATCH, REAL, SIZE, TINY, WIDTH, ours, reference_outputs, theirs
 from transformers.core_model_loading import revert_weight_conversion
 
 from jax_brcd.encoder import create_encoder, load
 from jax_brcd.models import BACKBONES, HashModel, Preprocessing, Variant, load_state, model_state
+from jax_brcd.models.described import check_described
 from jax_brcd.models.layouts.named import named_tensors
 from jax_brcd.models.siglip import SigLIP
 from jax_brcd.models.transformer import Unused
@@ -289,6 +277,10 @@ def test_a_real_variant_has_the_names_and_shapes_of_the_published_model(name):
     build = BACKBONES[name].build
     assert (build.args[2], build.args[3]) == (depth, config.num_attention_heads)
     assert backbone.layers[0].ln_1.epsilon == config.layer_norm_eps
+    check_described(said := config.to_dict(), name)
+    for key, other in (("hidden_act", "relu"), ("num_attention_heads", 1), ("layer_norm_eps", 0.5), ("num_hidden_layers", 1)):
+        with pytest.raises(InputError, match=f"its config.json says that it is of {key} {other!r} instead of {said[key]!r}"):
+            check_described({**said, key: other}, name)
 
 
 PROCESSORS = {"clip": transformers.CLIPImageProcessor, "siglip": transformers.SiglipImageProcessor,

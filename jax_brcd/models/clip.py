@@ -76,9 +76,10 @@ class CLIP(PatchTransformer):
 
 
 def _variant(repository: str, size: int, *sizes: int) -> Variant:
-    patch, layers, _, width, *_ = sizes
+    patch, layers, heads, width, *_ = sizes
     return Variant(functools.partial(CLIP, size, *sizes), Preprocessing(size, size, MEAN, STD, "bicubic"),
-                   **from_hub(repository, ("clip", "clip_vision_model"), layers=layers, width=width, patch=patch, image_size=size))
+                   **from_hub(repository, ("clip", "clip_vision_model"), layers=layers, heads=heads, width=width, patch=patch,
+                              activation="quick_gelu", epsilon=1e-5, image_size=size))
 
 
 # pixels of an image and of a patch, layers, heads, width, hidden, features

@@ -12,7 +12,7 @@ KIND, TOWER = "model_type", "vision_config"
 def check_described(config: Mapping[str, Any], name: str) -> None:
     """Raises InputError where a config.json says that its weights are not those of the backbone `name`.
 
-    Only what both speak of is compared: older ones leave out what is usual, and the shapes of the tensors decide the rest.
+    Only what both speak of is compared: older ones leave out what is usual. The shapes of the tensors decide the rest.
     """
     differing = _differing(config, BACKBONES[name].config if name in BACKBONES else {})
     if not differing:

@@ -111,12 +111,13 @@ class DINOv2(PatchTransformer):
 
 def _variants(name: str, repository: str, *sizes: int, **settings: Any) -> dict[str, Variant]:
     """A model without registers and with four; `repository` is how its size is called on the hub."""
-    layers, _, width, _ = sizes
+    layers, heads, width, _ = sizes
 
     def variant(repository: str, kind: str, registers: int, **others: int) -> Variant:
         return Variant(functools.partial(DINOv2, 518, 14, *sizes, registers=registers, **settings),
                        Preprocessing(224, 256, interpolation="bicubic"),
-                       **from_hub(repository, (kind,), layers=layers, width=width, patch=14, **others))
+                       **from_hub(repository, (kind,), layers=layers, heads=heads, width=width, patch=14, activation="gelu",
+                                  epsilon=1e-6, **others))
 
     return {name: variant(f"facebook/dinov2-{repository}", "dinov2", 0),
             f"{name}_reg": variant(f"facebook/dinov2-with-registers-{repository}", "dinov2_with_registers", REGISTERS,

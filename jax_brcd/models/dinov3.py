@@ -92,9 +92,10 @@ def patch_angles(height: int, width: int, head_width: int) -> Float[np.ndarray, 
 
 
 def _variant(repository: str, *sizes: int) -> Variant:
-    layers, _, width, _ = sizes
+    layers, heads, width, _ = sizes
     return Variant(functools.partial(DINOv3, 224, 16, *sizes), Preprocessing(224),
-                   **from_hub(repository, ("dinov3_vit",), layers=layers, width=width, patch=16))
+                   **from_hub(repository, ("dinov3_vit",), layers=layers, heads=heads, width=width, patch=16, activation="gelu",
+                              epsilon=1e-5, rope_theta=BASE))
 
 
 # layers, heads, width, hidden

@@ -99,11 +99,12 @@ class SigLIP(PatchTransformer):
 
 def _variants(name: str, size: int, *sizes: int) -> dict[str, Variant]:
     """SigLIP's model and SigLIP 2's, whose images are resized by another interpolation."""
-    build, (patch, layers, _, width, _) = functools.partial(SigLIP, size, *sizes), sizes
+    build, (patch, layers, heads, width, _) = functools.partial(SigLIP, size, *sizes), sizes
     kinds = ("siglip", "siglip_vision_model")
     return {f"{family}_{name}": Variant(
         build, Preprocessing(size, None, HALF, HALF, interpolation),
-        **from_hub(f"google/{family}-{name.replace('_', '-')}", kinds, layers=layers, width=width, patch=patch, image_size=size))
+        **from_hub(f"google/{family}-{name.replace('_', '-')}", kinds, layers=layers, heads=heads, width=width, patch=patch,
+                   activation="gelu_pytorch_tanh", epsilon=1e-6, image_size=size))
             for family, interpolation in (("siglip", "bicubic"), ("siglip2", "bilinear"))}
 
 

@@ -141,13 +141,18 @@ class Variant:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
-def from_hub(repository: str, kinds: tuple[str, ...], *, layers: int, width: int, patch: int, **others: int) -> dict[str, Any]:
+def from_hub(
+    repository: str, kinds: tuple[str, ...], *, layers: int, heads: int, width: int, patch: int, activation: str, epsilon: float,
+    **others: int | float,
+) -> dict[str, Any]:
     """What a variant says of its weights on the Hugging Face hub, under the tag "pretrained" and in the layout of `transformers`.
 
     Args:
-        repository: user/name. kinds: what its config.json may call the model. others: further entries there.
+        repository: user/name. kinds: what its config.json may call the model. activation, epsilon: of its MLPs and of its norms,
+            which no shape of a tensor tells, as heads. others: further entries there.
     """
-    config = {"model_type": kinds, "num_hidden_layers": layers, "hidden_size": width, "patch_size": patch, **others}
+    config = {"model_type": kinds, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width,
+              "patch_size": patch, "hidden_act": activation, "layer_norm_eps": epsilon, **others}
     return {"weights": {"pretrained": HubWeights(repository, "transformers")}, "config": config}
 
 
@@ -169,6 +174,8 @@ def torchvision_weights(file: str) -> Weights:
     return Weights(TORCHVISION_URL + file, DIGEST.search(file.rsplit(".", 1)[0])[1], "torchvision")
 
 
-def imagenet(build: Callable[..., nnx.Module], file: str, size: int = 224, resize: int = 256) -> Variant:
+def imagenet(
+    build: Callable[..., nnx.Module], file: str, size: int = 224, resize: int = 256, interpolation: str = "bilinear"
+) -> Variant:
     """A variant with torchvision's ImageNet weights under the tag "imagenet"."""
-    return Variant(build, Preprocessing(size, resize), {"imagenet": torchvision_weights(file)})
+    return Variant(build, Preprocessing(size, resize, interpolation=interpolation), {"imagenet": torchvision_weights(file)})

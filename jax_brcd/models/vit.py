@@ -62,7 +62,7 @@ VARIANTS = {
     "vit_b_32": imagenet(vit(224, 32, 12, 12, 768, 3072), "vit_b_32-d86f8d99.pth"),
     "vit_l_16": imagenet(vit(224, 16, 24, 16, 1024, 4096), "vit_l_16-852ce7e3.pth", resize=242),
     "vit_l_32": imagenet(vit(224, 32, 24, 16, 1024, 4096), "vit_l_32-c7638314.pth"),
-    "vit_h_14": imagenet(vit(224, 14, 32, 16, 1280, 5120), "vit_h_14_lc_swag-c1eb923e.pth", resize=224),
+    "vit_h_14": imagenet(vit(224, 14, 32, 16, 1280, 5120), "vit_h_14_lc_swag-c1eb923e.pth", resize=224, interpolation="bicubic"),
     # ViT-Lite of Hassani et al. (arXiv 2104.05704): layers / patch size
     "vit_lite_7_4": Variant(vit(32, 4, 7, 4, 256, 512), Preprocessing(32)),
     "vit_lite_4_8": Variant(vit(32, 8, 4, 4, 128, 256), Preprocessing(32)),

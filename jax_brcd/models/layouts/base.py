@@ -141,10 +141,10 @@ def _choose_head(backbone: Backbone, hashes: bool, expected, given, any_head: bo
         return expected, given, True, ()
     remark = ()
     if hashes and found:
-        last = [name for name in wanted if name.endswith("bias")][-1]  # of the last layer, an entry an output
-        (bits,), outputs = wanted[last], found.get(last, ())
-        another_length = outputs not in ((), (bits,))
-        remark = (f"its head of {outputs[0]} outputs is left out: {bits} bits are asked for" if another_length else
+        biases = [name for name in wanted if name.endswith("bias")]  # the last is of the last layer, an entry an output
+        bits, outputs = (each.get(biases[-1], ()) if biases else () for each in (wanted, found))
+        another_length = outputs not in ((), bits)
+        remark = (f"its head of {outputs[0]} outputs is left out: {bits[0]} bits are asked for" if another_length else
                   f"its head is left out, which is of another form ({listed(found)})",)
     expected, given = ({name: value for name, value in tensors.items() if not name.startswith(prefix)}
                        for tensors in (expected, given))
