@@ -66,7 +66,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "signal: the teacher's logits": {},
     "signal: the teacher's bits": {"method": "bits"},
     "signal: its chances of a bit": {"method": "bits", "bits_temperature": 0.5},
-    "signal: its features": {"method": "mse", "mse_on": "features"},
+    "signal: its features": {"method": "mse", "mse_on": "features", "own_objective": True},  # by which the head learns
     "signal: averaged over 50 neighbours": {"teacher_neighbours": 50},
     "teacher sees the same view": {"teacher_view": "same"},
     "with the student's own objective": {"own_objective": True},

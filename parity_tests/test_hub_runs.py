@@ -137,6 +137,11 @@ def published(hub):
     return encoder, encoder.push_to_hub("ann/encoder")
 
 
+def test_a_name_without_its_user_is_not_published(hub, published):
+    with pytest.raises(InputError, match="'encoder': names no user; give USER/encoder"):
+        published[0].push_to_hub("encoder")
+
+
 def test_a_published_encoder_is_loaded_by_its_name(hub, published):
     encoder, address = published
     commit = hub.commit("ann/encoder")

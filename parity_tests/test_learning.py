@@ -303,6 +303,10 @@ def test_tempered_logits_are_softer_labels():
     ({"freeze_epochs": 20}, "freeze_epochs 20: as long as the run"), ({"freeze_blocks": 2}, "freeze_blocks 2: no epochs"),
     ({"accumulate": 300}, "accumulate 300: the run has 40 steps"),
     ({"own_objective": False, "method": "none"}, "own_objective False: method none learns nothing from the teacher"),
+    ({"own_objective": False, "method": "mse", "mse_on": "features", "train_backbone": True},
+     "own_objective False: method mse looks at the student's features alone, so that its hash head would not learn"),
+    ({"own_objective": False, "method": "rkd", "relations_on": "features", "train_backbone": True}, "own_objective False: method rkd"),
+    ({"method": "mse", "mse_on": "features", "train_backbone": False}, "method mse: method mse looks at the student's features, which without train_backbone"),
     ({"teacher_view": "clean", "method": "sskd"}, "teacher_view clean: method sskd compares .*rotation1"),
     ({"own_objective": False, "method": "mse", "temperature": 0.5},
      "temperature 0.5: the student has no objective of its own, and method mse does not look at it; leave it out"),
@@ -321,7 +325,9 @@ def test_what_cannot_be_together_is_refused(settings, line):
 
 def test_what_something_looks_at_is_not_refused():
     for settings in ({"temperature": 0.5, "own_objective": False, "method": "brcd"}, {"temperature": 0.5, "kl_weight": 0.1},
-                     {"temperature": 0.5, "own_objective": False, "method": "mse+brcd"}, {"method": "rkd", "distillation_weight": 0}):
+                     {"temperature": 0.5, "own_objective": False, "method": "mse+brcd"}, {"method": "rkd", "distillation_weight": 0},
+                     {"method": "mse", "mse_on": "features", "train_backbone": True}, {"method": "none"},
+                     {"method": "mse+rkd", "rkd_relations_on": "features", "own_objective": False}):
         check_learning(create_config(**settings))
     whole = create_config("cifar10-32-whole", method="none", own_objective=True)
     check_learning(whole)  # whose neighbours the preset names

@@ -19,11 +19,13 @@ def publish(folder: os.PathLike | str, repository: str, *, private: bool, messag
         The address of the commit.
 
     Raises:
-        InputError: for a repository that cannot be made or written to, and offline.
+        InputError: for a name without its user, a repository that cannot be made or written to, and offline.
     """
     name = HubName.parse(PREFIX + repository)
     if name.revision:
         raise InputError(f"'{repository}': encoders are published on the main branch; leave @{name.revision} out")
+    if "/" not in name.repository:  # the hub would make one of one's own, and not find it by that name
+        raise InputError(f"'{repository}': names no user; give USER/{repository}")
     hub = library()
     api = hub.HfApi(endpoint=hub.constants.ENDPOINT)
     with quiet():

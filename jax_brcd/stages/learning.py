@@ -150,9 +150,17 @@ def _check_method(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """What only an objective of the student's own looks at."""
+    """What only an objective of the student's own looks at, and what would leave its hash head as it began."""
+    needs, name = config.method.needs, config.run.method
+    above = bool({"codes", "logits"} & set(needs.student))
+    if needs.views and not above and not config.student.train_backbone:
+        raise InputError(f"method {name} looks at the student's features, which without `train_backbone` stay as they are; give that "
+                         "too, or let it look at logits", field="method", value=name)
     if config.contrasts:
         return
+    if not above:
+        raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; leave it out, "
+                         "or let the method look at logits", field="own_objective", value=False)
     for field in sorted({"temperature", "kl_weight"} & config.given - config.temperatures):
         raise InputError(f"the student has no objective of its own, and method {config.run.method} does not look at it; leave it out",
                          field=field, value=getattr(config.objective, field))

@@ -53,7 +53,7 @@ class LearntObjective(Protocol):
     def loss(
         self, batch: HashingBatch, *, temperature: float, kl_weight: float
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Returns (loss, its terms by name); temperature and KL weight are those that teacher and student share."""
+        """Returns (loss, its terms by name); temperature and KL weight are the teacher's own."""
 
 
 @runtime_checkable

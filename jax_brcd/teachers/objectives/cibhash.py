@@ -10,7 +10,7 @@ from jax_brcd.teachers.objectives.base import HashingBatch, Sees
 
 @dataclasses.dataclass(frozen=True)
 class CIBHash:
-    """NT-Xent of the codes and the Bernoulli KL. Its temperature and KL weight are shared with the student."""
+    """NT-Xent of the codes and the Bernoulli KL. Its temperature and KL weight are those of the teacher's stage."""
 
     sees = Sees.TWO_VIEWS
     reads_temperature = True
