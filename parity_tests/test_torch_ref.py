@@ -25,6 +25,7 @@ from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.configuration import STAGES, create_config
 from torch_ref import clusters, distill, losses, retrieval
 from torch_ref import methods as torch_methods
+from torch_ref import models as torch_models
 
 FLAG_SETS = {"plain": "", "n": "n", "r": "r", "p": "p", "rp": "rp", "np": "np", "nrp": "nrp"}
 
@@ -177,11 +178,38 @@ def settings_of_a_run(folder, **changes):
     ({"processes": 2}, "processes 2: torch_ref does not honour it"),
     ({"checkpoint_seconds": 1.0}, "checkpoint_seconds 1.0: torch_ref does not honour it"),
     ({"resident_mib": 0}, "resident_mib 0: torch_ref does not honour it"),
+    ({"teacher_weights": "hf:user/name"}, "teacher_weights hf:user/name: torch_ref fetches nothing from the"),
+    ({"student": "dinov2_vits14", "student_weights": "pretrained"}, "student_weights pretrained: torch_ref fetches nothing from the"),
 ])
 def test_options_that_it_does_not_honour_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         distill.run(settings_of_a_run(tmp_path, **changes))
     assert not list(tmp_path.iterdir())
+
+
+BRIEF = {"teacher": "vit_lite_4_8", "teacher_weights": "random", "student": "resnet8", "student_weights": "random",
+         "train_images": 13, "k": 5}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"k": 100_000}, "k 100000: the database of digits holds 797 images; give that or less"),
+    ({"student": "resnet18", "train_backbone": False, "batch_size": 4, "fresh_views": True},
+     "batch_size 4: the last of an epoch's batches is one image"),
+    ({"teacher_objective": "crovca", "teacher_batch_size": 4}, "teacher_batch_size 4: the last of an epoch's batches is one image"),
+    ({"teacher": "efficientnet_b0", "teacher_objective": "itq", "method": "kl"}, "teacher_objective itq: it solves a linear hash head"),
+])
+def test_what_would_fail_in_the_middle_is_refused_at_once(tmp_path, monkeypatch, changes, message):
+    for name in ("in_batches", "train_teacher"):
+        monkeypatch.setattr(distill, name, lambda *_, **__: pytest.fail("something is computed"))
+    with pytest.raises(InputError, match=message):
+        distill.run(settings_of_a_run(tmp_path, **BRIEF | changes))
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    torch.save(torch_models.create_hash_model("resnet18", 8).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(InputError, match="other.pth: does not fit resnet8 .*give weights of it in torchvision's layout") as error:
+        distill.run(settings_of_a_run(tmp_path, **BRIEF | {"student_weights": str(tmp_path / "other.pth")}))
+    assert "\n" not in str(error.value)
 
 
 def test_options_that_it_honours_are_those_of_jax_brcd():

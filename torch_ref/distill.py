@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jax_brcd.clusters.choice import published_range
-from jax_brcd.data import ImageDataset, load_dataset
+from jax_brcd.data import ImageDataset
 from jax_brcd.encoder import STUDENT, TEACHER
-from jax_brcd.models.variants import Preprocessing
+from jax_brcd.hub.names import is_hub_name
+from jax_brcd.models.variants import Preprocessing, tags_of
 from jax_brcd.report import SKIPPED
 from jax_brcd.retrieval import candidates
 from jax_brcd.retrieval.searches import Search
@@ -29,6 +30,7 @@ from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.stages import CLEAN
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
+from jax_brcd.stages.context import load_images
 from jax_brcd.stages.learning import check_images, check_learning
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
@@ -148,10 +150,7 @@ def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
 def load_experiment(config: Config) -> Experiment:
     """Loads the data, and what teacher and student see."""
     data, seen = config.data, sights(config, student=True)
-    dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
-                           train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
-                           decode_workers=data.decode_workers, label_format=data.label_format,
-                           square_side=decoded_side(config, seen, student=True))
+    dataset = load_images(config, square_side=decoded_side(config, seen, student=True))
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
@@ -181,6 +180,7 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     model, head_came = build(config.teacher.teacher, weights, experiment.seen[TEACHER].size, config,
                              (*([models.form_of(weights)] if any_form else []), form))
     epochs = config.teacher_epochs(head_came=head_came)
+    check_teacher(experiment, model, learns=not (head_came and epochs == 0))
     if held_out:
         pretrain_backbone(experiment, model)
     model.eval().requires_grad_(False)
@@ -200,7 +200,6 @@ def run_teacher(experiment: Experiment) -> tuple[nn.Module, Tensor | None]:
     elif objective == "itq":
         view = experiment.still[TEACHER]
         still = in_batches(lambda batch: models.features_of(model, view(batch)), model, experiment.train_images)
-        config.hashing.check(images=len(still), features=still.shape[1], bits=config.objective.bits)
         weight, bias = objectives.itq_head(still, config.objective.bits, seed=config.run.seed * 3 + 1,
                                            iterations=config.hashing.itq_iterations)
         head.load_state_dict({"weight": weight, "bias": bias})
@@ -306,13 +305,29 @@ def check_student(experiment: Experiment) -> None:
     config.method.check(images=images, bits=config.objective.bits, streamed=False)
     with torch.random.fork_rng():
         model, _ = build(config.student.student, config.student.student_weights, size, config)
-    if config.student.train_backbone and images % config.run.batch_size == 1:
+    if (config.student.train_backbone or experiment.kept_views is None) and images % config.run.batch_size == 1:
         try:
-            models.train(model, whole=True)
+            models.train(model, whole=config.student.train_backbone)
             model(torch.zeros(1, 3, size, size))
         except ValueError:  # batch norm's, of one value a channel
             raise InputError(f"the last of an epoch's batches is one image, of which PyTorch has no statistics at {size} pixels; give "
                              "another", field="batch_size", value=config.run.batch_size) from None
+
+
+def check_teacher(experiment: Experiment, model: nn.Module, *, learns: bool) -> None:
+    """Raises InputError for what of a teacher's head would fail when all features are there."""
+    config, images = experiment.config, len(experiment.train_images)
+    objective, head = config.teacher.teacher_objective, models.get_head(model)
+    if not learns:
+        return
+    if objective == "itq":
+        if not isinstance(head, nn.Linear):
+            raise InputError("it solves a linear hash head, and the teacher's has more layers; name another `teacher`",
+                             field="teacher_objective", value=objective)
+        config.hashing.check(images=images, features=head.in_features, bits=config.objective.bits)
+    if images % config.teacher_batch_size == 1 and any(isinstance(layer, nn.BatchNorm1d) for layer in head.modules()):
+        raise InputError("the last of an epoch's batches is one image, of which PyTorch has no statistics; give another",
+                         field="teacher_batch_size", value=config.teacher_batch_size)
 
 
 def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Tensor | None):
@@ -366,6 +381,11 @@ def refuse_unhonoured(config: Config) -> None:
     """Raises InputError for a teacher that is none here, and for a setting that is no default and makes no difference here."""
     if config.teacher.teacher in TEACHERS:
         raise InputError("torch_ref has no such teacher; name a backbone", field="teacher", value=config.teacher.teacher)
+    for role, name, weights in ((TEACHER, config.teacher.teacher, config.teacher.teacher_weights),
+                                (STUDENT, config.student.student, config.student.student_weights)):
+        if is_hub_name(weights) or weights in tags_of(name).keys() - {"imagenet"}:
+            raise InputError("torch_ref fetches nothing from the Hugging Face hub; name a file or folder", field=f"{role}_weights",
+                             value=weights)
     for stage in (config.data, config.objective, config.teacher, config.student, config.learning, config.run):
         for field in dataclasses.fields(stage):
             value = getattr(stage, field.name)

@@ -11,6 +11,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
 from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
+from jax_brcd.runtime.errors import InputError
 from torch_ref import foundation
 
 # The published students whose hash head stands on the 1000 logits of the whole classifier
@@ -160,8 +161,12 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
     own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     came = weights != "imagenet" and {key: value.shape for key, value in tensors.items() if key.startswith(prefix)} == {
         key: value.shape for key, value in own.items()}
-    model.load_state_dict(tensors if came else {**{key: value for key, value in tensors.items() if not key.startswith(prefix)},
-                                                **own})
+    try:
+        model.load_state_dict(tensors if came else {**{key: value for key, value in tensors.items() if not key.startswith(prefix)},
+                                                    **own})
+    except RuntimeError as error:  # PyTorch's, of a line for each tensor
+        said = " ".join(str(error).partition(":")[2].split())
+        raise InputError(f"{path}: does not fit {name} ({said[:200]}); give weights of it in torchvision's layout") from None
     return came
 
 
