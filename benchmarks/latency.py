@@ -271,7 +271,6 @@ def measure_latency(
             found = list(programs_of(case, file, place, threads, opened, settings.browser_runtime))
             yield from (each for each in found if isinstance(each, Skipped))
             programs = [each for each in found if isinstance(each, Program)]
-            check_agreement(case, programs, file)
             index = database(case.encoder.bits, codes)
             timing = {"samples": settings.samples, "budget": settings.case_seconds, "sample_seconds": 0.0}
             queries = [functools.partial(each.query, file, index) for each in programs]
@@ -280,6 +279,7 @@ def measure_latency(
                 contenders = [Contender(each.name, call, compiled=each.compiled, own_clock=each.page is not None)
                               for each, call in zip(programs, calls, strict=True)]
                 measured += measure(f"{case.name}, {what}", contenders, items=1, unit="queries", **timing)
+            check_agreement(case, programs, file)  # afterwards: it calls them, and a first call is to be timed
             maps = measured_maps(case, programs)
             yield from (with_note(row, maps.get(row.contender)) for row in measured)
 

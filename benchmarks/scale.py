@@ -228,15 +228,18 @@ def main(argv: list[str] | None = None) -> None:
     """Measures what has not been measured and writes the results."""
     options = parse(argv)
     results = options.out / "scale.json"
-    measured = read_json(results)["runs"] if results.exists() else {}
+    of_all = {"machine": machine.description(), "command": ["python", "-m", "jax_brcd.distill", *RECIPE]}
+    known = read_json(results) if results.exists() else {**of_all, "runs": {}}
+    measured = known["runs"]
+    if {str(images) for images in options.images} - measured.keys() and {name: known[name] for name in of_all} != of_all:
+        raise InputError(f"{results}: of another machine or command, which it names once for all runs; give another --out")
     for images in options.images:
         folder = options.runs / str(images)
         if str(images) in measured:
             continue
         generate(folder / "data", images)
         measured[str(images)] = measure(folder, folder / "data")
-        write_json(results, {"machine": machine.description(), "command": ["python", "-m", "jax_brcd.distill", *RECIPE],
-                             "runs": measured})
+        write_json(results, {**of_all, "runs": measured})
     with atomic_path(options.out / "scale.md") as temporary:
         temporary.write_text(summary(measured))
     with atomic_path(options.out / "scale.png") as temporary:

@@ -278,8 +278,8 @@ def under_load(place: Place, load: Load, pid: int) -> Measured:
             began = time.perf_counter()
             try:
                 status = call(place, chance)
-            except (InputError, OSError, ValueError) as error:
-                measured.problems.append(f"{name}: {error}")
+            except Exception as error:  # whatever a broken answer raises here: a client must not end without a word
+                measured.problems.append(f"{name}: {type(error).__name__}: {error}")
                 continue
             measured.seconds[name].append(time.perf_counter() - began)
             measured.busy[name] += status in BUSY

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 
 import milvus_server
 import numpy as np
@@ -22,6 +23,7 @@ import pytest
 
 GROWTH_KIB = 600 * 2**10  # of a process, after which it forgets what it compiled
 LARGEST = pytest.StashKey[list]()
+ALONE = uuid.uuid4().hex  # the name of a session of one process
 
 # Set before anything imports JAX, and inherited by workers and by the processes that tests start
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -107,15 +109,14 @@ def pytest_collection_finish(session):
     gc.set_threshold(20_000, 20, 20)
     for item in session.items:
         mark = item.get_closest_marker("beside")
-        if mark is not None and milvus_server.why_not() is None:
+        if mark is not None and not session.config.option.collectonly and milvus_server.why_not() is None:
             command = [sys.executable, "-m", "pytest", str(item.path), *mark.args, "-q", "-n0", "-p", "no:cacheprovider"]
             milvus_server.begin_once(command, item.path.parents[1], place_beside(item.name))
 
 
 def place_beside(name: str) -> pathlib.Path:
     """What all workers of a session know the process of a test by that began with the session."""
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    return pathlib.Path(tempfile.gettempdir()) / f"{name}-{session}"
+    return pathlib.Path(tempfile.gettempdir()) / f"{name}-{os.environ.get('PYTEST_XDIST_TESTRUNUID', ALONE)}"
 
 
 @pytest.fixture

@@ -136,9 +136,9 @@ def test_images_in_memory_are_digested_by_what_they_hold(tmp_path):
     assert {"images of pretraining", "labels of pretraining"} < set(before)
     assert before == load_dataset("digits", cache_dir=tmp_path).digests()
     labels = digits.test.labels.copy()
-    labels[:2] = labels[1::-1]
-    swapped = dataclasses.replace(digits, test=Images(digits.test.images, labels))
-    assert changes(before, swapped.digests()) <= {"labels of test"}
+    labels[0] = np.roll(labels[0], 1)
+    relabelled = dataclasses.replace(digits, test=Images(digits.test.images, labels))
+    assert changes(before, relabelled.digests()) == {"labels of test"}
     images = digits.database.images.copy()
     images[5, 3, 3, 0] ^= 1
     changed = dataclasses.replace(digits, database=Images(images, digits.database.labels))

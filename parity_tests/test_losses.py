@@ -12,6 +12,7 @@ import pytest
 from jax_brcd.clusters.kmeans import bit_masks, cluster_codes, nearest_center
 from jax_brcd.losses import bernoulli_kl, brcd_distillation_loss, cibhash_loss, cibhash_terms, nt_xent
 from jax_brcd.losses.codes import hash_codes
+from jax_brcd.losses.contrastive import normalise, paired_cross_entropy
 from jax_brcd.runtime.errors import InputError
 
 TOLERANCE = 1e-5
@@ -133,10 +134,15 @@ def test_variants_agree_where_the_released_code_has_no_slip():
 
 def test_alpha_one_leaves_the_structural_positive_out():
     """At alpha 1 a positive is its anchor alone, so a teacher's view j matters only through the negatives."""
-    student, teacher_i, teacher_j, clusters, centers, mask = random_batch(rows=1)
-    values = [brcd_distillation_loss(student, teacher_i, codes, clusters, centers, mask, alpha=1.0, robust=False)
-              for codes in (teacher_j, -teacher_j)]
-    np.testing.assert_allclose(values, 0.0, atol=1e-6)
+    student, teacher_i, teacher_j, clusters, centers, mask = random_batch()
+    own, other = (student * mask[clusters], teacher_j * mask[clusters])
+    anchor = jnp.sum(normalise(student) * normalise(teacher_i), axis=-1) / 0.3
+    expected = paired_cross_entropy(jnp.concatenate([own, other]), 0.3, positive_logits=jnp.tile(anchor, 2))
+    values = [brcd_distillation_loss(student, teacher_i, teacher_j, clusters, centers, mask, alpha=alpha, robust=False)
+              for alpha in (1.0, 0.0)]
+    assert float(values[0]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(values[1]) == pytest.approx(float(paired_cross_entropy(jnp.concatenate([own, other]), 0.3)), rel=1e-6)
+    assert abs(float(values[1] - values[0])) > 0.1
 
 
 def test_all_zero_codes_have_a_finite_gradient():
