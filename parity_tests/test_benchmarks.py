@@ -276,7 +276,8 @@ def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settin
 def test_the_targets_are_rows_that_the_suites_measure():
     measured = {
         "loss": {(loss.case_name(*case), name) for case in loss.QUICK.cases for name in loss.QUICK.contenders},
-        "augment": {(size.name, name) for size in augment.QUICK for name in (augment.OURS, augment.WORKERS, augment.THREADS)},
+        "augment": {(size.name, name) for size in augment.QUICK
+                    for name in (augment.OURS, augment.WORKERS, augment.THREADS, augment.ONE)},
         "encode": {(case.name, name) for case in encode.QUICK for name in (encode.FLOAT, "PyTorch fp32, compiled")},
         "train_step": {(case.name, name) for case in train_step.FULL
                        for name in (train_step.OURS, train_step.BEST, train_step.PUBLISHED)},
