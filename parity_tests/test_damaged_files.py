@@ -115,6 +115,9 @@ def test_what_cannot_be_read_now_is_neither_deleted_nor_called_damaged(tree, tmp
     checkpoints.save(arrays, {"epoch": 1})
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_json", raised(error))
+        patch.setattr(features.np, "load", raised(error))
+        with pytest.raises(type(error)):
+            features.is_whole(tmp_path / "images.npy", 5, np.float32)
         patch.setattr(checkpoints._manager, "restore", raised(error))
         with pytest.raises(type(error)):
             load_dataset("folder", data_dir=place / "tree", cache_dir=place / "cache", decode_workers=0)

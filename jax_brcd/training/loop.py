@@ -379,9 +379,10 @@ def _run_epoch(course: _Course, tell: Callable[[int], None]) -> dict[str, Any]:
         return {name: np.append(np.array(before.get(name, ()), value.dtype), value) for name, value in fetched.items()}
 
     def after_step(step: int, state: TrainState, history: list[Metrics]) -> None:
-        if step < stage.steps:
-            tell(step)
-        if step < stage.steps and course.due():
+        if step == stage.steps:
+            return
+        tell(step)
+        if course.due():
             values = so_far(stacked(history))
             course.check(values["loss"], state)
             course.save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
