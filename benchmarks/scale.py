@@ -224,6 +224,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two files of results are of one command on one machine, on whatever days."""
+    def told(results: dict[str, Any]) -> tuple[Any, Any]:
+        return {**results["machine"], "date": ""}, results["command"]
+
+    return told(one) == told(other)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measures what has not been measured and writes the results."""
     options = parse(argv)
@@ -231,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     of_all = {"machine": machine.description(), "command": ["python", "-m", "jax_brcd.distill", *RECIPE]}
     known = read_json(results) if results.exists() else {**of_all, "runs": {}}
     measured = known["runs"]
-    if {str(images) for images in options.images} - measured.keys() and {name: known[name] for name in of_all} != of_all:
+    if {str(images) for images in options.images} - measured.keys() and not _alike(known, of_all):
         raise InputError(f"{results}: of another machine or command, which it names once for all runs; give another --out")
     for images in options.images:
         folder = options.runs / str(images)

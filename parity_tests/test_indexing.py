@@ -153,6 +153,14 @@ def test_of_very_many_equal_files_as_many_are_noted_as_every_store_keeps(store, 
     again = add(store, photos)
     assert (again.unchanged, again.encoded, again.recognised, again.vanished) == (8 + noted, 0, 601 - noted, 0)
     assert missing(store) == [] and len(store) == 9
+    for number in range(noted):  # all that are noted but for the first
+        (photos / f"copy {number:04}.png").rename(photos / f"z {number:04}.png")
+    assert add(store, photos).vanished == 0 and missing(store) == []
+    other = photos.parent / "z other"
+    other.mkdir()
+    shutil.copy(photos / "0/0.png", other / "0.png")
+    add(store, photos, other)
+    assert remove_folders(store, [photos]) == 8 and names(store) == ["0.png"], "which lies elsewhere too"
 
 
 def test_the_code_of_a_file_that_was_replaced_goes(store, photos):

@@ -177,7 +177,7 @@ def test_names_of_files_that_are_no_text_are_shown_as_escapes(monkeypatch):
 
 
 def test_a_log_has_a_line_of_progress_once_in_a_minute(monkeypatch):
-    now = iter([0.0, 10.0, 59.0, 60.0, 80.0, 100.0, 121.0])
+    now = iter([0.0, 10.0, 59.0, 60.0, 80.0, 100.0, 121.0, 130.0, 200.0, 201.0])
     monkeypatch.setattr(command_line, "time", types.SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with bars() as progress:
@@ -185,7 +185,9 @@ def test_a_log_has_a_line_of_progress_once_in_a_minute(monkeypatch):
             progress("student", done, 1_000)
         for done in (0, 2, 5):
             progress("evaluate", done, 10)
-    assert sys.stderr.getvalue() == "student: 200 of 1000 [00:50<06:40]\nevaluate: 5 of 10 [00:41<00:41]\n"
+        for done, total in ((10, 10), (10, 1000), (11, 1000)):  # the end, and other work of that name
+            progress("evaluate", done, total)
+    assert sys.stderr.getvalue() == "student: 200 of 1000 [00:50<06:40]\nevaluate: 5 of 10 [00:41<00:41]\nevaluate: 10 of 1000 [00:00<?]\n"
 
 
 def test_a_terminal_that_goes_stops_no_work(monkeypatch):

@@ -101,7 +101,7 @@ def test_an_addition_that_is_refused_makes_no_index(filled, tmp_path, monkeypatc
 
 
 def test_no_password_of_an_index_is_shown(capsys):
-    for command, words in ((index.main, ["status"]), (index.main, ["add", ".", "--encoder", "x"]), (search.main, ["a.png"]),
+    for command, words in ((index.main, ["status"]), (index.main, ["add", "."]), (search.main, ["a.png"]),
                            (serve.main, [])):
         told = refusal(command, [*words, "--index", "postgresql://me:secret@127.0.0.1:1/photos"], capsys)
         assert "secret" not in told

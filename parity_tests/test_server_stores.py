@@ -22,7 +22,8 @@ ENCODER = types.SimpleNamespace(bits=16, space="teacher-1")
     ("postgresql://me:secret@127.0.0.1/photos?index=a-b", "named by letters, digits and _, 63 at most, not 'a-b'"),
     ("milvus://me:secret@127.0.0.1:19530/a-b", "a collection is named by letters, digits and _, not 'a-b'"),
     ("postgresql://me:secret@[::1/db", "no URL of a server .*Invalid IPv6 URL"),
-    ("milvus://me:secret@host:abc/photos", "no URL of a server .*Port could not be cast"),
+    ("milvus://me:secret@host:abc/photos", "Port could not be cast .*; give milvus://HOST:PORT/NAME"),
+    ("postgresql://me:secret@127.0.0.1:1,127.0.0.1:2/photos", "PostgreSQL: .*refused"),
     ("milvus:photos", r"a file that ends in .db; give milvus:PATH.db"),
     ("milvus://me:secret@/photos", "no host; give milvus://HOST:PORT/NAME"),
 ])
@@ -34,6 +35,8 @@ def test_a_url_that_leads_nowhere_is_answered_in_one_line_without_its_password(u
 
 def test_only_the_password_of_a_url_is_hidden():
     assert without_password("milvus://me:a:b@host:19530/x") == "milvus://me:***@host:19530/x"
+    assert without_password("milvus://me:a@b@host/x") == "milvus://me:***@host/x"
+    assert without_password("postgresql://me@h/x?password=a&index=y") == "postgresql://me@h/x?password=***&index=y"
     for url in ("milvus://host:19530/x", "postgresql://me@host/x", "postgresql:///x?host=/tmp", "postgresql://me:@/x"):
         assert without_password(url) == url
 

@@ -170,14 +170,15 @@ def test_files_of_any_name_and_size_are_found_and_their_originals_sent(tmp_path)
     odd, large = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "large.png"
     own.paths[0].rename(odd)
     large.write_bytes(picture_bytes(noise(300, 300)))
-    own.store.add(["odd", "large"], own.encoder.encode(own.images[:2]), [{"path": str(odd)}, {"path": str(large)}])
+    own.store.add(["odd\udce9", "large"], own.encoder.encode(own.images[:2]), [{"path": str(odd)}, {"path": str(large)}])
     client = TestClient(own.app(limits=SMALL), base_url=HERE)
     told = json.loads(client.post("/v1/search", content=picture_bytes(own.images[0])).content)
     found = {hit["id"]: hit for hit in told["hits"]}
-    assert found["odd"]["attributes"]["path"] == str(odd) and found["odd"]["distance"] == 0
-    assert client.get(found["odd"]["image"] + "?original=1").content == odd.read_bytes()
+    hit = found["odd\udce9"]
+    assert hit["attributes"]["path"] == str(odd) and hit["distance"] == 0
+    assert client.get(hit["image"] + "?original=1").content == odd.read_bytes()
     assert client.get("/v1/images/large?original=1").content == large.read_bytes(), "nothing of it is decoded"
-    assert "no thumbnail" in refused(client.get("/v1/images/large"), 404)
+    assert "has no thumbnail: an image of 300 x 300 pixels, more than 50000" in refused(client.get("/v1/images/large"), 404)
 
 
 def bomb(width, height):

@@ -166,7 +166,7 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
                                                     **own})
     except RuntimeError as error:  # PyTorch's, of a line for each tensor
         said = " ".join(str(error).partition(":")[2].split())
-        raise InputError(f"{path}: does not fit {name} ({said[:200]}); give weights of it in torchvision's layout") from None
+        raise InputError(f"{path}: does not fit {name} ({said[:200]}); give weights of it") from None
     return came
 
 

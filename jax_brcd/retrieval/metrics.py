@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped, UInt32
 
 from jax_brcd.retrieval.packing import Codes, check_spaces, code_bits, is_real, pack_bits
 from jax_brcd.retrieval.ranking import Database, as_words, check_counts, check_lengths, map_queries, nearest
-from jax_brcd.retrieval.scores import CosineScoring, RealMatrix, Scoring, SoftScoring, highest, map_highest, map_scores
+from jax_brcd.retrieval.scores import SLAB, CosineScoring, RealMatrix, Scoring, SoftScoring, highest, map_highest, map_scores
 from jax_brcd.retrieval.ties import expected_average_precisions
 from jax_brcd.runtime.errors import InputError
 
@@ -149,8 +149,9 @@ def cosine_mean_average_precision(
         query_features, database_features: floats (n, width) of one backbone. The others and errors as `mean_average_precision`.
     """
     scoring = CosineScoring.of(query_features, database_features)
-    ranking = _scored(scoring) if scoring.directions is not None else _Ranking(
-        scoring.queries, scoring.items, lambda function: map_highest(function, scoring, int(k)), lambda positions, _: positions)
+    ranking = _scored(scoring)
+    if scoring.directions is None and check_counts(scoring.queries, scoring.items, k) <= SLAB:
+        ranking = ranking._replace(visit=lambda function: map_highest(function, scoring, int(k)), nearest=lambda found, _: found)
     return _mean(_average_precisions, ranking, query_labels, database_labels, k)
 
 

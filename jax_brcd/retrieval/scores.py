@@ -240,7 +240,7 @@ def map_highest(
     The items are gone through a `SLAB` at a time for many queries together: where their directions are not kept, finding these
     anew for few queries takes longer than all else.
     """
-    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores())))
+    block = max(1, min(QUERIES_A_TASK, -(-scoring.queries // cores()), HELD // (k + SLAB)))
     return on_all_cores(functools.partial(_of_highest, function, scoring, k), scoring.queries, block,
                         lambda: np.empty((block, SLAB)))
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 K = 10  # images for each query
 
+
 def main(argv: list[str] | None = None) -> None:
     """Prints rank, distance and path of the images of an index nearest to each IMAGE, or groups of duplicates in it."""
     from jax_brcd.search.encoders import opened, query_encoder

@@ -50,11 +50,13 @@ class Content(NamedTuple):
         return cls(attributes["digest"], attributes.get("encoder", ""), (first, *further), bool(attributes.get(MISSING)))
 
     def attributes(self) -> dict[str, Any]:
-        """What a store keeps: the first place's parts, and further places as JSON where there are any, as many as it keeps of
-        any item. The others are found anew by each addition, which reads their files again."""
+        """What a store keeps: the first place's parts, and further places as JSON where there are any, as many as every store
+        keeps, of each folder one at least. The others are found anew by each addition, which reads their files again."""
         first, *further = self.places
-        sizes = itertools.accumulate(len(as_text(json.dumps(place))) for place in further)
-        further = [place for place, size in zip(further, sizes, strict=True) if size <= FURTHER_BYTES]
+        of_roots = {place.root: place for place in reversed(further)}
+        kept = sorted(further, key=lambda place: place is not of_roots[place.root])
+        sizes = itertools.accumulate(len(as_text(json.dumps(place))) for place in kept)
+        further = sorted(place for place, size in zip(kept, sizes, strict=True) if size <= FURTHER_BYTES)
         return {**first._asdict(), "folder": os.path.dirname(first.path), "digest": self.digest, "encoder": self.encoder,
                 MISSING: self.missing, **({"further": json.dumps(further)} if further else {})}
 

@@ -94,7 +94,8 @@ def has_vanished(path: str) -> bool:
 def changes_below(
     root: str, found: Found, catalogue: Catalogue, now: Mapping[str, str], shard: Shard
 ) -> dict[str, Change]:
-    """Which items lose files below a folder: those that have vanished, and those that hold another content.
+    """Which items lose files below a folder: those that have vanished, and those that hold another content; with the files there
+    that they have now, of which an item may not note all.
 
     Args:
         now: the ids of the contents that the files have now, by their paths.
@@ -111,4 +112,8 @@ def changes_below(
         elif path not in present and has_vanished(path):
             for id in catalogue.ids_of(path):
                 vanished[id].add(path)
-    return {id: Change(vanished=frozenset(vanished[id]), replaced=frozenset(replaced[id])) for id in {*vanished, *replaced}}
+    there = {id: [] for id in {*vanished, *replaced}}
+    for file in found.files:
+        if now.get(file.path) in there:
+            there[now[file.path]].append(file)
+    return {id: Change(tuple(files), frozenset(vanished[id]), frozenset(replaced[id])) for id, files in there.items()}

@@ -170,6 +170,8 @@ class Bars:
             self._logged = now
             print(tqdm.format_meter(done, total, now - self._began, initial=self._begun, prefix=description, bar_format=LOGGED),
                   file=sys.stderr, flush=True)
+        if done >= total:
+            self._description = ""  # the next work may be called the same
 
     def close(self) -> None:
         """Takes the bar away."""

@@ -159,8 +159,8 @@ def _check_objective(config: Config) -> None:
     if config.contrasts:
         return
     if not above:
-        raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; leave it out, "
-                         "or let the method look at logits", field="own_objective", value=False)
+        raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; give "
+                         "`own_objective`, or let the method look at logits", field="own_objective", value=False)
     for field in sorted({"temperature", "kl_weight"} & config.given - config.temperatures):
         raise InputError(f"the student has no objective of its own, and method {config.run.method} does not look at it; leave it out",
                          field=field, value=getattr(config.objective, field))

@@ -121,7 +121,10 @@ class FeatureCache:
         Args:
             batches: given `begin`, the features of each batch from that image on.
         """
+        folder = path.with_suffix(".pieces")
         if self._has(path, rows, dtype):  # which needs no folder that may be written to
+            if devices.is_first():
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed when they had been joined
             return
         waits = functools.partial(self.say, f"Another run makes {path}; this one waits for it.")
         with locked(lock_beside(path), waits) if devices.is_first() else contextlib.nullcontext():
@@ -130,7 +133,7 @@ class FeatureCache:
             if devices.is_first() and path.exists():
                 self.say(f"{path}: damaged; its features are encoded anew.")
             size = encoding_batch(rows)
-            pieces = Pieces(path.with_suffix(".pieces"), rows, dtype, max(1, PIECE // size) * size)
+            pieces = Pieces(folder, rows, dtype, max(1, PIECE // size) * size)
             begin = devices.agreed(pieces.begun() if devices.is_first() else 0)
             if begin:
                 self.say(f"{path}: goes on from image {begin:,} of {rows:,}.")
@@ -173,7 +176,7 @@ class Pieces:
         features = functools.partial(np.load, allow_pickle=False)
         with atomic_path(path) as temporary:
             write_features(temporary, map(features, self.there), (self.rows, features(self.there[0]).shape[1]), self.dtype)
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _next(self) -> pathlib.Path:

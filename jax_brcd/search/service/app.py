@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from starlette.requests import Request
@@ -31,7 +31,7 @@ from jax_brcd.search.service.openapi import document
 from jax_brcd.search.service.originals import kept_thumbnail, make_thumbnail, open_original
 from jax_brcd.search.service.parameters import Parameters
 from jax_brcd.search.service.uploads import decode, image_of, pixels_of, read_body
-from jax_brcd.search.stores.spelling import as_blob, as_text
+from jax_brcd.search.stores.spelling import as_blob, as_id, as_text
 
 PIECE = 2**16  # bytes of an original that are sent at once
 BODIES = 16  # uploads of the largest size that may lie in memory
@@ -91,7 +91,7 @@ class Service:
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{id}."""
-        asked, id = Parameters.of(request.query_params, ("original",), self.engine, self.limits), request.path_params["id"]
+        asked, id = Parameters.of(request.query_params, ("original",), self.engine, self.limits), _id_of(request)
         (item,) = await self._stored(lambda store: store.get([id])) if id else (None,)
         if item is None:
             raise Refused(404, "the index has no such item")
@@ -217,6 +217,14 @@ async def _told_of_index(answer: Awaitable[Any]) -> Any:
         return await answer
     except (InputError, OSError) as error:
         raise Refused(503, f"the index does not answer: {error}") from None
+
+
+def _id_of(request: Request) -> str:
+    """The id of a path, which need not be UTF-8; nothing where it is none that a store has."""
+    try:
+        return as_id(unquote_to_bytes(request.scope["raw_path"]).removeprefix(b"/v1/images/"))
+    except UnicodeDecodeError:
+        return ""
 
 
 def _file(path: pathlib.Path | None) -> Response:

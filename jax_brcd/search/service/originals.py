@@ -64,6 +64,8 @@ def make_thumbnail(attributes: dict[str, Any], pixels: int) -> Picture:
             image = open_image(file, pixels)
             image.draft("RGB", (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))  # of a JPEG not much more is decoded than is shown
             return Picture(thumbnail_of(to_rgb(turned(image))), "image/jpeg")
+        except Refused as error:
+            raise Refused(404, f"the original has no thumbnail: {error.problem}") from None
         except Exception:  # Pillow's decoders raise almost anything for damaged files
             raise Refused(404, "the original is damaged and has no thumbnail; mend the file and add its folder again") from None
 

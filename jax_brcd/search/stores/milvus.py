@@ -229,7 +229,11 @@ def _parted(url: str) -> tuple[str, str, str]:
     if not where:
         raise InputError("no host; give milvus://HOST:PORT/NAME", field="url", value=url)
     name = _checked_name(url, parts.path.strip("/") or NAME)
-    return f"http://{where if parts.port else f'{where}:19530'}", name, urllib.parse.unquote(who)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"{error}; give milvus://HOST:PORT/NAME", field="url", value=url) from None
+    return f"http://{where if port else f'{where}:19530'}", name, urllib.parse.unquote(who)
 
 
 def _checked_name(url: str, name: str) -> str:

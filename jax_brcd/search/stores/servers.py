@@ -32,17 +32,15 @@ class Found(NamedTuple):
 
 def without_password(url: str) -> str:
     """A URL as errors show it."""
-    return re.sub(r"://([^/@:]*):[^/@]+@", r"://\1:***@", url)
+    return re.sub(r"([?&]password=)[^&]+", r"\1***", re.sub(r"://([^/@:]*):[^/]+@", r"://\1:***@", url))
 
 
 def split_url(url: str) -> urllib.parse.SplitResult:
-    """The parts of a store's URL. Raises InputError for one that has no such parts, as where the port is no number."""
+    """The parts of a store's URL. Raises InputError for one that has no such parts."""
     try:
-        parts = urllib.parse.urlsplit(url)
-        parts.port
+        return urllib.parse.urlsplit(url)
     except ValueError as error:
         raise InputError(f"no URL of a server ({error}); give SCHEME://USER:PASSWORD@HOST:PORT/NAME", field="url", value=url) from None
-    return parts
 
 
 def token(name: str, value: Any) -> str:
