@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from benchmarks import machine
 from benchmarks.jobs import processes
 from benchmarks.quality_report import DOTS_PER_INCH
 from jax_brcd.report.plots import BLUE, ORANGE, VERMILION
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import OneLineParser, run_command

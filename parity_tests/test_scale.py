@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from benchmarks import scale
 from jax_brcd.data import load_dataset
+from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.files import read_json, write_json
 
 
 def test_images_and_lists_are_those_of_a_data_set(tmp_path, monkeypatch):
@@ -63,3 +66,22 @@ def test_the_table_and_the_figure_say_what_was_read():
     axis, = scale.figure(measured).axes
     labels = [line.get_label() for line in axis.get_lines()]
     assert "4,000 images, process 1" in labels and "1,000 images, process 0" in labels
+
+
+def test_sizes_of_another_day_go_on_and_those_of_another_machine_are_not_mixed(tmp_path, monkeypatch):
+    run = {"events": {"started": 0.0, "killed": 30.0, "other ended": 31.0, "started again": 31.5, "ended": 90.0}, "went_on": [],
+           "readings": [(second, process, 100.0, 50.0) for second in (1.0, 40.0) for process in (0, 1)]}
+    done = []
+    monkeypatch.setattr(scale, "generate", lambda folder, images: done.append(images))
+    monkeypatch.setattr(scale, "measure", lambda folder, data: run)
+    words = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs"), "--images"]
+    scale.main([*words, "10"])
+    told = read_json(tmp_path / "scale.json")
+    write_json(tmp_path / "scale.json", {**told, "machine": {**told["machine"], "date": "2020-01-01"}})
+    scale.main([*words, "10", "20"])
+    assert done == [10, 20] and read_json(tmp_path / "scale.json")["runs"].keys() == {"10", "20"}
+    write_json(tmp_path / "scale.json", {**told, "machine": {**told["machine"], "cpu": "another"}})
+    scale.main([*words, "10"])  # of which nothing is to be measured
+    with pytest.raises(InputError, match="scale.json: of another machine or command"):
+        scale.main([*words, "10", "30"])
+    assert done == [10, 20]
