@@ -12,7 +12,7 @@ from flax import nnx
 from jax_brcd.models import create_hash_model
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.views.augmentation import ViewConfig, apply_views, draw_view_parameters, evaluation_views, random_views
-from jax_brcd.views.encoding import encode, encode_batch, stream
+from jax_brcd.views.encoding import encode, encode_batch, streamed
 from jax_brcd.views.images import check_images
 
 BITS = 8
@@ -91,12 +91,12 @@ def test_progress_is_told_after_each_batch_and_nothing_is_drawn(capfd):
         told.append((description, done, total))
 
     rows = np.arange(10.0)[:, None]
-    np.testing.assert_array_equal(stream(lambda batch: 2 * jnp.asarray(batch), rows, description="rows", batch_size=4,
-                                         progress=progress), 2 * rows)
+    doubled = list(streamed(lambda batch: 2 * jnp.asarray(batch), rows, description="rows", batch_size=4, progress=progress))
+    np.testing.assert_array_equal(np.concatenate(doubled), 2 * rows)
     assert told == [("rows", 4, 10), ("rows", 8, 10), ("rows", 10, 10)]
     encode(create_hash_model("resnet8", BITS), IMAGES, size=32, description="images", progress=progress)
     assert told[3:] == [("images", 5, 5)]
-    stream(lambda batch: jnp.asarray(batch), rows, description="rows")
+    list(streamed(lambda batch: jnp.asarray(batch), rows, description="rows"))
     assert capfd.readouterr() == ("", "")
 
 

@@ -27,7 +27,7 @@ from jax_brcd.teachers.objectives.itq import iterative_quantisation
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import TrainState, fit, start, stepped_epoch
 from jax_brcd.views.batches import epoch_batches
-from jax_brcd.views.encoding import stream
+from jax_brcd.views.encoding import streamed
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ def a_download(folder):
 
 @pytest.mark.parametrize("work", [
     a_stage, steps, a_download,
-    lambda folder: stream(lambda batch: pytest.fail("a batch was encoded"), IMAGES, description="images"),
+    lambda folder: list(streamed(lambda batch: pytest.fail("a batch was encoded"), IMAGES, description="images")),
     lambda folder: choose_clusters(CODES, "auto", cluster_range=(2, 4), seed=0),
     lambda folder: hamming_top_k(CODES, CODES, 2),
     lambda folder: cosine_neighbours(CODES, 2),

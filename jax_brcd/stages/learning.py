@@ -68,6 +68,7 @@ def check_learning(config: Config) -> None:
     if settings.teacher_neighbours:
         _check_neighbours(config)
     _check_method(config)
+    _check_features(config)
     _check_objective(config)
 
 
@@ -149,18 +150,23 @@ def _check_method(config: Config) -> None:
                          "`method`, or `teacher_view` same", field="teacher_view", value=CLEAN)
 
 
-def _check_objective(config: Config) -> None:
-    """What only an objective of the student's own looks at, and what would leave its hash head as it began."""
-    needs, name = config.method.needs, config.run.method
-    above = bool({"codes", "logits"} & set(needs.student))
-    if needs.views and not above and not config.student.train_backbone:
+def _check_features(config: Config) -> None:
+    """What would not learn from a method that looks at the student's features alone."""
+    name = config.run.method
+    if {"codes", "logits"} & set(config.method.needs.student):
+        return
+    if not config.student.train_backbone:
         raise InputError(f"method {name} looks at the student's features, which without `train_backbone` stay as they are; give that "
                          "too, or let it look at logits", field="method", value=name)
-    if config.contrasts:
-        return
-    if not above:
+    if not config.contrasts:
         raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; give "
                          "`own_objective`, or let the method look at logits", field="own_objective", value=False)
+
+
+def _check_objective(config: Config) -> None:
+    """What only an objective of the student's own looks at."""
+    if config.contrasts:
+        return
     for field in sorted({"temperature", "kl_weight"} & config.given - config.temperatures):
         raise InputError(f"the student has no objective of its own, and method {config.run.method} does not look at it; leave it out",
                          field=field, value=getattr(config.objective, field))

@@ -46,22 +46,17 @@ def padded_batches(images: np.ndarray, batch_size: int, begin: int = 0) -> Itera
         yield np.concatenate([batch, np.zeros((batch_size - count, *batch.shape[1:]), batch.dtype)]), count
 
 
-def stream(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None,
-    progress: Progress = silent,
-) -> np.ndarray:
-    """`compute` over all images in padded batches, one batch ahead of what has been fetched. Returns (images, width).
-
-    `progress` is told after each batch how many of them are done.
-    """
-    return np.concatenate(list(streamed(compute, images, description=description, batch_size=batch_size, progress=progress)))
-
-
 def streamed(
     compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None, begin: int = 0,
     progress: Progress = silent,
 ) -> Iterator[np.ndarray]:
-    """The parts of `stream`, a batch at a time, from the image `begin` on, with which a batch begins."""
+    """`compute` over images in padded batches, one batch ahead of what has been fetched. Gives (batch, width) of each batch.
+
+    `progress` is told after each batch how many images are done.
+
+    Args:
+        begin: the image to begin with, the first of a batch.
+    """
     size, done = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images)), begin
     for result, count in _one_ahead((compute(batch), count) for batch, count in padded_batches(images, size, begin)):
         yield np.asarray(result)[:count]
@@ -100,7 +95,7 @@ def encoded(
     module: nnx.Module, images: Shaped[np.ndarray | Array, "..."], *, description: str, begin: int = 0,
     progress: Progress = silent, **view: Any,
 ) -> Iterator[np.ndarray]:
-    """The parts of `encode`, a batch at a time, from the image `begin` on, with which a batch begins."""
+    """What `encode` gives, a batch at a time; `begin` as in `streamed`."""
     check_images(images)
     graph, state = devices.replicate(nnx.split(module))
     return streamed(lambda batch: encode_batch(graph, state, devices.spread(batch), **view), images, description=description,

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -95,7 +96,7 @@ class FeatureCache:
         return np.stack([self._view(folder, images, number, count, drawing, made_of) for number in range(count)])
 
     def _view(self, folder, images, number: int, count: int, drawing: "Drawing", partners: np.ndarray) -> np.ndarray:
-        def batches(begin: int) -> Iterator[np.ndarray]:
+        def batches(*, begin: int) -> Iterator[np.ndarray]:
             graph, state, key = devices.replicate((*nnx.split(self.backbone), drawing.key))
             everyone = np.arange(len(images), dtype=np.int32)
             sources = [np.asarray(source) for source in drawing.sources(everyone, number, partners)]
@@ -112,7 +113,7 @@ class FeatureCache:
                 yield features.astype(ml_dtypes.bfloat16).view(np.uint16)
 
         path = folder / f"view_{number:04d}.npy"
-        self._keep(path, len(images), np.uint16, lambda *, begin: batches(begin))
+        self._keep(path, len(images), np.uint16, batches)
         return np.load(path, mmap_mode="r", allow_pickle=False).view(ml_dtypes.bfloat16)
 
     def _keep(self, path: pathlib.Path, rows: int, dtype: type, batches: Callable[..., Iterator[np.ndarray]]) -> None:
@@ -134,12 +135,14 @@ class FeatureCache:
                 self.say(f"{path}: damaged; its features are encoded anew.")
             size = encoding_batch(rows)
             pieces = Pieces(folder, rows, dtype, max(1, PIECE // size) * size)
-            begin = devices.agreed(pieces.begun() if devices.is_first() else 0)
+            there = devices.agreed(pieces.there() if devices.is_first() else 0)
+            begin = min(there * pieces.size, rows)
             if begin:
                 self.say(f"{path}: goes on from image {begin:,} of {rows:,}.")
-            for features in in_pieces(batches(begin=begin), pieces.size) if begin < rows or not rows else ():
+            left = in_pieces(batches(begin=begin), pieces.size) if there < pieces.count else ()
+            for number, features in enumerate(left, there):
                 if devices.is_first():
-                    pieces.add(features)
+                    pieces.keep(number, features)
             if devices.is_first():
                 pieces.join(path)
             devices.wait_for_all(str(path))
@@ -149,7 +152,7 @@ class FeatureCache:
         return devices.agreed(devices.is_first() and is_whole(path, rows, dtype))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Pieces:
     """Features on their way to a file: those of `size` images at a time, each a file of its own in a folder."""
 
@@ -157,34 +160,34 @@ class Pieces:
     rows: int
     dtype: type
     size: int
-    there: list[pathlib.Path] = dataclasses.field(default_factory=list)
 
-    def begun(self) -> int:
-        """How many images the pieces are of that are there, one after the other and whole."""
-        while len(self.there) * self.size < self.rows and is_whole(self._next, self._count, self.dtype):
-            self.there.append(self._next)
-        return min(len(self.there) * self.size, self.rows)
+    @property
+    def count(self) -> int:
+        """How many pieces there are to be; one without rows of no images."""
+        return max(1, -(-self.rows // self.size))
 
-    def add(self, features: Shaped[np.ndarray, "images width"]) -> None:
-        """Keeps the next piece."""
-        with atomic_path(self._next) as temporary:
-            write_features(temporary, [features], features.shape, features.dtype)
-        self.there.append(self._next)
+    def there(self) -> int:
+        """How many pieces are there, one after the other and whole."""
+        for number in range(self.count):
+            if not is_whole(self._path(number), min(self.size, self.rows - number * self.size), self.dtype):
+                return number
+        return self.count
+
+    def keep(self, number: int, features: Shaped[np.ndarray, "images width"]) -> None:
+        """Writes a piece."""
+        with atomic_path(self._path(number)) as temporary:
+            write_features(temporary, [features], features.shape, self.dtype)
 
     def join(self, path: pathlib.Path) -> None:
         """Makes one file of all pieces, and takes these away."""
-        features = functools.partial(np.load, allow_pickle=False)
+        parts = (np.load(self._path(number), allow_pickle=False) for number in range(self.count))  # one in memory at a time
+        first = next(parts)
         with atomic_path(path) as temporary:
-            write_features(temporary, map(features, self.there), (self.rows, features(self.there[0]).shape[1]), self.dtype)
+            write_features(temporary, itertools.chain([first], parts), (self.rows, first.shape[1]), self.dtype)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @property
-    def _next(self) -> pathlib.Path:
-        return self.folder / f"{len(self.there):06d}.npy"
-
-    @property
-    def _count(self) -> int:
-        return min(self.size, self.rows - len(self.there) * self.size)
+    def _path(self, number: int) -> pathlib.Path:
+        return self.folder / f"{number:06d}.npy"
 
 
 def in_pieces(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
