@@ -203,8 +203,8 @@ def lengths(budget: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     epochs, images = budget["epochs"], budget.get("train_images", IMAGES[-1])
 
     def run(epochs: int, images: int) -> dict[str, Any]:
-        told = {"epochs": epochs, "validation_interval": max(5, epochs // 3)}
-        return told if images == IMAGES[-1] else {**told, "train_images": images}
+        return {"epochs": epochs, "validation_interval": max(5, epochs // 3),
+                "train_images": RECIPE["train_images"] if images == IMAGES[-1] else images}
 
     others = [(max(1, round(epochs * images / count)), count) for count in IMAGES if count != images]
     longer = [(max(1, round(epochs * factor)), images) for factor in (1 / 3, 2, 4)]

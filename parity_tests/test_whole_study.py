@@ -57,11 +57,16 @@ def test_other_images_are_seen_in_as_many_steps():
     assert whole.lengths({"epochs": 15}) == {
         "5,000 images in as many steps": {"epochs": 150, "validation_interval": 50, "train_images": 5_000},
         "20,000 images in as many steps": {"epochs": 38, "validation_interval": 12, "train_images": 20_000},
-        "5 epochs": {"epochs": 5, "validation_interval": 5}, "30 epochs": {"epochs": 30, "validation_interval": 10},
-        "60 epochs": {"epochs": 60, "validation_interval": 20}}
+        "5 epochs": {"epochs": 5, "validation_interval": 5, "train_images": "all"},
+        "30 epochs": {"epochs": 30, "validation_interval": 10, "train_images": "all"},
+        "60 epochs": {"epochs": 60, "validation_interval": 20, "train_images": "all"}}
     short = whole.lengths({"epochs": 5, "train_images": 20_000})
-    assert short["50,000 images in as many steps"] == {"epochs": 2, "validation_interval": 5}
+    assert short["50,000 images in as many steps"] == {"epochs": 2, "validation_interval": 5, "train_images": "all"}
     assert short["2 epochs"] == {"epochs": 2, "validation_interval": 5, "train_images": 20_000}
+    asked = whole.Asked(["itq"], [64], [0], ["mse"], [2e-3], {"epochs": 5, "train_images": 20_000})
+    named = {student.label: student.name for student in whole.of_variants(asked)}
+    assert named["50,000 images in as many steps"] == "itq-bits=64-seed=0-epochs=2-teacher-neighbours=0"
+    assert named["2 epochs"] == "itq-bits=64-seed=0-epochs=2-teacher-neighbours=0-train-images=20000"
 
 
 def result(teacher, symmetric, asymmetric, validation=0.5):
