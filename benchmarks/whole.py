@@ -85,6 +85,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"train_backbone": False},
     "bfloat16": {"dtype": "bfloat16"},
 }
+# BRCD tells a positive that is offset by what its teacher says of another view, so that its parts are compared where the teacher
+# sees the student's; of so many kept ones its features are encoded once for all students
+SEEN: Mapping[str, Any] = {**ALONE, "teacher_view": "same", "views": 4}
 # What a teacher needs whose student falls short of it without neighbours: its chances of a bit as labels, in twice as many steps
 CHANCES: Mapping[str, Any] = {**ALONE, "method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
 # Less of it: a third of the epochs, and those in batches of half the images
@@ -193,8 +196,10 @@ def of_variants(asked: Asked) -> Iterator[Taught]:
 
 @STUDY.register("parts of BRCD")
 def of_brcd(asked: Asked) -> Iterator[Taught]:
-    """BRCD's parts, each added to the ones before it."""
-    labelled = {label: {**ALONE, "method": "brcd", **settings, **asked.budget} for label, settings in PARTS.items()}
+    """BRCD's parts, each added to the ones before it, and `mse` with and without all of it."""
+    methods = {name: {"method": name, **NEEDED.get(name, {})} for name in ("mse", "mse+brcd")}
+    parts = {label: {"method": "brcd", **settings} for label, settings in PARTS.items()}
+    labelled = {label: {**SEEN, **settings, **asked.budget} for label, settings in (methods | parts).items()}
     return of_labels("parts of BRCD", labelled, asked.seeds[:2], asked.teachers)
 
 

@@ -91,6 +91,8 @@ class Seeing(BaseMethod):
     (Needs(), True, [("student", "itself"), ("teacher", "itself")]),
     (Needs(), False, [("student", "itself")] * 2 + [("teacher", "itself")]),
     (Needs(views=("i", "j")), True, [("student", "itself")] * 2 + [("teacher", "itself")] * 2),
+    (Needs(views=("i", "j"), unseen=("j",)), True, [("student", "itself")] + [("teacher", "itself")] * 2),
+    (Needs(views=("i", "j"), unseen=("j",)), False, [("student", "itself")] * 2 + [("teacher", "itself")] * 2),
     (Needs(views=("i", Rotation(1))), True, [("student", "itself"), ("student", "rotation1"), ("teacher", "itself"),
                                              ("teacher", "rotation1")]),
     (Needs(views=()), False, [("student", "itself")] * 2)])

@@ -110,7 +110,7 @@ def test_fifty_steps_of_a_whole_student_follow_the_same_losses(scene, name):
     pixels, logits = (torch.from_numpy(part) for part in scene)
     pixels = pixels.permute(0, 1, 4, 2, 3)
 
-    def outputs(indices, numbers):
+    def outputs(indices, numbers, shown):
         student = torch_outputs_of(get_head(reference), features_of(reference, pixels[numbers, indices]))
         return student, Outputs(logits=logits[indices])
 

@@ -239,7 +239,8 @@ def encode(model: nn.Module, pixels: Tensor) -> Outputs:
 
 
 def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, teacher_features: Tensor | None, codes: Tensor):
-    """The function that gives the student's and the teacher's outputs of a view, or of what is derived of it.
+    """The function that gives the student's and the teacher's outputs of a view, or of what is derived of it; None for the
+    student's where the view is not `shown` to it.
 
     Args:
         teacher_features: of the kept views; None for new views. codes: the teacher's, of the training images.
@@ -248,13 +249,13 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
     partners = augment.nearest_others(codes, needs.neighbours) if needs.neighbours else None
     clean = clean_outputs(experiment, teacher) if experiment.config.learning.teacher_view == CLEAN else None
     if experiment.kept_views is None:
-        def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
+        def fresh(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None, *, shown: bool = True):
             pixels = experiment.fresh_pixels(TEACHER, indices, numbers, derivation, partners)
             with torch.no_grad():
                 of_teacher = encode(teacher, pixels) if clean is None else rows_of(clean, indices)
-            if experiment.seen[STUDENT] != experiment.seen[TEACHER]:
+            if shown and experiment.seen[STUDENT] != experiment.seen[TEACHER]:
                 pixels = experiment.fresh_pixels(STUDENT, indices, numbers, derivation, partners)
-            return encode(model, pixels), of_teacher
+            return encode(model, pixels) if shown else None, of_teacher
 
         return fresh
 
@@ -269,10 +270,12 @@ def view_outputs(experiment: Experiment, model: nn.Module, teacher: nn.Module, t
                                                                                    partners))
         targets[derivation] = outputs_of(models.get_head(teacher), of_teacher)
 
-    def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None) -> tuple[Outputs, Outputs]:
+    def kept(indices: Tensor, numbers: Tensor, derivation: Derivation | None = None, *, shown: bool = True):
+        of_teacher = rows_of(targets[derivation], (numbers, indices)) if clean is None else rows_of(clean, indices)
+        if not shown:
+            return None, of_teacher
         seen = inputs[derivation][numbers, indices]
-        return (encode(model, seen) if whole else outputs_of(models.get_head(model), seen),
-                rows_of(targets[derivation], (numbers, indices)) if clean is None else rows_of(clean, indices))
+        return encode(model, seen) if whole else outputs_of(models.get_head(model), seen), of_teacher
 
     return kept
 
@@ -360,6 +363,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         views=[view for view in ("i", "j") if view in own or view in method.needs.views],
+        unseen=[view for view in method.needs.unseen if view not in own],
         derivations=method.needs.derivations, replaces_objective=not config.contrasts, learning=config.learning)
     return model, best
 

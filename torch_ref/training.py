@@ -123,6 +123,7 @@ def train_student(
     temperature: float,
     kl_weight: float,
     views: Sequence[str] = ("i", "j"),
+    unseen: Sequence[str] = (),
     derivations: Sequence[Derivation] = (),
     replaces_objective: bool = False,
     learning: LearningConfig = LearningConfig(),
@@ -131,9 +132,10 @@ def train_student(
 
     Args:
         parameters: what learns. outputs: gives the student's and the teacher's outputs of (indices, views), or of what a third
-            argument derives of them.
+            argument derives of them; None for the student's where `shown` is false.
         distillation: of (indices, the student's outputs and the teacher's by the name of the view: of `views`, and of each of
             `derivations` of view i).
+        unseen: of `views`, those that the teacher alone sees.
         replaces_objective: the distillation alone, without CIBHash. learning: jax_brcd's settings, as far as they are here.
 
     Returns:
@@ -148,7 +150,7 @@ def train_student(
     for epoch in range(1, schedule.epochs + 1):
         for indices, views_i, views_j in schedule.steps(epoch - 1):
             numbers = {"i": views_i, "j": views_j}
-            seen = {view: outputs(indices, numbers[view]) for view in views}
+            seen = {view: outputs(indices, numbers[view], shown=view not in unseen) for view in views}
             seen |= {derivation.name: outputs(indices, views_i, derivation) for derivation in derivations}
             student, teacher = ({view: pair[side] for view, pair in seen.items()} for side in (0, 1))
             loss = distillation(indices, student, teacher)

@@ -25,11 +25,17 @@ class Needs:
     """What a method sees; nothing else is computed for it."""
 
     views: tuple[View, ...] = (VIEW_I,)  # seen by student and teacher
+    unseen: tuple[str, ...] = ()  # of these, "i" or "j" that the teacher alone sees
     student: tuple[str, ...] = ("codes",)  # entries of Outputs
     teacher: tuple[str, ...] = ("codes",)
     negatives: int = 0  # other training images drawn for each image of a batch
     neighbours: int = 0  # nearest training images by the teacher's codes that mixtures draw from
     clusters: ClusterNeeds | None = None  # of the teacher's codes of the training images
+
+    @property
+    def shown(self) -> tuple[View, ...]:
+        """The views that the student sees."""
+        return tuple(view for view in self.views if view not in self.unseen)
 
     @property
     def derivations(self) -> tuple[Derivation, ...]:

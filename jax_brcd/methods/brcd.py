@@ -36,8 +36,8 @@ class BRCD(BaseMethod):
 
     @property
     def needs(self) -> Needs:
-        """Both views, and clusters of the teacher's codes."""
-        return Needs(views=(VIEW_I, VIEW_J),
+        """Both views, of which the student sees the first, and clusters of the teacher's codes."""
+        return Needs(views=(VIEW_I, VIEW_J), unseen=(VIEW_J,),
                      clusters=ClusterNeeds(self.clusters, self.cluster_choice, self.cluster_restarts))
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:

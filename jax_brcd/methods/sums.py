@@ -51,8 +51,9 @@ class Sum(BaseMethod):
             InputError: for parts that need different clusters or numbers of neighbours.
         """
         every = [part.needs for part in self.parts.values()]
+        views = tuple(dict.fromkeys(view for needs in every for view in needs.views))
         return Needs(
-            views=tuple(dict.fromkeys(view for needs in every for view in needs.views)),
+            views=views, unseen=tuple(view for view in views if not any(view in needs.shown for needs in every)),
             student=tuple(dict.fromkeys(name for needs in every for name in needs.student)),
             teacher=tuple(dict.fromkeys(name for needs in every for name in needs.teacher)),
             negatives=sum(needs.negatives for needs in every),

@@ -77,6 +77,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
+        **({"unseen": config.method.needs.unseen} if config.method.needs.unseen and not config.contrasts else {}),
         **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
         None if ends else config.student.epochs)

@@ -106,7 +106,7 @@ def student_stage(
     needs, n_images = method.needs, source.n_images
     alone = method.replaces_objective or not learning.own_objective
     own = () if alone else (VIEW_I, VIEW_J)  # the views that the student's own objective contrasts
-    views = tuple(view for view in (VIEW_I, VIEW_J) if view in own or view in needs.views)
+    views = tuple(view for view in (VIEW_I, VIEW_J) if view in own or view in needs.shown)
     method_parameters, memory = method.init(
         knowledge._replace(student_features=student.backbone.features, teacher_features=teacher.width), seed=method_seed)
 
@@ -125,7 +125,7 @@ def student_stage(
         seen = DistillationBatch(
             indices=batch.indices, valid=batch.valid, key=key, temperature=temperature,
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
-            student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.views},
+            student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.shown},
             teacher=teacher_outputs(constants["teacher"], batch, needs, mix),
             step=carry["step"], steps=schedule.epochs * stage.steps)
         distillation, memory, own_metrics = method.loss(parameters["method"], carry["memory"], seen)
