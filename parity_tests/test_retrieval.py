@@ -136,6 +136,18 @@ def test_distances_of_long_codes_do_not_wrap(bits):
     np.testing.assert_array_equal(distances, [[0, 0, bits / 2, bits]])
 
 
+@pytest.mark.parametrize("bits", [16_383, 20_000, 32_768])
+def test_measures_of_long_codes_do_not_wrap(bits):
+    """The one relevant item is the farthest: every bit of it differs."""
+    query = np.ones((1, bits), np.int8)
+    database = np.stack([-query[0], np.where(np.arange(bits) % 2, 1, -1).astype(np.int8), query[0]])
+    labels = np.array([[1, 0]], np.uint8), np.array([[1, 0], [0, 1], [0, 1]], np.uint8)
+    assert hamming_top_k(query, database, 3)[0].tolist() == [[2, 1, 0]]
+    assert tie_aware_mean_average_precision(query, database, *labels, 3) == pytest.approx(1 / 3)
+    _, recalls = precision_recall_curve(query, database, *labels)
+    assert recalls[bits - 1] == 0 and recalls[bits] == 1
+
+
 def test_precision_counts_the_relevant_among_k():
     database = np.array([[1, 1], [1, 1], [-1, -1], [1, -1]])
     labels = np.array([[1, 0], [0, 1], [1, 0], [1, 0]])

@@ -244,7 +244,7 @@ def _counted(ranking: _Ranking, k: int, asked: UInt32[np.ndarray, "words rows"],
     for row, distances in enumerate(lent):
         # The last bit tells relevant items apart, so that one count over the database serves both
         relevant = (asked[:, row, None] & searched).any(axis=0)
-        place = 2 * distances.doubled[: ranking.items].astype(np.uint16) + relevant
+        place = 2 * distances.doubled[: ranking.items].astype(np.min_scalar_type(2 * ranking.distances)) + relevant
         counts[row] = np.bincount(place, minlength=2 * ranking.distances).reshape(ranking.distances, 2)
     ranked = _only_ranked(ranking, k, asked, searched, lent).ranked
     return _Found(ranked, items=counts.sum(axis=2), relevant=counts[:, :, 1])

@@ -120,7 +120,7 @@ def _chunk_distances(
         doubled = bits - ones(both) + 2 * ones(differ & both)
     else:
         doubled = 2 * ones(differ)
-    doubled = jnp.where(jnp.arange(doubled.shape[1]) < count, doubled, np.iinfo(dtype).max).astype(dtype)
+    doubled = jnp.where(jnp.arange(doubled.shape[1]) < count, doubled, 2 * bits + 1).astype(dtype)
     return doubled, jnp.min(doubled.reshape(len(doubled), -1, GROUP), axis=2)
 
 
