@@ -60,7 +60,21 @@ def test_the_mean_of_average_precisions_is_the_published_map():
 
 
 def test_queries_that_lost_most_come_with_what_both_found(dataset, codes):
-    grid = results.lost_grid(dataset, codes, 6)
+    """In either search: the asymmetric student's bits are the teacher's own, and it confuses the same queries."""
+    grids = results.lost_grids(dataset, codes, 6)
+    assert list(grids) == ["symmetric", "asymmetric"] and "asymmetric search" in grids["asymmetric"].title
+    for grid in grids.values():
+        check_lost(dataset, grid)
+
+
+def test_a_search_in_which_no_query_lost_is_not_shown(dataset, codes, tmp_path):
+    with np.load(codes, allow_pickle=False) as arrays:
+        known = {name: np.where(np.unpackbits(arrays[name], axis=1, count=BITS), 1, -1) for name in arrays if name.endswith(("_test", "_database"))}
+    results.save_codes(tmp_path / "other.npz", known | {"asymmetric_test": known["teacher_test"]}, dataset)
+    assert list(results.lost_grids(dataset, tmp_path / "other.npz", 6)) == ["symmetric"]
+
+
+def check_lost(dataset, grid):
     assert grid.query_names == ["bee\n1.00, then 0.00"] * 2 and grid.columns == (("teacher", 5), ("student", 5))
     np.testing.assert_array_equal(grid.query_images, dataset.test.images[[1, 5]])
     assert grid.result_names == [["bee"] * 5 + ["cow"] * 5] * 2
@@ -79,8 +93,8 @@ def test_classes_of_any_name_are_drawn_as_they_are(name, tmp_path):
 def test_where_no_query_lost_there_is_nothing_to_show(dataset, tmp_path):
     alike = np.tile(2 * np.eye(CLASSES) - 1, (6, 2))
     results.save_codes(tmp_path / "codes.npz", {"teacher_test": alike[:8], "teacher_database": alike, "symmetric_test": alike[:8],
-                                                "symmetric_database": alike}, dataset)
-    assert results.lost_grid(dataset, tmp_path / "codes.npz", 6) is None
+                                                "symmetric_database": alike, "asymmetric_test": alike[:8]}, dataset)
+    assert results.lost_grids(dataset, tmp_path / "codes.npz", 6) == {}
 
 
 def test_bits_agree_where_student_and_teacher_say_the_same(codes):
@@ -112,9 +126,10 @@ def test_the_course_is_drawn_by_epochs_and_by_seconds_beside_the_teacher():
 def test_the_page_holds_them(dataset, codes, tmp_path):
     protocol = dict.fromkeys(("dataset", "split", "k", "ties", "bits", "seed"), 1) | {"queries": 1, "database": 1}
     report = Report("a run", {}, {"protocol": protocol, "validation": {"teacher": {"map": 0.66}}}, HISTORY, {},
-                    lost=results.lost_grid(dataset, codes, 6), agreement=results.bit_agreement(codes))
+                    lost=results.lost_grids(dataset, codes, 6), agreement=results.bit_agreement(codes))
     page = write_report(tmp_path, report).read_text()
-    for title in ("Student and teacher", "Bit agreement", "Queries that lost most"):
+    for title in ("Student and teacher", "Bit agreement", "Queries that lost most in symmetric search",
+                  "Queries that lost most in asymmetric search"):
         assert title in page
     assert set(figures(Report("a run", {}, {"protocol": protocol}, HISTORY[:2], {}))) == {"losses"}
 

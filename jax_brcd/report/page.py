@@ -35,7 +35,7 @@ class Report:
     grid: RetrievalGrid | None = None
     sections: tuple[Section, ...] = ()  # what the distillation method shows of itself
     notes: tuple[str, ...] = ()
-    lost: RetrievalGrid | None = None  # the queries that the student lost most of
+    lost: Mapping[str, RetrievalGrid] = dataclasses.field(default_factory=dict)  # by search, the queries that lost most
     agreement: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # with the teacher, by encoder and bit (bits,)
 
 
@@ -46,8 +46,7 @@ def figures(report: Report) -> dict[str, "Figure"]:
     drawn = {}
     if report.grid is not None:
         drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
-    if report.lost is not None:
-        drawn["queries_that_lost_most"] = plots.retrieval_grid_plot(report.lost)
+    drawn |= {f"queries_that_lost_most_in_{search}_search": plots.retrieval_grid_plot(grid) for search, grid in report.lost.items()}
     if any(name.endswith("_map") for record in report.history for name in record):
         drawn["student_and_teacher"] = plots.course_plot(report.history, report.metrics.get("validation"))
     if report.agreement:

@@ -10,7 +10,7 @@ from jax_brcd.data import ImageDataset
 from jax_brcd.report.grid import RetrievalGrid
 from jax_brcd.retrieval import SearchScores, average_precisions, hamming_top_k
 from jax_brcd.retrieval.packing import PackedCodes
-from jax_brcd.retrieval.searches import SEARCHES
+from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime.files import atomic_path
 
 GRID_QUERIES, GRID_RESULTS = 8, 10
@@ -68,15 +68,21 @@ def retrieval_grid(dataset: ImageDataset, path: pathlib.Path, encoder: str) -> R
                  f"Queries and their first {indices.shape[1]} results by Hamming distance")
 
 
-def lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int) -> RetrievalGrid | None:
-    """The test queries whose average precision fell most from the teacher's search to the student's symmetric one, with what either
-    found first; None where none fell.
+def lost_grids(dataset: ImageDataset, path: pathlib.Path, k: int) -> dict[str, RetrievalGrid]:
+    """For each search the test queries whose average precision fell most from the teacher's to the student's, with what either found
+    first; without the searches in which none fell.
 
     Args:
         path: of the codes that `save_codes` wrote. k: ranks that average precision looks at.
     """
-    searched = {name: (_codes(path, encoder, "test"), _codes(path, encoder, "database"))
-                for name, encoder in (("teacher", "teacher"), ("student", str(SEARCHES[0])))}
+    grids = {str(search): _lost_grid(dataset, path, k, search) for search in SEARCHES}
+    return {search: grid for search, grid in grids.items() if grid is not None}
+
+
+def _lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int, search: Search) -> RetrievalGrid | None:
+    encoders = {"teacher": "teacher", "student": str(search)}
+    searched = {role: (_codes(path, encoders[role], "test"), _codes(path, encoders[database], "database"))
+                for role, database in (("teacher", "teacher"), ("student", search.database))}
     scores = {name: average_precisions(*codes, dataset.test.labels, dataset.database.labels, k)
               for name, codes in searched.items()}
     lost = scores["teacher"] - scores["student"]
@@ -88,7 +94,7 @@ def lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int) -> RetrievalGri
     indices = np.concatenate([hamming_top_k(test[queries], database, first)[0] for test, database in searched.values()], axis=1)
     names = [f"{name}\n{scores['teacher'][query]:.2f}, then {scores['student'][query]:.2f}"
              for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
-    return _grid(dataset, queries, indices, names, "Queries of which the student lost most, by average precision of both searches",
+    return _grid(dataset, queries, indices, names, f"Queries of which the student lost most in {search} search, by average precision of the teacher's and its own",
                  tuple((name, first) for name in searched))
 
 

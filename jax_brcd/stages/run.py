@@ -264,7 +264,7 @@ def _write(
         title=f"{' '.join(names)} on {dataset.name}, {config.objective.bits} bits", config=config.flat(), metrics=found.metrics,
         history=history, curves=found.curves, sections=() if student is None else student.sections,
         grid=results.retrieval_grid(dataset, found.codes, SEARCHES[0] if student else "teacher") if dataset.labelled else None,
-        lost=results.lost_grid(dataset, found.codes, context.k) if dataset.labelled and student else None,
+        lost=results.lost_grids(dataset, found.codes, context.k) if dataset.labelled and student else {},
         agreement=results.bit_agreement(found.codes) if student else {}, notes=(*notes, *teacher.remarks)))
     write_json(out / METRICS, found.metrics)
 
