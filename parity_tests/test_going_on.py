@@ -1,6 +1,9 @@
 """A stage that goes on in other circumstances: run in another way, for more epochs, or at another rate after it diverged."""
 
 import functools
+import itertools
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +99,18 @@ def test_a_stage_cut_in_one_way_of_running_it_goes_on_in_another(
     fitted = run(stage(images, **WAYS[second]), tmp_path)
     assert int(fitted.state.carry) == EPOCHS * STEPS
     assert_same(fitted, undisturbed)
+
+
+def test_an_epochs_seconds_are_all_that_it_took_also_where_it_was_cut(images, tmp_path, monkeypatch):
+    """By a clock that moves whenever it is looked at, here once a step."""
+    def begin_to_tick():
+        clock = itertools.count()
+        monkeypatch.setattr(training, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock)), monotonic=time.monotonic))
+
+    begin_to_tick()
+    cut(monkeypatch, stage(images, scan=False), tmp_path, steps=STEPS - 1)
+    begin_to_tick()
+    assert run(stage(images, scan=False), tmp_path).history[0]["seconds"] == STEPS
 
 
 def test_checkpoints_inside_an_epoch_compile_nothing(images, tmp_path):

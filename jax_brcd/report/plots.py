@@ -76,7 +76,7 @@ def course_plot(history: list[dict[str, Any]], validation: Mapping[str, Any] | N
         epochs, seen, scores = zip(*scored, strict=True)
         for axis, where in ((by_epoch, epochs), (by_second, seen)):
             axis.plot(where, scores, linestyle=line, color=color, marker="o", markersize=3, label=f"student {search}")
-    for axis, what in ((by_epoch, "epoch"), (by_second, "seconds of training")):
+    for axis, what in ((by_epoch, "epoch"), (by_second, "seconds of epochs, without validations")):
         if validation is not None:
             axis.axhline(validation["teacher"]["map"], color=GRAY, linewidth=1.2, label="teacher")
         axis.set_xlim(left=0)

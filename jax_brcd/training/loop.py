@@ -106,8 +106,8 @@ def score_name(search: str) -> str:
     return f"{search}_map"
 
 
-# An epoch of which no step is done, as a checkpoint tells it: steps done, and every metric's value at each of them
-NOT_BEGUN: dict[str, Any] = {"step": 0, "metrics": {}}
+# An epoch of which no step is done, as a checkpoint tells it: steps done, the seconds they took, and every metric's value at each
+NOT_BEGUN: dict[str, Any] = {"step": 0, "seconds": 0.0, "metrics": {}}
 
 
 @in_32_bits
@@ -177,7 +177,7 @@ def stepped_epoch(
     for number, images in zip(range(first, batches.indices.shape[0]), fed, strict=False):
         interruption.check()
         batch = devices.spread(Batches(*(part[number] for part in batches)))
-        given = constants if images is None else with_images(constants, devices.replicate(images))
+        given = constants if images is None else with_images(constants, images)
         state, metrics = _compiled_step(loss, optimizer, state, given, batch, jax.random.fold_in(key, number))
         history.append(metrics)
         jax.block_until_ready(history[-2:-1])
@@ -253,11 +253,11 @@ class _Course:
     def _take(self, told: Any) -> None:
         """Goes on from what a checkpoint tells. Raises InputError where it tells something else than `save` did."""
         try:
-            self.epoch, self.begun = told["epoch"], told.get("begun", NOT_BEGUN)
+            self.epoch, self.begun = told["epoch"], NOT_BEGUN | told.get("begun", {})
             self.stopping, self.history = EarlyStopping(told["best"], told["misses"]), told["history"]
             counts = (self.epoch, self.stopping.misses, self.begun["step"])
             if not (all(type(count) is int and count >= 0 for count in counts) and len(self.history) == self.epoch
-                    and isinstance(self.begun["metrics"], dict)
+                    and isinstance(self.begun["metrics"], dict) and isinstance(self.begun["seconds"], float)
                     and all(isinstance(score, float) for score in self.stopping.best.values())):
                 raise ValueError
         except (ValueError, TypeError, LookupError, AttributeError):
@@ -372,6 +372,7 @@ def _run_epoch(course: _Course, tell: Callable[[int], None]) -> dict[str, Any]:
                             views=source.kept_views)
     key = devices.replicate(jax.random.fold_in(jax.random.key(schedule.seed), course.epoch))
     before = course.begun["metrics"]
+    began -= course.begun["seconds"]
 
     def so_far(metrics: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
         """Every metric's values from the epoch's first step on."""
@@ -385,7 +386,8 @@ def _run_epoch(course: _Course, tell: Callable[[int], None]) -> dict[str, Any]:
         if course.due():
             values = so_far(stacked(history))
             course.check(values["loss"], state)
-            course.save(state, {"step": step, "metrics": {name: value.tolist() for name, value in values.items()}})
+            course.save(state, {"step": step, "seconds": time.perf_counter() - began,
+                                "metrics": {name: value.tolist() for name, value in values.items()}})
 
     arguments = (task.loss, task.optimizer, course.state, task.constants)
     if stage.scanned and first:  # the rest of an epoch that another way of running it began
