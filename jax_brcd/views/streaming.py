@@ -50,7 +50,7 @@ class Stream:
         iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=STEPS_AHEAD, prefetch_buffer_size=STEPS_AHEAD)))
         try:
             for pixels, positions in iterator:
-                yield StepImages(*devices.replicate(jax.device_put((pixels, positions))))
+                yield StepImages(*jax.device_put(devices.replicate((pixels, positions))))
         finally:
             iterator.close()
 
