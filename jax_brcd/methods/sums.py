@@ -95,6 +95,11 @@ class Sum(BaseMethod):
                 for name, part in self.parts.items() for section in part.report(memory[name])]
 
 
+def parts_of(name: str, method: Method) -> Mapping[str, Method]:
+    """The parts of a sum by their names; of a method that is none itself, by the name it has."""
+    return method.parts if isinstance(method, Sum) else {name: method}
+
+
 def in_sum(part: str, name: str) -> str:
     """What a part's setting, metric or section is called in a sum."""
     return f"{part}_{name}"

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import optax
 
 from jax_brcd.methods.base import Method
+from jax_brcd.methods.sums import in_sum, parts_of
 from jax_brcd.models import HashModel
 from jax_brcd.models.blocks import depth_of
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.stages import CLEAN, LearningConfig
+from jax_brcd.settings.stages import CLEAN, LearningConfig, StudentConfig
 from jax_brcd.stages.configuration import Config
 from jax_brcd.training.optimizers import OPTIMIZERS
 from jax_brcd.training.rates import SCHEDULES, Course, Rate
@@ -60,14 +61,17 @@ def check_learning(config: Config) -> None:
     """Raises InputError for settings of a student's learning that cannot be together, whatever the images are."""
     settings = config.learning
     _check_moving(settings)
-    _check_lengths(settings, config.student.epochs)
+    _check_lengths(settings, config.student)
     if not config.student.train_backbone:
         _check_frozen(settings, kept=not config.data.fresh_views)
+    elif settings.teacher_view == CLEAN:
+        _check_views(config)
     if settings.mixup:
         _check_mixup(config.method)
     if settings.teacher_neighbours:
         _check_neighbours(config)
     _check_method(config)
+    _check_parts(config)
     _check_features(config)
     _check_objective(config)
 
@@ -102,8 +106,12 @@ def _check_moving(settings: LearningConfig) -> None:
                              value=value)
 
 
-def _check_lengths(settings: LearningConfig, epochs: int) -> None:
+def _check_lengths(settings: LearningConfig, student: StudentConfig) -> None:
     """What would not end within the run."""
+    epochs = student.epochs
+    if student.min_epochs is not None and student.min_epochs > epochs:
+        raise InputError(f"longer than the run, whose `epochs` are {epochs}; give that or less, or more `epochs`",
+                         field="min_epochs", value=student.min_epochs)
     for field in ("warmup_epochs", "lr_step_epochs", "freeze_epochs"):
         told = getattr(settings, field)
         if told and told >= epochs:
@@ -126,6 +134,13 @@ def _check_frozen(settings: LearningConfig, *, kept: bool) -> None:
                          "`train_backbone` or `fresh_views`, or leave it out", field="mixup", value=settings.mixup)
 
 
+def _check_views(config: Config) -> None:
+    """What would be kept for no one: a whole student draws its views anew, and its teacher sees none of them."""
+    if "views" in config.given and not config.data.fresh_views:
+        raise InputError("nothing of kept views is kept here: a whole student encodes its own anew, and its teacher sees the clean "
+                         "image; leave it out, or give `fresh_views` or `teacher_view` same", field="views", value=config.data.views)
+
+
 def _check_neighbours(config: Config) -> None:
     """What there is nothing to average of."""
     settings = config.learning
@@ -143,7 +158,7 @@ def _check_method(config: Config) -> None:
     needs = method.needs
     if not settings.own_objective and not needs.views:
         raise InputError(f"method {name} learns nothing from the teacher, and so nothing would be learnt; name another "
-                         "`method`, or leave it out", field="own_objective", value=False)
+                         "`method`, or give `own_objective`", field="own_objective", value=False)
     if settings.teacher_view == CLEAN and needs.derivations and needs.teacher:
         made = ", ".join(derivation.name for derivation in needs.derivations)
         raise InputError(f"method {name} compares the teacher's outputs of what is made of views ({made}); name another "
@@ -153,14 +168,31 @@ def _check_method(config: Config) -> None:
 def _check_features(config: Config) -> None:
     """What would not learn from a method that looks at the student's features alone."""
     name = config.run.method
-    if {"codes", "logits"} & set(config.method.needs.student):
-        return
-    if not config.student.train_backbone:
-        raise InputError(f"method {name} looks at the student's features, which without `train_backbone` stay as they are; give that "
-                         "too, or let it look at logits", field="method", value=name)
-    if not config.contrasts:
+    for part, method in parts_of(name, config.method).items():
+        if not config.student.train_backbone and not above_features(method):
+            raise InputError(f"method {part} looks at the student's features, which without `train_backbone` stay as they are; give "
+                             "that too, or let it look at logits", field="method", value=name)
+    if not config.contrasts and not above_features(config.method):
         raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; give "
                          "`own_objective`, or let the method look at logits", field="own_objective", value=False)
+
+
+def above_features(method: Method) -> bool:
+    """Whether a method looks at what the student's hash head gives, or at nothing of it."""
+    return not method.needs.views or bool({"codes", "logits"} & set(method.needs.student))
+
+
+def _check_parts(config: Config) -> None:
+    """What a sum is no sum with."""
+    name, parts = config.run.method, parts_of(config.run.method, config.method)
+    if len(parts) < 2:
+        return
+    for part, method in parts.items():
+        if not method.needs.views:
+            raise InputError(f"part {part} learns nothing from the teacher; leave it out", field="method", value=name)
+        if getattr(method, "distillation_weight", None) == 0:
+            raise InputError(f"a part of no weight is none; leave {part} out, or give more", field=in_sum(part, "distillation_weight"),
+                             value=0.0)
 
 
 def _check_objective(config: Config) -> None:

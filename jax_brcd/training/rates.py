@@ -50,7 +50,7 @@ def cosine(course: Course) -> Rate:
 
 def one_cycle(course: Course) -> Rate:
     """Up by half a cosine and down by another (Smith and Topin, 2017)."""
-    warmup = int(CYCLE_WARMUP * course.steps) if course.warmup is None else course.warmup
+    warmup = int(CYCLE_WARMUP * course.steps) if course.warmup is None else min(course.warmup, course.steps - 1)
     if warmup == 0:  # which Optax would make a peak of no length
         return optax.cosine_decay_schedule(course.peak, course.steps, 1 / (CYCLE_START * CYCLE_END))
     part = (warmup + 0.5) / course.steps  # of which Optax takes whole steps, one less where a quotient is rounded down
