@@ -51,7 +51,7 @@ def test_a_run_stops_after_more_than_five_validations_without_a_gain_on_either_s
         assert not gains and not stopping.finished(200, patience=5, min_epochs=0)
     stopping, _ = stopping.update({"symmetric": 0.1, "asymmetric": 0.1})
     assert stopping.finished(200, patience=5, min_epochs=0)
-    assert not stopping.finished(70, patience=5, min_epochs=80)
+    assert not stopping.finished(70, patience=5, min_epochs=80) and not stopping.finished(200, patience=None, min_epochs=0)
 
 
 def quadratic(parameters, carry, constants, batch, key):

@@ -33,7 +33,7 @@ class Schedule:
     seed: int
     kept_views: int | None
     validation_interval: int = 1
-    patience: int = 0
+    patience: int | None = 0
     min_epochs: int = 0
 
     @property

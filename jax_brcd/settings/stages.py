@@ -94,7 +94,8 @@ class StudentConfig:
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "learning rate for the student, of a schedule its highest", above=0)
     validation_interval: int = option(10, "epochs between validations of both searches", low=1)
-    patience: int = option(5, "stop after more than this many validations without a gain on either search", low=0)
+    patience: int | None = option(None, "stop after more than this many validations without a gain on either search; published: 5, but "
+                                  "under a schedule, which is to go to its end, no early stop", low=0)
     min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
 
 

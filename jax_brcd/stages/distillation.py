@@ -18,7 +18,7 @@ from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.settings.stages import BOTH, CLEAN
 from jax_brcd.stages.clusters import know
-from jax_brcd.stages.configuration import Config, unusual
+from jax_brcd.stages.configuration import PUBLISHED_PATIENCE, Config, unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built
@@ -32,7 +32,7 @@ from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
 # Settings that a student depends on by what becomes of them
-TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "bits")
+TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "patience", "bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
+        **({} if config.patience == PUBLISHED_PATIENCE else {"patience": config.patience}),
         **({"unseen": config.method.needs.unseen} if config.method.needs.unseen and not config.contrasts else {}),
         **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
@@ -99,7 +100,7 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
     partners = nearest_neighbours(knowledge.codes, needs.neighbours) if needs.neighbours else None
     student = config.student
     schedule = context.schedule(
-        STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
+        STUDENT, student.epochs, validation_interval=student.validation_interval, patience=config.patience,
         min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
     clean = config.learning.teacher_view == CLEAN
     neighbours = neighbours_of(context, teacher) if needs.views else None  # a method without views sees nothing of the teacher

@@ -9,7 +9,8 @@ class Schedule:
 
     Attributes:
         batch_size: images a step. epochs: at most. seed: of batches and of the steps' keys.
-        validation_interval: epochs between validations. patience: validations without a gain after more than which it stops.
+        validation_interval: epochs between validations. patience: validations without a gain after more than which it stops; None to
+            go on to the end.
         min_epochs: before an early stop. checkpoint_seconds: of training between checkpoints.
         scan: an epoch as one program; else one program a step, dispatched a step ahead.
     """
@@ -18,7 +19,7 @@ class Schedule:
     epochs: int
     seed: int
     validation_interval: int = 1
-    patience: int = 0
+    patience: int | None = 0
     min_epochs: int = 0
     checkpoint_seconds: float = 30.0
     scan: bool = True

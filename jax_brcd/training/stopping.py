@@ -17,6 +17,6 @@ class EarlyStopping:
         best = {**self.best, **{name: scores[name] for name in gains}}
         return EarlyStopping(best, 0 if gains else self.misses + 1), gains
 
-    def finished(self, epoch: int, *, patience: int, min_epochs: int) -> bool:
-        """Whether to stop after `epoch` epochs."""
-        return self.misses > patience and epoch >= min_epochs
+    def finished(self, epoch: int, *, patience: int | None, min_epochs: int) -> bool:
+        """Whether to stop after `epoch` epochs; never without a `patience`."""
+        return patience is not None and self.misses > patience and epoch >= min_epochs
