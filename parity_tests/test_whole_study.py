@@ -37,7 +37,7 @@ def test_every_student_of_the_study_can_be_trained():
         config = create_config(whole.PRESET, **weights | dict(student.settings), bits=student.bits, seed=student.seed)
         check_learning(config)
         check_images(config, images=50_000)
-        config.method.check(images=50_000, bits=student.bits, streamed=False)
+        config.method.check(images=50_000, streamed=False)
 
 
 def test_equal_students_are_one_whichever_part_asks_for_them():

@@ -305,7 +305,7 @@ def check_student(experiment: Experiment) -> None:
     """Raises InputError for what of the student would fail when its teacher is there: its weights, its method, its last batch."""
     config, images, size = experiment.config, len(experiment.train_images), experiment.seen[STUDENT].size
     check_images(config, images=images)
-    config.method.check(images=images, bits=config.objective.bits, streamed=False)
+    config.method.check(images=images, streamed=False)
     with torch.random.fork_rng():
         model, _ = build(config.student.student, config.student.student_weights, size, config)
     if (config.student.train_backbone or experiment.kept_views is None) and images % config.run.batch_size == 1:

@@ -62,7 +62,7 @@ def create_method(name: str, *, method_weights: str | Iterable[float | int] | No
         InputError: for an unknown method, settings that are not its own, settings out of bounds, and wrong weights.
     """
     if PLUS in name and name not in METHODS:
-        return create_sum(name, METHODS, settings, method_weights, lambda part, own: options.create(METHODS, part, own))
+        return create_sum(name, METHODS, settings, method_weights)
     if method_weights is not None:
         raise InputError(f"method '{name}' is no sum of methods, which alone has weights", field="method_weights",
                          value=method_weights)

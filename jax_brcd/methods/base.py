@@ -114,7 +114,7 @@ class Method(Protocol):
     def counts_steps(self) -> bool:
         """Whether the loss looks at how many steps there will be: a training of another number is then another training."""
 
-    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+    def check(self, *, images: int, streamed: bool) -> None:
         """Raises InputError where the method cannot learn from so many training images, or from images that travel with a
         step (`streamed`); called before anything long starts."""
 
@@ -140,7 +140,7 @@ class BaseMethod:
     reads_temperature = False
     counts_steps = False
 
-    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+    def check(self, *, images: int, streamed: bool) -> None:
         """See Method: what follows from the needs."""
         check_needs(self.needs, images=images, streamed=streamed)
 

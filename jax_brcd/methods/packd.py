@@ -38,12 +38,12 @@ class PACKD(BaseMethod):
         return Needs(views=(VIEW_I, *map(Mixture, range(self.mixtures))), negatives=self.negatives,
                      neighbours=self.neighbours if self.mixtures else 0)
 
-    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+    def check(self, *, images: int, streamed: bool) -> None:
         """See Method."""
         if self.mixtures and streamed:
             raise InputError("packd mixes an image with others, which do not travel with a step; give a larger `resident_mib`, "
                              "or 0 mixtures", field="mixtures", value=self.mixtures)
-        super().check(images=images, bits=bits, streamed=streamed)
+        super().check(images=images, streamed=streamed)
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters: the linear embeddings. Memory: the teacher's bank and which images it has seen."""

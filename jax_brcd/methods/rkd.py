@@ -18,9 +18,9 @@ class RKD(Relations):
     distance_weight: float = option(25.0, "weight of the distances of pairs", low=0)
     angle_weight: float = option(50.0, "weight of the angles of triples", low=0)
 
-    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+    def check(self, *, images: int, streamed: bool) -> None:
         """See Method: distances or angles must count."""
-        super().check(images=images, bits=bits, streamed=streamed)
+        super().check(images=images, streamed=streamed)
         if self.distance_weight == self.angle_weight == 0:
             raise InputError("neither distances nor angles would count; give one of them more", field="distance_weight", value=0.0)
 

@@ -7,7 +7,7 @@ taken where one part alone has it, and refused where several have, so that no se
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 from jax_brcd.methods.base import BaseMethod, DistillationBatch, Method, Metrics, Needs, TeacherKnowledge, Tree
 from jax_brcd.methods.sections import Section
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.registry import Registry
+from jax_brcd.settings import options
 
 PLUS = "+"
 
@@ -65,10 +67,10 @@ class Sum(BaseMethod):
     reads_temperature = _of_any_part("reads_temperature")
     counts_steps = _of_any_part("counts_steps")
 
-    def check(self, *, images: int, bits: int, streamed: bool) -> None:
+    def check(self, *, images: int, streamed: bool) -> None:
         """See Method."""
         for part in self.parts.values():
-            part.check(images=images, bits=bits, streamed=streamed)
+            part.check(images=images, streamed=streamed)
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters and memory of each part under its name, the same as if it were alone."""
@@ -147,14 +149,12 @@ def sum_kind(parts: tuple[tuple[str, type], ...]) -> type[Sum]:
 
 
 def create_sum(
-    name: str, kinds: Mapping[str, type], settings: Mapping[str, Any], weights: str | Iterable[float | int] | None,
-    create: Callable[[str, Mapping[str, Any]], Method],
+    name: str, kinds: Registry, settings: Mapping[str, Any], weights: str | Iterable[float | int] | None
 ) -> Sum:
     """The sum that `name` spells, `brcd+rkd`.
 
     Args:
         kinds: all methods by their names. settings: as the module says. weights: of the parts in their order; None for 1 each.
-        create: makes a part of its name and its own settings.
 
     Raises:
         InputError: for a part that is named twice, settings that are no part's or several parts', and wrong weights.
@@ -167,7 +167,7 @@ def create_sum(
                          field="method", value=name)
     chosen = {part: kinds[part] for part in names}
     own = divided(name, chosen, settings)
-    parts = {part: _create_part(create, part, own[part], settings) for part in names}
+    parts = {part: _create_part(kinds, part, own[part], settings) for part in names}
     values = {in_sum(part, setting): getattr(method, setting)
               for part, method in parts.items() for setting in settings_of(chosen[part])}
     made = sum_kind(tuple(chosen.items()))(weights=weights_of(name, weights), **values)
@@ -175,12 +175,10 @@ def create_sum(
     return made
 
 
-def _create_part(
-    create: Callable[[str, Mapping[str, Any]], Any], part: str, own: Mapping[str, Any], given: Mapping[str, Any]
-) -> Any:
+def _create_part(kinds: Registry, part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Method:
     """A part of its own settings, which errors call as they were given."""
     try:
-        return create(part, own)
+        return options.create(kinds, part, own)
     except InputError as error:
         if error.field is None or in_sum(part, error.field) not in given:
             raise

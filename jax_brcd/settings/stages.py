@@ -128,8 +128,8 @@ class LearningConfig:
     ema_decay: float | None = option(None, "decay a step of a moving average of a whole student's weights, which is validated "
                                      "and exported in their place; (1 + t) / (10 + t) after step t where that is lower",
                                      above=0, high=0.999999)
-    own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without it a "
-                                 "method that sees one view encodes one")
+    own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without it the "
+                                 "student encodes only the views that the method asks of it")
     teacher_view: str = option(SAME, "what the teacher sees: the same view as the student, or the clean image, encoded once",
                                choices=(SAME, CLEAN))
     teacher_neighbours: int = option(0, "training images nearest to an image by the teacher's features whose outputs are averaged "

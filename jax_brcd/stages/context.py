@@ -244,8 +244,7 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     context = Context(config, dataset, digests, preprocessing, of_student, plan, progress, say, table=table)
     if student:
         check_images(config, images=len(dataset.train))
-        config.method.check(images=len(dataset.train), bits=config.objective.bits,
-                            streamed=live(context) and plan.stream is not None)
+        config.method.check(images=len(dataset.train), streamed=live(context) and plan.stream is not None)
     return context
 
 

@@ -45,7 +45,6 @@ class Student:
         sections: what the method shows in the report.
     """
 
-    folder: StageFolder
     encoders: Mapping[Search, HashEncoder]
     history: list[dict[str, Any]]
     sections: tuple[Section, ...]
@@ -91,7 +90,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     with folder.reading():
         loaded = {name: load(folder.path / name) for name in config.students}
         sections = tuple(map(section_from_dict, read_json(folder.path / SECTIONS)))
-        return Student(folder, {search: loaded[name] for search, name in config.kept.items()},
+        return Student({search: loaded[name] for search, name in config.kept.items()},
                        read_history(folder.path / HISTORY), sections, context)
 
 

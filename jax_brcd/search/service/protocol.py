@@ -57,7 +57,7 @@ def guarded(limits: Limits) -> type[H11Protocol]:
             if now - self._quiet > limits.quiet_seconds:
                 self.transport.abort()
             elif now - self._headless > limits.head_seconds:
-                self._end(408, f"no whole request within {limits.head_seconds:g} s; send it at once")
+                self._end(408, f"no whole head of a request within {limits.head_seconds:g} s; send it at once")
             else:
                 self._look_later = self.loop.call_later(LOOK, self._look)
 
