@@ -200,6 +200,20 @@ def test_losses_of_codes_alone_agree_between_the_frameworks(batch):
         assert_close(found[name][1], variable.grad, floor=1e-6)
 
 
+@pytest.mark.parametrize("bits", [4, 16, 64])
+def test_padding_that_is_opposite_to_every_image_leaves_pkt_its_gradient(bits):
+    """Its cosines, scaled to [0, 1], sum to 0; where images count, the value and the gradient are those without it."""
+    draw = np.random.default_rng(bits)
+    code = draw.choice([-1.0, 1.0], bits).astype(np.float32)
+    student, teacher = np.stack([code, code, -code]), draw.choice([-1.0, 1.0], (3, bits)).astype(np.float32)
+    teacher[2] = -teacher[0]
+    value, gradient = jax.value_and_grad(losses.pkt_loss)(student[:2], teacher[:2])
+    padded_value, padded = jax.value_and_grad(losses.pkt_loss)(student, teacher, valid=np.array([True, True, False]))
+    np.testing.assert_allclose(padded_value, value, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(padded[:2], gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(padded[2], 0.0)
+
+
 @st.composite
 def memory_batches(draw):
     """Unit rows of two encoders for an image and a mixture, and a memory on its way or at its start."""

@@ -12,12 +12,15 @@ EPSILON = 1e-7
 def neighbour_probabilities(
     codes: Float[Array, "batch bits"], valid: Bool[Array, "batch"]
 ) -> Float[Array, "batch batch"]:
-    """Cosines scaled to [0, 1], each row over its sum over the valid columns."""
+    """Cosines scaled to [0, 1], each row over its sum over the valid columns.
+
+    A valid row's sum has its own cosine in it. That of padding may be 0, and is not divided by: the gradient of 0/0 is NaN.
+    """
     squares = jnp.sum(codes * codes, axis=-1, keepdims=True)
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)  # finite gradient at a zero code
     unit = codes / (norms + EPSILON)
     similarity = jnp.where(valid[None, :], (unit @ unit.T + 1.0) / 2.0, 0.0)
-    return similarity / jnp.sum(similarity, axis=1, keepdims=True)
+    return similarity / jnp.where(valid[:, None], jnp.sum(similarity, axis=1, keepdims=True), 1.0)
 
 
 def pkt_loss(
