@@ -82,6 +82,12 @@ def test_silhouettes_are_scikit_learns():
     np.testing.assert_allclose(ours, [silhouette_score(codes, each) for each in both], atol=1e-5)
 
 
+def test_one_cluster_has_a_silhouette_of_zero_and_is_not_chosen():
+    clustering, counts, scores = choose(mixture()[0], "silhouette", (1, 6))
+    np.testing.assert_array_equal(counts, np.arange(1, 7))
+    assert len(clustering.centers) == GROUPS and scores[0] == 0
+
+
 @pytest.mark.parametrize("choice", CLUSTER_CHOICES)
 def test_the_number_of_groups_is_found(chosen, choice):
     clustering, counts, scores = chosen[choice]

@@ -85,7 +85,7 @@ def silhouettes(
     """Mean silhouette (Rousseeuw, 1987) of each clustering under the Euclidean distance; `capacity` bounds their clusters.
 
     An image at mean distance a to the others of its cluster and b to those of the nearest other cluster scores
-    (b - a) / max(a, b); one that is alone in its cluster scores 0. The distances of an image are made once for all choices.
+    (b - a) / max(a, b); one that is alone in its cluster scores 0, and so does one whose cluster is the only one. The distances of an image are made once for all choices.
     """
     members = jax.nn.one_hot(clusters, capacity, dtype=codes.dtype)  # (choices, images, capacity)
     sizes = jnp.sum(members, axis=1)
@@ -101,7 +101,8 @@ def silhouettes(
         a = inside / jnp.maximum(size - 1, 1)
         b = jnp.min(jnp.where(is_own | (sizes == 0), jnp.inf, sums / jnp.maximum(sizes, 1)), axis=-1)
         largest = jnp.maximum(a, b)
-        return jnp.where((size > 1) & (largest > 0), (b - a) / jnp.where(largest > 0, largest, 1.0), 0.0)
+        scored = (size > 1) & (largest > 0) & jnp.isfinite(b)
+        return jnp.where(scored, (b - a) / jnp.where(scored, largest, 1.0), 0.0)
 
     return jnp.mean(jax.lax.map(of_image, (codes, clusters.T), batch_size=ROWS_AT_ONCE), axis=0)
 
