@@ -30,7 +30,8 @@ from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.run import run_teacher
 from jax_brcd.teachers.objectives import OBJECTIVES, HashingBatch, Sees, create_objective
 from jax_brcd.views.encoding import encode
-from jax_brcd.views.rows import RowTeacher, RowViews
+from jax_brcd.views.rows import RowViews
+from jax_brcd.views.sources import StillTeacher
 from torch_ref import distill as torch_distill
 
 TABLE = {"teacher": "embeddings", "teacher_weights": "random", "teacher_objective": "itq", "method": "kl"}
@@ -221,16 +222,17 @@ def test_dropped_features_are_drawn_by_image_and_view_alone():
 
 
 def test_a_student_sees_the_same_of_every_view_of_an_image():
-    model = create_row_model(6, 4)
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
-    kept = RowTeacher(jnp.sign(model.head(rows)).astype(jnp.int8))
-    whole = kept.with_rows(rows, model.head)
+    logits = create_row_model(6, 4).head(rows)
+    codes = jnp.sign(logits).astype(jnp.int8)
+    kept, whole = StillTeacher(codes), StillTeacher(codes, logits, rows)
     assert (kept.width, whole.width) == (None, 6)
     indices, valid = jnp.array([3, 0, 3]), jnp.ones(3, bool)
     one, other = (whole.outputs(indices, views, valid) for views in (jnp.array([0, 1, 2]), jnp.array([5, 5, 5])))
     for name in ("features", "logits", "codes"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     np.testing.assert_array_equal(one.features, rows[indices])
+    np.testing.assert_array_equal(one.logits, logits[indices])
     np.testing.assert_array_equal(one.codes, np.sign(one.logits))
     assert kept.outputs(indices, indices, valid).features is None
 

@@ -106,18 +106,20 @@ class Teacher(Protocol):
 
 
 class OfEncoder:
-    """What a teacher that has an `encoder`, and outputs of the parts, says of itself by these."""
+    """What a teacher that has an `encoder`, and codes and outputs of the parts, says of itself by these."""
 
     encoder: HashEncoder
 
     def still_source(self, needs: Needs, neighbours: Int[np.ndarray, "images neighbours"] | None = None) -> TeacherSource:
-        """See Teacher. Only what is needed lies on the device."""
+        """See Teacher. Only what is needed is computed, and lies on the device."""
+        asked = [name for name in ("logits", "features") if name in needs.teacher]
+        if not asked and neighbours is None:
+            return StillTeacher(jnp.asarray(self.codes("train"), jnp.int8))
         found = self.outputs("train")
         if neighbours is not None:
             features = average(found.features, neighbours) if "features" in needs.teacher else found.features
             found = Encoded.of(features, average(found.logits, neighbours))
-        held = {name: jnp.asarray(getattr(found, name)) for name in ("logits", "features") if name in needs.teacher}
-        return StillTeacher(jnp.asarray(found.codes, jnp.int8), **held)
+        return StillTeacher(jnp.asarray(found.codes, jnp.int8), **{name: jnp.asarray(getattr(found, name)) for name in asked})
 
     @property
     def name(self) -> str:

@@ -14,9 +14,7 @@ from jax_brcd.methods import Method, Needs
 from jax_brcd.models.kept import HEAD_ROWS, head_codes, head_logits
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.teachers.base import Encoded, OfEncoder
-from jax_brcd.teachers.hash_model import ONLY_CODES
 from jax_brcd.views.plan import ViewPlan
-from jax_brcd.views.rows import RowTeacher
 from jax_brcd.views.sources import TeacherSource
 
 REMARK = "The teacher is a table of embeddings: all views of an image have one row, and its cost is that of the hash head alone."
@@ -48,10 +46,7 @@ class EmbeddingsTeacher(OfEncoder):
         self, plan: ViewPlan, needs: Needs, partners: Int[np.ndarray, "images neighbours"] | None = None
     ) -> TeacherSource:
         """See Teacher. The plan's views make no difference."""
-        kept = RowTeacher(jnp.asarray(self.codes("train"), jnp.int8))
-        if needs.teacher == ONLY_CODES:
-            return kept
-        return kept.with_rows(training_rows(self.table), self.encoder.model.head)
+        return self.still_source(needs)
 
     def cost(self, images: np.ndarray) -> Mapping[str, int | float]:
         """See Teacher: that of the head, of a row."""
