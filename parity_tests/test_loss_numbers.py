@@ -9,7 +9,7 @@ import pytest
 
 from jax_brcd import losses
 from jax_brcd.clusters.choice import choose_clusters, silhouettes
-from jax_brcd.clusters.kmeans import bit_masks, cluster_codes, k_means, nearest_center
+from jax_brcd.clusters.kmeans import bit_masks, k_means, nearest_center
 from jax_brcd.losses import contrastive
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.runtime.errors import InputError
@@ -143,7 +143,7 @@ def test_blocks_without_a_row_are_refused():
 
 
 @pytest.mark.parametrize("function", [
-    lambda codes: k_means(codes, 2, seed=0), lambda codes: cluster_codes(codes, 2, seed=0, restarts=1),
+    lambda codes: k_means(codes, 2, seed=0),
     lambda codes: choose_clusters(codes, "auto", cluster_range=(2, 3), seed=0),
     lambda codes: bit_masks(codes, np.zeros(IMAGES, np.int32), 1, 0.5)])
 def test_what_are_no_codes_is_refused_by_everything_that_clusters(function):

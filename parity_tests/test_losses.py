@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_brcd.clusters.kmeans import bit_masks, cluster_codes, nearest_center
+from jax_brcd.clusters.kmeans import bit_masks, k_means, nearest_center
 from jax_brcd.losses import bernoulli_kl, brcd_distillation_loss, cibhash_loss, cibhash_terms, nt_xent
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.losses.contrastive import normalise, paired_cross_entropy
@@ -178,14 +178,14 @@ def test_clusters_are_found_again():
     centers = draw.choice([-1.0, 1.0], (4, 32)).astype(np.float32)
     truth = draw.integers(4, size=200)
     flips = np.where(draw.random((200, 32)) < 0.05, -1, 1)
-    clusters, found = cluster_codes(centers[truth] * flips.astype(np.float32), 4, seed=0)
+    clusters, found = k_means(centers[truth] * flips.astype(np.float32), 4, seed=0)[:2]
     assert len({(int(a), int(b)) for a, b in zip(truth, clusters, strict=True)}) == 4
     np.testing.assert_array_equal(nearest_center(jnp.asarray(centers[truth]), jnp.asarray(found)), clusters)
 
 
 def test_fewer_distinct_codes_than_clusters_leave_clusters_empty():
     codes = np.repeat(np.array([[1.0, 1.0], [-1.0, 1.0]], np.float32), 5, axis=0)
-    clusters, centers = cluster_codes(codes, 4, seed=0)
+    clusters, centers = k_means(codes, 4, seed=0)[:2]
     np.testing.assert_array_equal(centers[clusters], codes)
     assert centers.shape == (4, 2)
 
@@ -193,4 +193,4 @@ def test_fewer_distinct_codes_than_clusters_leave_clusters_empty():
 @pytest.mark.parametrize(("count", "message"), [(7, "more clusters than the 6"), (0, "too small")])
 def test_impossible_numbers_of_clusters_are_refused(count, message):
     with pytest.raises(InputError, match=message):
-        cluster_codes(np.ones((6, 4), np.float32), count, seed=0)
+        k_means(np.ones((6, 4), np.float32), count, seed=0)

@@ -24,25 +24,12 @@ class Clustering(NamedTuple):
     inertia: float  # sum of squared distances to the centers
 
 
-def cluster_codes(
-    codes: Float[np.ndarray, "images bits"], n_clusters: int, *, seed: int, restarts: int = 30
-) -> tuple[Int[np.ndarray, "images"], Float[np.ndarray, "clusters bits"]]:
-    """k-means of codes: each image's cluster and the real-valued cluster means.
-
-    k-means++ with `restarts` starts, the best of which is kept. A cluster may stay empty where fewer than `n_clusters`
-    codes are distinct; its center is then a repeated code.
-
-    Raises:
-        InputError: as `k_means`.
-    """
-    clustering = k_means(codes, n_clusters, seed=seed, restarts=restarts)
-    return clustering.clusters, clustering.centers
-
-
 def k_means(
     codes: Float[np.ndarray, "images bits"], n_clusters: int, *, seed: int, restarts: int = 30, capacity: int | None = None
 ) -> Clustering:
-    """What `cluster_codes` gives, with the inertia.
+    """k-means of codes: k-means++ with `restarts` starts, the best of which is kept.
+
+    A cluster may stay empty where fewer than `n_clusters` codes are distinct; its center is then a repeated code.
 
     Args:
         capacity: room for this many clusters, so that one compiled program serves every number up to it.
