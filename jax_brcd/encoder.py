@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jax_brcd.data.rows import as_rows, one_by_one
 from jax_brcd.hub import fetch, is_hub_name, model_card, publish, without_places
 from jax_brcd.images import as_items, read_ahead
-from jax_brcd.models import BACKBONES, HashModel, create_hash_model
+from jax_brcd.models import BACKBONES, HashModel, create_hash_model, model_state
 from jax_brcd.models.described import KIND
 from jax_brcd.models.initial import abstract
 from jax_brcd.models.layouts import LAYOUTS
@@ -132,7 +132,7 @@ class HashEncoder:
             raise InputError(f"not what a JSON file holds ({error}); give text, finite numbers, lists and dictionaries",
                              field="provenance") from None
         with replacing_folder(folder) as temporary:
-            write_weights(temporary / WEIGHTS, LAYOUTS[layout].state(self.model), model=self.backbone, bits=str(self.bits), **head)
+            write_weights(temporary / WEIGHTS, model_state(self.model), model=self.backbone, bits=str(self.bits), **head)
             write_json(temporary / CONFIG, config)
         return folder
 
@@ -223,7 +223,7 @@ class HashEncoder:
 
 def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing | RowFormat) -> str:
     """The id of the code space that a model's own codes are in: its name and a digest of its weights and preprocessing."""
-    state = LAYOUTS[model.backbone.layout].state(model)
+    state = model_state(model)
     parts = [part for name in sorted(state) for part in (name, state[name])]
     return f"{backbone}-{digest('space', json.dumps(preprocessing.to_dict(), sort_keys=True), *parts)}"
 

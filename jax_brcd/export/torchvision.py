@@ -5,8 +5,7 @@ import os
 import pathlib
 
 from jax_brcd.export.base import Exportable
-from jax_brcd.models import HashModel
-from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models import HashModel, model_state
 from jax_brcd.models.weights import write_weights
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import write_json
@@ -21,7 +20,7 @@ def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, 
     Raises OSError where it cannot be written.
     """
     about = {"model": name, "bits": str(bits), **({} if model.form is None else {"head": model.form})}
-    write_weights(path, LAYOUTS[model.backbone.layout].state(model), **about)
+    write_weights(path, model_state(model), **about)
 
 
 def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:

@@ -7,8 +7,7 @@ import optax
 from flax import nnx
 
 from jax_brcd.losses.contrastive import masked_mean
-from jax_brcd.models import HashModel
-from jax_brcd.models.layouts import LAYOUTS
+from jax_brcd.models import HashModel, load_state, model_state
 from jax_brcd.models.weights import read_weights, write_weights
 from jax_brcd.runtime import devices
 from jax_brcd.stages.configuration import Config
@@ -77,9 +76,9 @@ def pretrain(context: Context, model: HashModel) -> list[dict[str, Any]]:
             fitted = context.fit(folder, stage, parameters, carry)
             nnx.update(classifier, fitted.state.parameters, fitted.state.carry)
             if devices.is_first():
-                write_weights(folder.path / BACKBONE, LAYOUTS[model.backbone.layout].state(model.backbone))
+                write_weights(folder.path / BACKBONE, model_state(model.backbone))
                 write_history(folder.path / HISTORY, fitted.history)
             folder.finish()
     with folder.reading():
-        LAYOUTS[model.backbone.layout].load(model.backbone, read_weights(folder.path / BACKBONE))
+        load_state(model.backbone, read_weights(folder.path / BACKBONE), layout=model.backbone.layout)
         return read_history(folder.path / HISTORY)
