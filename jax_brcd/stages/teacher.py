@@ -23,11 +23,11 @@ from jax_brcd.stages.pretraining import needs_pretraining, pretrain
 from jax_brcd.stages.sight import brought_encoder
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.objectives import (
-    BringsOptimizer,
     ClosedFormObjective,
     HashingBatch,
     LearntObjective,
     Objective,
+    brings_optimizer,
     create_objective,
     optimizer_of,
 )
@@ -112,7 +112,7 @@ def train_teacher(context: Context, built: Built) -> tuple[Teacher, list[dict[st
     if needs_pretraining(config):
         history = pretrain(context, model)
     epochs = config.teacher_epochs(head_came=built.head_came)
-    solved, scheduled = (isinstance(config.hashing, kind) for kind in (ClosedFormObjective, BringsOptimizer))
+    solved, scheduled = isinstance(config.hashing, ClosedFormObjective), brings_optimizer(config.hashing)
     footing = footing_of(context, model)
     facts = {"model": config.teacher.teacher, "bits": config.objective.bits, "head": "came" if built.head_came else "new",
              **footing.facts}

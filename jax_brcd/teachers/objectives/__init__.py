@@ -9,11 +9,11 @@ from typing import Any
 from jax_brcd.runtime.registry import Registry
 from jax_brcd.settings import options, stages  # noqa: F401 - the stages' settings have their names first
 from jax_brcd.teachers.objectives.base import (
-    BringsOptimizer,
     ClosedFormObjective,
     HashingBatch,
     LearntObjective,
     Sees,
+    brings_optimizer,
     head_of,
     optimizer_of,
     proposals,
@@ -33,7 +33,7 @@ OBJECTIVES.register("greedyhash")(GreedyHash)
 OBJECTIVES.register("itq")(ITQ)
 OBJECTIVES.register("crovca")(CroVCA)
 
-__all__ = ["OBJECTIVES", "BringsOptimizer", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "Sees",
+__all__ = ["OBJECTIVES", "ClosedFormObjective", "HashingBatch", "LearntObjective", "Objective", "Sees", "brings_optimizer",
            "create_objective", "head_of", "optimizer_of", "proposals", "seen_by"]
 
 

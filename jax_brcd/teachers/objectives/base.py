@@ -1,6 +1,6 @@
 """The interface between the teacher's stage and a hashing objective: learnt by gradient, or solved in closed form.
 
-An objective that is learnt may bring more than its loss: a head (`BringsHead`), an optimizer (`BringsOptimizer`), and in
+An objective that is learnt may bring more than its loss: a `head` (see `head_of`), an `optimizer` (see `optimizer_of`), and in
 `proposes`, an attribute of its class, what it takes for the run's defaults. In `sees` it says what it must see of an image, and in
 `reads_temperature` whether its loss looks at the temperature.
 """
@@ -56,32 +56,23 @@ class LearntObjective(Protocol):
         """Returns (loss, its terms by name); temperature and KL weight are the teacher's own."""
 
 
-@runtime_checkable
-class BringsHead(Protocol):
-    """An objective for a head of another form than the backbone's own."""
-
-    @property
-    def head(self) -> str:
-        """A name in models.HEADS."""
-
-
-@runtime_checkable
-class BringsOptimizer(Protocol):
-    """An objective that is learnt by another optimizer than Adam at one rate."""
-
-    def optimizer(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
-        """Of the rate that is told and the number of steps there will be, and of nothing else: a training that goes on makes it
-        anew. As it may end with the last step, another number of epochs is another training."""
-
-
 def head_of(objective: Any) -> str | None:
-    """The form of the head that an objective learns, a name in models.HEADS; None for the backbone's own."""
-    return objective.head if isinstance(objective, BringsHead) else None
+    """The form of the head that an objective learns, its `head`, a name in models.HEADS; None for the backbone's own."""
+    return getattr(objective, "head", None)
+
+
+def brings_optimizer(objective: Any) -> bool:
+    """Whether an objective is learnt by another optimizer than Adam at one rate."""
+    return hasattr(objective, "optimizer")
 
 
 def optimizer_of(objective: Any, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """The optimizer that an objective brings, or the published one."""
-    return objective.optimizer(learning_rate, steps) if isinstance(objective, BringsOptimizer) else optax.adam(learning_rate)
+    """What an objective's `optimizer(learning_rate, steps)` gives, or the published one.
+
+    It is made of the rate that is told and the number of steps there will be, and of nothing else: a training that goes on makes
+    it anew. As it may end with the last step, another number of epochs is another training.
+    """
+    return objective.optimizer(learning_rate, steps) if brings_optimizer(objective) else optax.adam(learning_rate)
 
 
 def proposals(kind: Any) -> Mapping[str, Any]:

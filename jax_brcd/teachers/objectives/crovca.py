@@ -33,11 +33,11 @@ class CroVCA:
 
     @property
     def head(self) -> str:
-        """See BringsHead."""
+        """See head_of."""
         return f"hashcoder_{self.crovca_head}"
 
     def optimizer(self, learning_rate: float, steps: int) -> optax.GradientTransformation:
-        """See BringsOptimizer: AdamW, its rate a cosine over all steps."""
+        """See optimizer_of: AdamW, its rate a cosine over all steps."""
         final = min(self.crovca_final_lr / learning_rate, 1.0)
         rate = optax.cosine_decay_schedule(learning_rate, max(steps, 1), final)
         return optax.adamw(rate, weight_decay=self.crovca_weight_decay)
