@@ -191,9 +191,8 @@ def test_a_canvas_is_compiled_once_however_many_sizes_it_serves(encoder):
 # Where it is used
 
 def test_it_is_exported_and_a_store_is_opened_for_it(encoder, tmp_path):
-    from jax_brcd.export import Exportable, export
+    from jax_brcd.export import export
 
-    assert isinstance(encoder, Exportable)
     weights, preprocessing = export(encoder, "torchvision", tmp_path / "export")
     assert weights.name == "resnet8.safetensors" and Preprocessing.from_dict(json.loads(preprocessing.read_text())) == USUAL
     written, kept = safetensors.numpy.load_file(weights), model_state(encoder.model)

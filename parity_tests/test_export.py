@@ -1,8 +1,6 @@
 """Exports: the formats by name, and that PyTorch reads what is written for it."""
 
-import dataclasses
 import json
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,27 +10,20 @@ import safetensors.torch
 import torch
 from flax import nnx
 
-from jax_brcd.export import Exportable, export, export_safetensors
-from jax_brcd.models import create_hash_model
+from jax_brcd.encoder import create_encoder
+from jax_brcd.export import export, export_safetensors
+from jax_brcd.models import Preprocessing, create_hash_model
 from jax_brcd.runtime.errors import InputError
 from torch_ref.models import create_hash_model as create_torch_model
 
 BITS = 12
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """Stands for that of a model."""
-
-    size: int = 32
-    resize: int | None = 36
-    mean: tuple[float, ...] = (0.5, 0.25, 0.125)
-
-
 @pytest.fixture(scope="module")
 def encoder():
     model = create_hash_model("resnet8", BITS, rngs=nnx.Rngs(3))
-    return types.SimpleNamespace(model=model, preprocessing=Preprocessing(), bits=BITS, backbone="resnet8", space=None)
+    return create_encoder(model, "resnet8", Preprocessing(32, 36, mean=(0.5, 0.25, 0.125), std=(0.5, 0.5, 1.0)), bits=BITS,
+                          role="student")
 
 
 def logits_of(path, images):
@@ -45,10 +36,10 @@ def logits_of(path, images):
 
 def test_pytorch_gives_the_logits_of_an_exported_encoder(encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert isinstance(encoder, Exportable)
     weights, preprocessing = export(encoder, "torchvision", "~/new/export")
     assert weights == tmp_path / "new" / "export" / "resnet8.safetensors"
-    assert json.loads(preprocessing.read_text()) == {"size": 32, "resize": 36, "mean": [0.5, 0.25, 0.125]}
+    assert json.loads(preprocessing.read_text()) == {
+        "size": 32, "resize": 36, "mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 1.0], "interpolation": "bilinear"}
     with safetensors.safe_open(weights, "np") as file:
         assert file.metadata() == {"model": "resnet8", "bits": "12"}
     images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)

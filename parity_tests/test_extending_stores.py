@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from jax_brcd.encoder import create_encoder
 from jax_brcd.export import EXPORTERS, export
-from jax_brcd.models import create_hash_model
+from jax_brcd.models import Preprocessing, create_hash_model
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import STORES, Hit, Store, open_store
 from jax_brcd.search.stores.base import check_kind, nothing_there
@@ -72,7 +73,7 @@ def test_a_store_from_outside_is_opened_by_its_url(registered):
 
 def test_an_exporter_from_outside_is_called_by_its_name(registered, tmp_path):
     EXPORTERS.register("arrays")(export_arrays)
-    encoder = types.SimpleNamespace(model=create_hash_model("resnet8", 8), preprocessing=None, bits=8, backbone="resnet8")
+    encoder = create_encoder(create_hash_model("resnet8", 8), "resnet8", Preprocessing(32), bits=8, role="student")
     (path,) = export(encoder, "arrays", tmp_path / "out")
     with np.load(path) as arrays:
         assert arrays["kernel"].shape == (64, 8) and arrays["bias"].shape == (8,)

@@ -4,8 +4,9 @@ import os
 import pathlib
 from typing import Any
 
+from jax_brcd.encoder import HashEncoder
 from jax_brcd.export import onnx, stablehlo, torch
-from jax_brcd.export.base import INT8, Exportable, Exporter, Material, TriedExporter
+from jax_brcd.export.base import INT8, Exporter, Material, TriedExporter
 from jax_brcd.export.torchvision import export_safetensors, export_torchvision
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, make_folder
@@ -19,10 +20,10 @@ EXPORTERS.register("onnx")(TriedExporter("onnx", onnx.write, (*REFERENCE, "onnx"
 EXPORTERS.register("stablehlo")(TriedExporter("stablehlo", stablehlo.write))
 EXPORTERS.register("torch")(TriedExporter("torch", torch.write, REFERENCE))
 
-__all__ = ["EXPORTERS", "Exportable", "Exporter", "Material", "TriedExporter", "export", "export_safetensors"]
+__all__ = ["EXPORTERS", "Exporter", "Material", "TriedExporter", "export", "export_safetensors"]
 
 
-def export(encoder: Exportable, to: str, out: os.PathLike | str, **material: Any) -> list[pathlib.Path]:
+def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: Any) -> list[pathlib.Path]:
     """Writes an encoder in another program's format.
 
     Formats that other programs run (onnx, stablehlo, torch) are tried before they are there: the same images give the bits that

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -19,24 +19,8 @@ from jax_brcd.runtime.progress import Progress, silent
 CONFIG, FORMAT, EXPORTS = "config.json", 1, "exports"
 INT8 = "int8"
 
-
-@runtime_checkable
-class Exportable(Protocol):
-    """What every exporter sees of an encoder.
-
-    Attributes:
-        model: the hash model. preprocessing: a dataclass of plain values, how images become what the model sees.
-        bits: the length of a code. backbone: its registered name.
-    """
-
-    model: Any
-    preprocessing: Any
-    bits: int
-    backbone: str
-
-
 # Writes an encoder into a folder, which is there, and returns the files it wrote
-Exporter = Callable[[Exportable, pathlib.Path], list[pathlib.Path]]
+Exporter = Callable[[HashEncoder, pathlib.Path], list[pathlib.Path]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from jax_brcd.export.base import Exportable
+from jax_brcd.encoder import HashEncoder
 from jax_brcd.models import HashModel, model_state
 from jax_brcd.models.weights import write_weights
 from jax_brcd.runtime.errors import InputError
@@ -23,7 +23,7 @@ def export_safetensors(model: HashModel, path: os.PathLike | str, *, name: str, 
     write_weights(path, model_state(model), **about)
 
 
-def export_torchvision(encoder: Exportable, folder: pathlib.Path) -> list[pathlib.Path]:
+def export_torchvision(encoder: HashEncoder, folder: pathlib.Path) -> list[pathlib.Path]:
     """The state_dict as `<backbone>.safetensors`, and beside it `preprocessing.json`: size, resize, mean, std, interpolation.
 
     Raises:
