@@ -27,7 +27,7 @@ class Source(NamedTuple):
 DATASETS: Registry[Source] = Registry("data set")
 DATASETS.register("digits")(Source(digits.load))
 DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS)))
-for name in (*lists.PUBLISHED, "list"):
+for name in (*lists.PUBLISHED_K, "list"):
     DATASETS.register(name)(Source(lists.loader(name)))
 DATASETS.register("folder")(Source(folders.load))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress
 
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
 PARTS = ("train", "database", "validation", "test", "pretraining")
@@ -113,14 +113,14 @@ class Request:
 
     folder: pathlib.Path  # where its files lie, or are to be put
     cache_dir: pathlib.Path  # where what is made of them may lie
-    split: str = "published"
-    train_images: str = "published"  # "published" for the subset that the protocol trains on, "all" for the whole database
-    seed: int = 0  # of every drawing and shuffle
-    max_bad_images: int = 0  # image files that may be missing or corrupt
-    decode_workers: int | None = None  # processes that decode image files; None for as many as pay
-    square_side: int = RESIZED  # pixels of the squares that image files become
-    label_format: str | None = None  # how list files give labels; None where that is plain to see
-    progress: Progress = silent  # told how far decoding and downloads are
+    split: str
+    train_images: str  # "published" for the subset that the protocol trains on, "all" for the whole database
+    seed: int  # of every drawing and shuffle
+    max_bad_images: int  # image files that may be missing or corrupt
+    decode_workers: int | None  # processes that decode image files; None for as many as pay
+    square_side: int  # pixels of the squares that image files become
+    label_format: str | None  # how list files give labels; None where that is plain to see
+    progress: Progress  # told how far decoding and downloads are
 
 
 def resized_for(size: int) -> int:

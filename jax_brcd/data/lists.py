@@ -7,7 +7,6 @@ in docs/method.md; the lists of HashNet, Cao et al., ICCV 2017). How a line is r
 import functools
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,25 +19,20 @@ from jax_brcd.runtime.errors import InputError
 
 TRAIN, DATABASE, TEST = "train.txt", "database.txt", "test.txt"
 USUAL_K = 1000
-
-
-class Protocol(NamedTuple):
-    """What is published about a data set beside its lists."""
-
-    k: int | None = None  # ranks that mAP looks at; None for 1,000 or less
-
-
-# "Search and its measure" in docs/method.md; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
-PUBLISHED = {"nus-wide": Protocol(5000), "coco": Protocol(5000), "mirflickr": Protocol(5000), "imagenet100": Protocol(1000)}
+# Ranks that mAP looks at: "Search and its measure" in docs/method.md; MIRFLICKR's k as in Luo et al., CIMON, IJCAI 2021
+PUBLISHED_K = {"nus-wide": 5000, "coco": 5000, "mirflickr": 5000, "imagenet100": 1000}
 
 
 def loader(name: str) -> Callable[[Request], ImageDataset]:
-    """The function that loads the list files of a folder as the data set `name`, under its published protocol if it has one."""
-    return functools.partial(load, name, PUBLISHED.get(name, Protocol()))
+    """The function that loads the list files of a folder as the data set `name`, with its published k if it has one."""
+    return functools.partial(load, name, PUBLISHED_K.get(name))
 
 
-def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
+def load(name: str, published_k: int | None, request: Request) -> ImageDataset:
     """The images that the three lists name; the test list is shuffled and halved into validation and test queries.
+
+    Args:
+        published_k: ranks that mAP looks at where the lists are published ones; None for 1,000, or fewer of a smaller database.
 
     Raises:
         InputError: for a list that is absent, empty or wrong, with its line; for labels that may be meant in two ways; for
@@ -58,8 +52,8 @@ def load(name: str, protocol: Protocol, request: Request) -> ImageDataset:
         {"train": database if everything else train, "database": database, "validation": test.take(shuffled[:half]),
          "test": test.take(shuffled[half:])}, request)
     return ImageDataset(
-        name=name, split="published lists, test list halved" if protocol.k else "lists, test list halved", **parts,
-        class_names=class_names, flip=True, default_k=protocol.k or min(USUAL_K, len(parts["database"])), central_crop=True,
+        name=name, split="published lists, test list halved" if published_k else "lists, test list halved", **parts,
+        class_names=class_names, flip=True, default_k=published_k or min(USUAL_K, len(parts["database"])), central_crop=True,
         squares=request.square_side,
         notes=(*label_notes(parts), *_repeats(lists), *notes),
         lists=tuple((file, part.digest()) for file, part in lists.items() if file != TRAIN or not everything))
