@@ -32,8 +32,8 @@ def normalise(rows: Float[AnyArray, "*rows bits"]) -> Float[Array, "*rows bits"]
     return rows / jnp.sqrt(jnp.maximum(squares, COSINE_EPSILON**2))
 
 
-def masked_mean(values: Float[Array, "rows"], valid: Bool[AnyArray, "rows"] | None) -> Float[Array, ""]:
-    """Mean over the rows that are `valid` (all of them for None)."""
+def masked_mean(values: Float[Array, "*shape"], valid: Bool[AnyArray, "*shape"] | None) -> Float[Array, ""]:
+    """Mean of the values that are `valid` (all of them for None); 0 where none is."""
     if valid is None:
         return jnp.mean(values)
     return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from jax_brcd.losses.contrastive import AnyArray
+from jax_brcd.losses.contrastive import AnyArray, masked_mean
 
 SQUARE_EPSILON = 1e-12
-
-
-def masked_average(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Mean of the entries under `mask`; 0 where there is none."""
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def relative_distances(
@@ -24,7 +19,7 @@ def relative_distances(
     others = ~jnp.eye(len(codes), dtype=bool)
     distances = jnp.where(others, jnp.sqrt(jnp.maximum(squares, SQUARE_EPSILON)), 0.0)
     pairs = others & valid[:, None] & valid[None, :]
-    mean = masked_average(distances, pairs)
+    mean = masked_mean(distances, pairs)
     return distances / jnp.where(mean > 0, mean, 1.0)
 
 
@@ -60,5 +55,5 @@ def rkd_loss(
     pairs = valid[:, None] & valid[None, :]
     distance = optax.losses.huber_loss(relative_distances(student_codes, valid), relative_distances(teacher_codes, valid))
     angle = optax.losses.huber_loss(angles(student_codes), angles(teacher_codes))
-    return (distance_weight * masked_average(distance, pairs)
-            + angle_weight * masked_average(angle, pairs[:, :, None] & valid[None, None, :]))
+    return (distance_weight * masked_mean(distance, pairs)
+            + angle_weight * masked_mean(angle, pairs[:, :, None] & valid[None, None, :]))
