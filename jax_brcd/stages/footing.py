@@ -1,7 +1,7 @@
 """What a teacher's hash head stands on: a frozen backbone that sees images, or a table with a row of each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -158,9 +158,6 @@ class TableFooting:
         return self.context.config.teacher.embeddings_dropout
 
 
-FOOTINGS: dict[str, Callable[[Context, HashModel], Footing]] = {EMBEDDINGS: TableFooting}
-
-
 def footing_of(context: Context, model: HashModel) -> Footing:
-    """What the head of a run's teacher stands on: a backbone, or what the teacher's name stands for where that is none."""
-    return FOOTINGS.get(context.config.teacher.teacher, BackboneFooting)(context, model)
+    """What the head of a run's teacher stands on: a table of embeddings where that is its teacher, else a backbone."""
+    return (TableFooting if context.config.teacher.teacher == EMBEDDINGS else BackboneFooting)(context, model)
