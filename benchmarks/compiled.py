@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from torch_ref.losses import bernoulli_kl, hash_codes, nearest_center
 
-FALSE_NEGATIVE_BIAS = -1000.0
+FALSE_NEGATIVE_BIAS, ALPHA = -1000.0, 0.8
 
 
 def paired_cross_entropy(
@@ -37,14 +37,14 @@ def paired_cross_entropy(
 
 def distillation_loss(
     student: Tensor, teacher_i: Tensor, teacher_j: Tensor, clusters: Tensor, centers: Tensor, mask: Tensor, *,
-    alpha: float = 0.8, temperature: float = 0.3,
+    temperature: float = 0.3,
 ) -> Tensor:
     """The corrected BRCD term with bit masks and the robust option. Arguments as jax_brcd.losses.brcd_distillation_loss."""
     masked_student, masked_teacher = student * mask[clusters], teacher_j * mask[clusters]
     anchor = F.cosine_similarity(student, teacher_i, dim=1)
     structural = F.cosine_similarity(masked_student, masked_teacher, dim=1)
     clusters_j = nearest_center(teacher_j, centers)
-    weight = torch.where(clusters_j != clusters, 1.0, alpha)
+    weight = torch.where(clusters_j != clusters, 1.0, ALPHA)
     positives = (weight * anchor + (1 - weight) * structural) / temperature
     return paired_cross_entropy(torch.cat([masked_student, masked_teacher]), temperature, positives=positives.repeat(2),
                                 clusters=torch.cat([clusters, clusters_j]))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from torch_ref.losses import bernoulli_kl, hash_codes
 
-FALSE_NEGATIVE_BIAS = -1000.0
+FALSE_NEGATIVE_BIAS, ALPHA = -1000.0, 0.8
 similarity = nn.CosineSimilarity(dim=2)
 
 
@@ -42,12 +42,12 @@ def contrastive_loss(
 
 def distillation_loss(
     student: Tensor, teacher_i: Tensor, teacher_j: Tensor, clusters: Tensor, centers: Tensor, mask: Tensor, *,
-    alpha: float = 0.8, temperature: float = 0.3,
+    temperature: float = 0.3,
 ) -> Tensor:
     """The corrected BRCD term with bit masks and the robust option. Arguments as jax_brcd.losses.brcd_distillation_loss."""
     batch = len(student)
     clusters_j = torch.stack([((code - centers) ** 2).sum(dim=1).argmin() for code in teacher_j])
-    weights = torch.full((2 * batch,), alpha)
+    weights = torch.full((2 * batch,), ALPHA)
     for image in range(batch):
         if clusters_j[image] != clusters[image]:
             weights[image] = weights[image + batch] = 1.0

@@ -230,11 +230,10 @@ def space_of(model: HashModel, backbone: str, preprocessing: Preprocessing | Row
 
 def create_encoder(
     model: HashModel, backbone: str, preprocessing: Preprocessing | RowFormat, *, bits: int, role: str, space: str | None = None,
-    dtype: str = "float32", provenance: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
 ) -> HashEncoder:
     """An encoder; without a `space` its codes are in one of their own."""
-    return HashEncoder(model, backbone, preprocessing, bits, role, space or space_of(model, backbone, preprocessing), dtype,
-                       provenance or {})
+    return HashEncoder(model, backbone, preprocessing, bits, role, space or space_of(model, backbone, preprocessing), dtype)
 
 
 def folder_of(encoder: os.PathLike | str, *, progress: Progress = silent) -> pathlib.Path:

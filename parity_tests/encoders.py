@@ -25,8 +25,8 @@ def random_encoder(bits=BITS, preprocessing=USUAL, seed=3, *, dtype="float32", s
         mean = np.asarray(features).mean(axis=0)
         model.head.kernel.set_value(jax.numpy.asarray(kernel - np.outer(mean, mean @ kernel) / (mean @ mean) * (1 - shrink)))
         model.head.bias.set_value(jax.numpy.zeros(bits))
-    return create_encoder(model, "resnet8", preprocessing, bits=bits, role="student", space="teacher-1", dtype=dtype,
-                          provenance={"version": "0.1.0", "metrics": {"map": 0.5}, "digests": ["a", None]})
+    encoder = create_encoder(model, "resnet8", preprocessing, bits=bits, role="student", space="teacher-1", dtype=dtype)
+    return encoder.with_provenance(version="0.1.0", metrics={"map": 0.5}, digests=["a", None])
 
 
 def same(codes, others):

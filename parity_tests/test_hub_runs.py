@@ -132,8 +132,8 @@ def test_a_command_that_cannot_have_its_weights_says_so_in_one_line(hub, tmp_pat
 @pytest.fixture(scope="module")
 def published(hub):
     model = create_hash_model("toy", 16, rngs=nnx.Rngs(3))
-    encoder = create_encoder(model, "toy", BACKBONES["toy"].preprocessing, bits=16, role="student", provenance={
-        "metrics": {"map": 0.5}, "settings": {"out": "/home/ann/runs/one", "seed": 3}})
+    encoder = create_encoder(model, "toy", BACKBONES["toy"].preprocessing, bits=16, role="student").with_provenance(
+        metrics={"map": 0.5}, settings={"out": "/home/ann/runs/one", "seed": 3})
     return encoder, encoder.push_to_hub("ann/encoder")
 
 

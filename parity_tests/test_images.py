@@ -84,14 +84,16 @@ def test_no_images_give_no_rows_of_the_right_width():
     assert evaluation_views(none, 16).shape == (0, 16, 16, 3)
 
 
-def test_progress_is_told_after_each_batch_and_nothing_is_drawn(capfd):
+def test_progress_is_told_after_each_batch_and_nothing_is_drawn(capfd, monkeypatch):
     told = []
 
     def progress(description, done, total):
         told.append((description, done, total))
 
     rows = np.arange(10.0)[:, None]
-    doubled = list(streamed(lambda batch: 2 * jnp.asarray(batch), rows, description="rows", batch_size=4, progress=progress))
+    with monkeypatch.context() as patch:
+        patch.setattr("jax_brcd.views.encoding.ENCODING_BATCH", 4)
+        doubled = list(streamed(lambda batch: 2 * jnp.asarray(batch), rows, description="rows", progress=progress))
     np.testing.assert_array_equal(np.concatenate(doubled), 2 * rows)
     assert told == [("rows", 4, 10), ("rows", 8, 10), ("rows", 10, 10)]
     encode(create_hash_model("resnet8", BITS), IMAGES, size=32, description="images", progress=progress)

@@ -21,14 +21,14 @@ ON_LOGITS = ("mobilenet_v2", *(f"efficientnet_b{number}" for number in range(8))
 class SmallResNet(nn.Module):
     """He et al. (2016), section 4.2, of 6n + 2 layers, named as torchvision names its ResNets."""
 
-    def __init__(self, n: int, num_classes: int = 10):
+    def __init__(self, n: int):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = self._layer(n, 16, 16)
         self.layer2 = self._layer(n, 16, 32)
         self.layer3 = self._layer(n, 32, 64)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(64, 10)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

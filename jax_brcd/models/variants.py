@@ -104,19 +104,15 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class HubWeights:
-    """Weights in a repository of the Hugging Face hub, user/name: of its main branch unless another revision is told.
-
-    `layout` is how their tensors are named.
-    """
+    """Weights on the main branch of a repository of the Hugging Face hub, user/name; `layout` is how their tensors are named."""
 
     repository: str
     layout: str
-    revision: str | None = None
 
     @property
     def name(self) -> HubName:
         """What the hub is asked for."""
-        return HubName(self.repository, self.revision)
+        return HubName(self.repository)
 
 
 @dataclasses.dataclass(frozen=True)

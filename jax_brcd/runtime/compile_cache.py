@@ -28,7 +28,7 @@ SUFFIX = ".program"
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def use(cache_dir: os.PathLike | str, *, limit_bytes: int = LIMIT_BYTES) -> bool:
+def use(cache_dir: os.PathLike | str) -> bool:
     """Keeps every program that this process compiles from now on under `cache_dir`, and takes from there what it can.
 
     Does nothing where the user named a directory of their own (JAX_COMPILATION_CACHE_DIR). Never raises for what is wrong with
@@ -46,7 +46,7 @@ def use(cache_dir: os.PathLike | str, *, limit_bytes: int = LIMIT_BYTES) -> bool
             folder.chmod(0o700)
     if not os.path.isdir(folder):
         return False
-    _install(ProgramFiles(folder, limit_bytes))
+    _install(ProgramFiles(folder))
     return True
 
 

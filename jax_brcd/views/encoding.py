@@ -47,8 +47,7 @@ def padded_batches(images: np.ndarray, batch_size: int, begin: int = 0) -> Itera
 
 
 def streamed(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, batch_size: int | None = None, begin: int = 0,
-    progress: Progress = silent,
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, begin: int = 0, progress: Progress = silent,
 ) -> Iterator[np.ndarray]:
     """`compute` over images in padded batches, one batch ahead of what has been fetched. Gives (batch, width) of each batch.
 
@@ -57,7 +56,7 @@ def streamed(
     Args:
         begin: the image to begin with, the first of a batch.
     """
-    size, done = devices.whole_size(batch_size) if batch_size else encoding_batch(len(images)), begin
+    size, done = encoding_batch(len(images)), begin
     for result, count in _one_ahead((compute(batch), count) for batch, count in padded_batches(images, size, begin)):
         yield np.asarray(result)[:count]
         done += count
