@@ -9,7 +9,7 @@ from flax import nnx
 from model_pairs import abstract_backbone, as_torch, make_pair, random_images, without_head
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from jax_brcd.models import BACKBONES, HashModel, create_backbone, create_hash_model, load_torchvision_state, torchvision_state
+from jax_brcd.models import HashModel, create_backbone, create_hash_model, load_torchvision_state, torchvision_state
 from jax_brcd.models.positions import bicubic_matrix, resampled
 from jax_brcd.runtime.errors import InputError
 
@@ -92,13 +92,6 @@ def test_a_size_that_does_not_fit_is_refused_in_one_line(name, size, message):
     with pytest.raises(InputError) as refused:
         nnx.eval_shape(lambda: create_backbone(name, size=size))
     assert str(refused.value) == message
-
-
-def test_a_preprocessing_at_another_size_cuts_out_the_same_part():
-    usual = BACKBONES["vit_b_16"].preprocessing
-    assert (usual.at(112).size, usual.at(112).resize) == (112, 128)
-    assert usual.at(224) == usual and usual.at(112).mean == usual.mean
-    assert BACKBONES["vit_lite_4_8"].preprocessing.at(48).resize is None
 
 
 def test_images_need_not_be_square():

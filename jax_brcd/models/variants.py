@@ -48,11 +48,6 @@ class Preprocessing:
                              field="resize", value=self.resize)
         check_interpolation(self.interpolation)
 
-    def at(self, size: int) -> "Preprocessing":
-        """The same for a square of `size` pixels, cut from the same part of the image."""
-        resize = None if self.resize is None else round(self.resize * size / self.size)
-        return dataclasses.replace(self, size=size, resize=resize)
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}

@@ -13,10 +13,10 @@ from jax_brcd.retrieval.metrics import (
     tie_aware_mean_average_precision,
 )
 from jax_brcd.retrieval.neighbours import candidates, cosine_neighbours, nearest_neighbours
-from jax_brcd.retrieval.packing import PackedCodes, check_spaces, pack_codes, unpack_codes
+from jax_brcd.retrieval.packing import PackedCodes, check_spaces, pack_codes
 from jax_brcd.retrieval.ranking import hamming_top_k
 
 __all__ = ["HammingIndex", "PackedCodes", "SearchScores", "average_precisions", "candidates", "check_spaces",
            "cosine_mean_average_precision", "cosine_neighbours", "evaluate_search", "hamming_top_k", "mean_average_precision",
            "nearest_neighbours", "pack_codes", "precision_at_k", "precision_recall_curve", "soft_mean_average_precision",
-           "tie_aware_mean_average_precision", "unpack_codes"]
+           "tie_aware_mean_average_precision"]

@@ -204,15 +204,6 @@ def pack_codes(codes: CodeMatrix) -> UInt8[np.ndarray, "n bytes"]:
     return code_bits(codes).positive
 
 
-def unpack_codes(packed: Shaped[np.ndarray | Array, "..."], bits: int) -> Float[np.ndarray, "n bits"]:
-    """The {-1, +1} codes of `bits` bits that were packed into (n, ceil(bits / 8)) bytes.
-
-    Raises:
-        InputError: for more or fewer bytes than `bits` need, and for set bits behind the last one.
-    """
-    return PackedCodes(np.asarray(packed), bits).unpack()
-
-
 def check_spaces(a: Any, b: Any) -> None:
     """Raises InputError where the code spaces of both are known and differ.
 
