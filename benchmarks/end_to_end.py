@@ -43,8 +43,8 @@ from jax_brcd.runtime.files import read_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.augmentation import random_views as jax_views
+from jax_brcd.views.derivations import view_keys
 from jax_brcd.views.encoding import ENCODING_BATCH, encode_batch
-from jax_brcd.views.sources import view_keys
 from torch_ref import retrieval as reference_retrieval
 from torch_ref.augment import evaluation_view, random_views, training_view
 from torch_ref.losses import cibhash_loss, hash_codes
