@@ -85,7 +85,8 @@ def silhouettes(
     """Mean silhouette (Rousseeuw, 1987) of each clustering under the Euclidean distance; `capacity` bounds their clusters.
 
     An image at mean distance a to the others of its cluster and b to those of the nearest other cluster scores
-    (b - a) / max(a, b); one that is alone in its cluster scores 0, and so does one whose cluster is the only one. The distances of an image are made once for all choices.
+    (b - a) / max(a, b); one that is alone in its cluster scores 0, and so does one whose cluster is the only one. The distances
+    of an image are made once for all choices.
     """
     members = jax.nn.one_hot(clusters, capacity, dtype=codes.dtype)  # (choices, images, capacity)
     sizes = jnp.sum(members, axis=1)

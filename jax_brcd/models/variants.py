@@ -99,7 +99,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class HubWeights:
-    """Weights on the main branch of a repository of the Hugging Face hub, user/name; `layout` is how their tensors are named."""
+    """Weights on the main branch of a repository of the Hugging Face hub, user/name. `layout` is how tensors are named."""
 
     repository: str
     layout: str

@@ -47,7 +47,8 @@ def padded_batches(images: np.ndarray, batch_size: int, begin: int = 0) -> Itera
 
 
 def streamed(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, begin: int = 0, progress: Progress = silent,
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, *, description: str, begin: int = 0,
+    progress: Progress = silent,
 ) -> Iterator[np.ndarray]:
     """`compute` over images in padded batches, one batch ahead of what has been fetched. Gives (batch, width) of each batch.
 

@@ -69,8 +69,8 @@ def brings_optimizer(objective: Any) -> bool:
 def optimizer_of(objective: Any, learning_rate: float, steps: int) -> optax.GradientTransformation:
     """What an objective's `optimizer(learning_rate, steps)` gives, or the published one.
 
-    It is made of the rate that is told and the number of steps there will be, and of nothing else: a training that goes on makes
-    it anew. As it may end with the last step, another number of epochs is another training.
+    It is made of the rate that is told and the number of steps there will be, and of nothing else: a training that goes on
+    makes it anew. As it may end with the last step, another number of epochs is another training.
     """
     return objective.optimizer(learning_rate, steps) if brings_optimizer(objective) else optax.adam(learning_rate)
 
