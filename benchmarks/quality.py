@@ -24,6 +24,7 @@ from jax_brcd.runtime.registry import Registry
 from jax_brcd.runtime.workers import cores
 from jax_brcd.settings.command_line import OneLineParser, flag, run_command
 from jax_brcd.stages.configuration import create_config
+from jax_brcd.stages.folder import HISTORY, read_history
 from jax_brcd.stages.run import run
 
 BITS, SEEDS = (16, 32, 64), (0, 1, 2)
@@ -156,7 +157,7 @@ def distil(settings: Mapping[str, Any]) -> None:
 def outcome(directory: pathlib.Path) -> dict[str, Any]:
     """What the study keeps of a run: its test scores, and the best validation mAP of each search."""
     metrics = read_json(directory / "metrics.json")
-    history = [record for record in quality_report.read_history(directory / "history.jsonl") if "symmetric_map" in record]
+    history = [record for record in read_history(directory / HISTORY) if "symmetric_map" in record]
     best = {search: max(record[f"{search}_map"] for record in history) for search in quality_report.SEARCHES}
     return {"protocol": metrics["protocol"], "teacher": metrics["teacher"], **metrics["student"], "validation": best,
             "epochs": history[-1]["epoch"]}

@@ -1,6 +1,5 @@
 """The study's tables and figures, from the records of its runs."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,11 +13,6 @@ from jax_brcd.runtime.files import atomic_path
 
 DOTS_PER_INCH = 130
 Records = list[Mapping[str, Any]]
-
-
-def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run's history.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def select(records: Iterable[Mapping[str, Any]], part: str, **wanted: Any) -> Records:

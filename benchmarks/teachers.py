@@ -16,10 +16,11 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from benchmarks.quality import study_parser, weight_files
-from benchmarks.quality_report import read_history, spread, table
+from benchmarks.quality_report import spread, table
 from jax_brcd.runtime.files import atomic_path, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
+from jax_brcd.stages.folder import HISTORY, read_history
 from jax_brcd.stages.run import run_teacher
 from jax_brcd.teachers.objectives import OBJECTIVES
 
@@ -57,7 +58,7 @@ def carry_out(teachers: Iterable[Trained], folder: pathlib.Path, shared: Mapping
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file, contextlib.redirect_stdout(file):
             metrics = run_teacher(create_config(**shared, **teacher.settings(), out=out), say=print)
-        seconds = [record["seconds"] for record in read_history(out / "history.jsonl") if record["stage"] == "teacher"]
+        seconds = [record["seconds"] for record in read_history(out / HISTORY) if record["stage"] == "teacher"]
         records.append({**dataclasses.asdict(teacher), **metrics["teacher"], "seconds": sum(seconds),
                         "k": metrics["protocol"]["k"]})
     return records

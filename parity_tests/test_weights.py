@@ -12,7 +12,7 @@ from model_pairs import abstract_backbone, short_backbone
 
 from jax_brcd.data.download import download
 from jax_brcd.models import BACKBONES, Preprocessing, Variant, Weights
-from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
+from jax_brcd.models.weights import download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
 
 TENSORS = {
@@ -208,18 +208,18 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_imagenet_weights_are_downloaded_once(remote, tmp_path):
-    path = imagenet_weights("resnet18", tmp_path / "cache")
+    path = download_weights("resnet18", "imagenet", tmp_path / "cache")
     assert path == tmp_path / "cache" / remote.name
     np.testing.assert_array_equal(read_weights(path)["weight"], TENSORS["weight"].numpy())
     remote.unlink()
-    assert imagenet_weights("resnet18", tmp_path / "cache") == path
+    assert download_weights("resnet18", "imagenet", tmp_path / "cache") == path
 
 
 def test_imagenet_weights_offline_say_which_file_to_put_where(remote, tmp_path):
     url = f"{remote.parent.as_uri()}/{remote.name}"
     remote.unlink()
     with pytest.raises(InputError) as caught:
-        imagenet_weights("resnet18", tmp_path / "cache")
+        download_weights("resnet18", "imagenet", tmp_path / "cache")
     message = str(caught.value)
     assert url in message and str(tmp_path / "cache" / remote.name) in message and "\n" not in message
     assert list((tmp_path / "cache").iterdir()) == []
@@ -227,7 +227,7 @@ def test_imagenet_weights_offline_say_which_file_to_put_where(remote, tmp_path):
 
 def test_a_backbone_without_imagenet_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match="no weights 'imagenet' of 'vit_lite_7_4' are known; give a weight file, or one of"):
-        imagenet_weights("vit_lite_7_4", tmp_path)
+        download_weights("vit_lite_7_4", "imagenet", tmp_path)
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])

@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from jax_brcd.models.weights import imagenet_weights, read_weight_file, read_weights
+from jax_brcd.models.weights import download_weights, read_weight_file, read_weights
 from jax_brcd.runtime.errors import InputError
 from torch_ref import foundation
 
@@ -151,7 +151,7 @@ def load_weights(model: nn.Module, name: str, weights: str, cache_dir: pathlib.P
     them: one of another form is left out, and so is ImageNet's classifier."""
     if weights == "random":
         return False
-    path = imagenet_weights(name, cache_dir / "weights") if weights == "imagenet" else weights
+    path = download_weights(name, "imagenet", cache_dir / "weights") if weights == "imagenet" else weights
     tensors = {key: torch.from_numpy(value) for key, value in read_weights(path).items()}
     absent = tuple(f"{place}." for place, module in model.named_children() if isinstance(module, nn.Identity))
     tensors = {key: value for key, value in tensors.items() if not key.startswith(absent)}

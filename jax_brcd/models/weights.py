@@ -70,11 +70,6 @@ def _check_digest(path: pathlib.Path, begins: str) -> None:
                          "again")
 
 
-def imagenet_weights(name: str, folder: str | os.PathLike) -> pathlib.Path:
-    """torchvision's ImageNet weights of a backbone; see `download_weights`."""
-    return download_weights(name, "imagenet", folder)
-
-
 def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """A state_dict from a .safetensors, .pth or .pt file, or from a folder; half precision comes as float32.
 
