@@ -160,7 +160,7 @@ def test_offline_the_line_says_which_file_to_put_where(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def archive_of(folder, path, names=cifar10.FILES):
+def archive_of(folder, path, names=cifar10.BINARY.files):
     with tarfile.open(path, "w:gz") as tar:
         for name in names:
             tar.add(folder / name, f"{cifar10.FOLDER}/{name}")
@@ -195,7 +195,7 @@ def test_of_two_that_want_an_absent_cifar10_one_fetches_it(tree, tmp_path_factor
 
 def test_an_archive_put_there_by_hand_is_unpacked_but_must_hold_the_files(tree, tmp_path_factory):
     target = tmp_path_factory.mktemp("target")
-    archive_of(tree / cifar10.FOLDER, target / "cifar-10-binary.tar.gz", names=cifar10.FILES[:3])
+    archive_of(tree / cifar10.FOLDER, target / "cifar-10-binary.tar.gz", names=cifar10.BINARY.files[:3])
     with pytest.raises(InputError, match="not CIFAR-10's binary archive"):
         load(target)
     assert [path.name for path in target.glob("[!.]*")] == ["cifar-10-binary.tar.gz"]

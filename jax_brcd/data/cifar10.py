@@ -24,7 +24,6 @@ MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE, NAMES_FILE = "test_batch.bin", "batches.meta.txt"
-FILES = (*TRAIN_FILES, TEST_FILE, NAMES_FILE)
 CLASSES, SIDE = 10, 32
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 RECORDS_PER_FILE = 10_000
@@ -257,7 +256,7 @@ def fetch(folder: pathlib.Path, progress: Progress = silent) -> None:
         unpacked.mkdir()
         try:
             with tarfile.open(archive) as tar:
-                for name in FILES:
+                for name in BINARY.files:
                     with tar.extractfile(f"{FOLDER}/{name}") as member, open(unpacked / name, "wb") as file:
                         shutil.copyfileobj(member, file)
         except (tarfile.TarError, gzip.BadGzipFile, zlib.error, KeyError, EOFError, TypeError) as error:
