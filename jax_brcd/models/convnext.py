@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import Backbone, Dropping, convolution, layer_norm, split_key, stochastic_depth
+from jax_brcd.models.layers import Backbone, Dropping, convolution, gelu, layer_norm, split_key, stochastic_depth
 from jax_brcd.models.variants import imagenet
 
 LAYER_SCALE = 1e-6
@@ -61,7 +61,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch height width channels"]:
         """One block; `key` as in Backbone."""
-        y = self.linear_2(nnx.gelu(self.linear_1(self.norm(self.filter(x))), approximate=False))
+        y = self.linear_2(gelu(self.linear_1(self.norm(self.filter(x)))))
         y = y * self.layer_scale[...].reshape(-1).astype(y.dtype)
         return x + stochastic_depth(y, self.drop_rate, key)
 

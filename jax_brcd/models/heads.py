@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models import initial
-from jax_brcd.models.layers import Backbone, BatchNorm
+from jax_brcd.models.layers import Backbone, BatchNorm, gelu
 from jax_brcd.runtime.registry import Registry
 
 HashHead = Callable[..., nnx.Module]  # called with (features, bits, rngs=...)
@@ -35,11 +35,6 @@ def _evenly_within(bound: float, key, shape, dtype=jnp.float32):
 def two_layer_head(features: int, bits: int, *, rngs: nnx.Rngs) -> nnx.Sequential:
     """Two linear layers and a ReLU between them: the published head over the 1000 logits of a whole classifier."""
     return nnx.Sequential(linear_head(features, features, rngs=rngs), nnx.relu, linear_head(features, bits, rngs=rngs))
-
-
-def gelu(x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-    """The exact GELU, PyTorch's default."""
-    return nnx.gelu(x, approximate=False)
 
 
 class HashCoder(nnx.Sequential):

@@ -13,6 +13,7 @@ from jax_brcd.models import initial
 from jax_brcd.runtime.errors import InputError
 
 layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+gelu = functools.partial(nnx.gelu, approximate=False)  # PyTorch's default
 FEW_PIXELS = 4  # of an output, up to which a convolution is a matrix product
 MANY_PIXELS = 256  # of an input, beyond which it is written out for the kernel's gradient
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")  # of images, kernels and outputs

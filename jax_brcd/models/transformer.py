@@ -11,11 +11,10 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_brcd.models import initial
 from jax_brcd.models.heads import linear_head
-from jax_brcd.models.layers import Backbone, layer_norm
+from jax_brcd.models.layers import Backbone, gelu, layer_norm
 from jax_brcd.models.positions import resampled
 
 linear = functools.partial(nnx.Linear, kernel_init=initial.xavier_uniform)
-gelu = functools.partial(nnx.gelu, approximate=False)
 tanh_gelu = functools.partial(nnx.gelu, approximate=True)
 
 # How blocks as CLIP has them are called in the files of `transformers`, in the form of a family's `transformers_renames`
