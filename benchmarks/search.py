@@ -41,7 +41,7 @@ class Size:
                 for told, count in (("1 query", 1), (f"{self.queries:,} queries", self.queries))}
 
 
-QUICK = FULL = Size(1_000_000, 1_000, 10_000_000)  # fewer would say nothing of memory's speed
+SIZE = Size(1_000_000, 1_000, 10_000_000)  # quick or not: fewer would say nothing of memory's speed
 
 
 def random_codes(count: int, seed: int) -> PackedCodes:
@@ -100,9 +100,8 @@ def memory_call(file: str):
     return lambda: HammingIndex(PackedCodes.load(file, mapped=True)).search(query, K)
 
 
-def measure_search(settings: Settings, size: Size | None = None) -> Iterator[Row | Skipped]:
+def measure_search(settings: Settings, size: Size = SIZE) -> Iterator[Row | Skipped]:
     """Every case in turn."""
-    size = size or (QUICK if settings.quick else FULL)
     timing = {"samples": settings.samples, "budget": settings.case_seconds}
     codes = random_codes(size.codes, 0)
     for case, count in size.cases.items():

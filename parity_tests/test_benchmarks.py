@@ -284,7 +284,7 @@ def test_the_targets_are_rows_that_the_suites_measure():
         "whole_step": {(case.name, name) for case in whole_step.FULL
                        for name in (whole_step.OURS, whole_step.EAGER, whole_step.COMPILED)},
         "evaluate": {(size.name, name) for size in evaluate.QUICK for name in (evaluate.OURS, evaluate.PUBLISHED)},
-        "search": {(case, name) for case in search.QUICK.cases for name in (search.OURS, search.FAISS)},
+        "search": {(case, name) for case in search.SIZE.cases for name in (search.OURS, search.FAISS)},
         "multi_index": {(multi_index.QUICK.case(kind, what), name) for kind in multi_index.QUICK.kinds for k in multi_index.QUICK.k
                         for what in (multi_index.one_at_a_time(k), multi_index.QUICK.at_once(f"k {k}"))
                         for name in (multi_index.OURS, multi_index.FLAT)},
