@@ -3,15 +3,28 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jax_brcd.training.loop import Stage, Task
 from jax_brcd.training.schedule import Schedule
+from jax_brcd.views.outputs import outputs_of
 from jax_brcd.views.source import Source
 from jax_brcd.views.sources import KeptFeatures
 
 SCHEDULE = {field.name for field in dataclasses.fields(Schedule)}
 SOURCE = {field.name for field in dataclasses.fields(Source)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GivenViews:
+    """Views that both frameworks see alike."""
+
+    pixels: jax.Array
+
+    def outputs(self, model, indices, views, valid, derivation=None, key=None):
+        return outputs_of(model.head, model.backbone(self.pixels[views, indices], train=True, valid=valid, key=key))
 
 
 def job(views: Any, **settings: Any) -> dict[str, Any]:

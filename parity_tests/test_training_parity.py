@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from jobs import job
+from jobs import GivenViews, job
+from torchvision.models import VisionTransformer as TorchTransformer
 
 from jax_brcd.losses.codes import hash_codes
 from jax_brcd.methods import TeacherKnowledge, create_method
 from jax_brcd.models import HashModel, create_hash_model, load_torchvision_state, torchvision_state
+from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.retrieval import mean_average_precision
 from jax_brcd.settings.stages import LearningConfig
+from jax_brcd.stages.pretraining import pretraining_stage
 from jax_brcd.stages.student import student_stage
 from jax_brcd.stages.teacher import teacher_stage
 from jax_brcd.training.checkpoints import Checkpoints
@@ -24,7 +27,7 @@ from torch_ref.methods import Known
 from torch_ref.methods import create_method as create_torch_method
 from torch_ref.models import create_hash_model as create_torch_model
 from torch_ref.outputs import Outputs, outputs_of
-from torch_ref.training import Schedule, train_student, train_teacher
+from torch_ref.training import Schedule, pretrain, train_student, train_teacher
 
 VIEWS, IMAGES, CLASSES, BITS, BATCH = 4, 300, 5, 16, 32
 TEMPERATURE, KL_WEIGHT = 0.3, 0.001
@@ -61,8 +64,8 @@ def stage_settings(epochs, **settings):
     return {"n_images": IMAGES, "batch_size": BATCH, "epochs": epochs, "seed": 5, "kept_views": VIEWS, **settings}
 
 
-def step_losses(stage, parameters, carry):
-    """The loss of every step of a stage, an epoch at a time."""
+def trained(stage, parameters, carry):
+    """The loss of every step of a stage, an epoch at a time, and its last state."""
     state, found = start(stage, parameters, carry), []
     for epoch in range(stage.schedule.epochs):
         source, schedule = stage.source, stage.schedule
@@ -70,7 +73,41 @@ def step_losses(stage, parameters, carry):
         state, metrics = train_epoch(stage.task.loss, stage.task.optimizer, state, stage.task.constants, batches,
                                      jax.random.key(0))
         found.extend(np.asarray(metrics["loss"]).tolist())
-    return found
+    return found, state
+
+
+def step_losses(stage, parameters, carry):
+    """The loss of every step alone."""
+    return trained(stage, parameters, carry)[0]
+
+
+def test_twenty_steps_of_pretraining_follow_the_same_losses():
+    """The head begins with eight times its usual weights, of which decay shows within few steps; the last batch is a part."""
+    draw, count = np.random.default_rng(2), 40
+    classes = draw.integers(CLASSES, size=count)
+    means = 2 * draw.normal(size=(CLASSES, 1, 1, 3))[classes]
+    pixels = (means + draw.normal(size=(2, count, 8, 8, 3))).astype(np.float32)
+    schedule = {"n_images": count, "batch_size": 16, "epochs": 7, "seed": 5, "kept_views": 2}
+    torch.manual_seed(1)
+    reference = TorchTransformer(8, 4, 1, 2, 16, 32, num_classes=CLASSES)
+    reference.heads = torch.nn.Linear(16, CLASSES)
+    with torch.no_grad():
+        reference.heads.weight *= 8
+    model = load_torchvision_state(HashModel(VisionTransformer(8, 4, 1, 2, 16, 32, rngs=nnx.Rngs(0)), CLASSES, rngs=nnx.Rngs(0)),
+                                   reference.state_dict())
+    parts = job(GivenViews(jnp.asarray(pixels)), **schedule)
+
+    def accuracy():
+        return float((model(jnp.asarray(pixels[0])).argmax(axis=1) == classes).mean())
+
+    before = accuracy()
+    ours, state = trained(*pretraining_stage(model, parts["source"], np.eye(CLASSES)[classes], parts["schedule"]))
+    nnx.update(model, state.parameters, state.carry)
+    assert accuracy() > before + 0.4
+    images = torch.tensor(pixels).permute(0, 1, 4, 2, 3)
+    expected = pretrain(reference, lambda indices, views: images[views, indices], torch.tensor(classes), Schedule(**schedule))
+    assert len(ours) == 21
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
 def test_fifty_steps_of_a_teachers_head_follow_the_same_losses(scene, heads):

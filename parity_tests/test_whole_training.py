@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from jobs import job
+from jobs import GivenViews, job
 from toy_runs import PIXELS_SIDE, Pixels, history, stages, tiny
 
 import jax_brcd
@@ -33,7 +33,6 @@ from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import fit, start, stepped_epoch
 from jax_brcd.views.augmentation import ViewConfig
 from jax_brcd.views.batches import Batches, epoch_batches
-from jax_brcd.views.outputs import outputs_of
 from jax_brcd.views.sources import PixelViews, StillTeacher
 from torch_ref import distill
 from torch_ref.methods import Known
@@ -52,17 +51,6 @@ RATE = 1e-3
 # Its rate is high to the last steps but two epochs, so that the average lags behind
 WHOLE = LearningConfig(optimizer="adamw", lr_schedule="one-cycle", warmup_epochs=8.0, weight_decay=0.05, clip_norm=0.5,
                        ema_decay=0.9, own_objective=False)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class GivenViews:
-    """Views that both frameworks see alike."""
-
-    pixels: jax.Array
-
-    def outputs(self, model, indices, views, valid, derivation=None, key=None):
-        return outputs_of(model.head, model.backbone(self.pixels[views, indices], train=True, valid=valid, key=key))
 
 
 @pytest.fixture(scope="module")

@@ -67,8 +67,11 @@ def _clip(optimizer: torch.optim.Optimizer, most: float) -> None:
         gradient *= min(1.0, most / float(norm))
 
 
-def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], labels: Tensor, schedule: Schedule) -> None:
-    """Cross-entropy of one view an image under AdamW with a warm-up and a cosine, as jax_brcd.stages.pretraining."""
+def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], labels: Tensor, schedule: Schedule) -> list[float]:
+    """Cross-entropy of one view an image under AdamW with a warm-up and a cosine, as jax_brcd.stages.pretraining.
+
+    Returns the loss of every step.
+    """
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=0.05)
     total = max(1, schedule.n_steps)
     warmup = int(0.1 * total)
@@ -78,14 +81,15 @@ def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], la
             return step / warmup
         return 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    scheduler, losses = torch.optim.lr_scheduler.LambdaLR(optimizer, factor), []
     classifier.train()
     for epoch in range(schedule.epochs):
         for indices, views, _ in schedule.steps(epoch):
             logits = classifier(draw(indices, views))
-            minimise(nn.functional.cross_entropy(logits, labels[indices]), optimizer)
+            losses.append(minimise(nn.functional.cross_entropy(logits, labels[indices]), optimizer))
             scheduler.step()
     classifier.eval()
+    return losses
 
 
 def train_teacher(
