@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from encoders import random_encoder
 from page_browser import serving
+from starlette.testclient import TestClient
 
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import open_store
 from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
+from jax_brcd.search.service.files import MODEL, RUNTIME
 from jax_brcd.search.service.limits import Limits
 from jax_brcd.search.stores.memory import MemoryStore
 from jax_brcd.serve import is_loopback, main
@@ -211,6 +213,55 @@ def test_a_command_line_that_cannot_be_is_told_of(index, words, told, monkeypatc
     with pytest.raises(ValueError, match=told):
         main(["--index", index, "--port", "0", *words])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def asking(index, monkeypatch):
+    """A function from what is asked of the app and the words of a command to the answer, which stands in place of serving."""
+    monkeypatch.setattr("jax_brcd.search.session.prepare", lambda: None)
+    monkeypatch.setattr("jax_brcd.search.service.engine.Engine.warm", lambda self: None)
+
+    def ask(question, *words):
+        answers = []
+        monkeypatch.setattr("jax_brcd.search.service.protocol.run", lambda app, listening, limits: answers.append(
+            question(TestClient(app, base_url="http://127.0.0.1"))))
+        main(["--index", index, "--port", "0", *words])
+        return answers[0]
+
+    return ask
+
+
+def test_the_token_of_the_environment_is_asked_for(asking, monkeypatch):
+    token = 20 * "t"
+    monkeypatch.setenv("JAX_BRCD_TOKEN", token)
+
+    def statuses(client):
+        return [client.get("/v1/status", headers=headers).status_code for headers in ({}, {"authorization": f"Bearer {token}"})]
+
+    assert asking(statuses) == [401, 200]
+    monkeypatch.delenv("JAX_BRCD_TOKEN")
+    assert asking(statuses) == [200, 200] and asking(statuses, "--token", 20 * "u") == [401, 401]
+
+
+def test_the_limits_of_the_command_are_the_services(asking):
+    def statuses(client):
+        return [client.post(f"/v1/search/codes?k={k}", content=body).status_code for k, body in (
+            (3, bytes(3)), (4, bytes(3)))] + [client.get("/v1/status").json()["limits"]]
+
+    assert asking(statuses, "--max-hits", "3", "--max-mib", "2", "--max-megapixels", "0.5") == [
+        200, 400, {"bytes": 2 * 2**20, "pixels": 500_000, "hits": 3}]
+
+
+def test_the_export_for_the_browser_is_the_services(asking, tmp_path):
+    for name in (MODEL, *RUNTIME):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": {"bits": 20, "space": "teacher-1"}}))
+
+    def model(client):
+        return client.get("/v1/status").json()["browser"], client.get("/v1/encoder.onnx").text
+
+    told = asking(model, "--browser", str(tmp_path), "--browser-runtime", str(tmp_path))
+    assert told == ({"model": "/v1/encoder.onnx", "bytes": len(MODEL)}, MODEL)
 
 
 def test_the_command_serves_until_it_is_interrupted(index, tmp_path):
