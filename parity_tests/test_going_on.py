@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import shutil
 import time
 import types
 
@@ -73,6 +74,11 @@ def cut(monkeypatch, toy, directory, *, steps: int):
             run(toy, directory)
 
 
+def numbers(directory):
+    """Of the checkpoints that are there."""
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
 def assert_same(fitted, expected):
     """To 1e-6: one program's float32 sums, and those of several."""
     assert int(fitted.state.carry) == int(expected.state.carry)
@@ -136,18 +142,20 @@ def test_a_stage_changes_its_way_again_and_again(images, undisturbed, tmp_path, 
     assert_same(run(stage(images), tmp_path), undisturbed)
 
 
-def test_checkpoints_of_either_older_numbering_are_gone_on_with(images, undisturbed, tmp_path, monkeypatch):
-    """They were numbered by epochs or by steps, and carried whether they were finished."""
-    for number, way in ((1, "scanned"), (STEPS, "stepped")):
-        directory = tmp_path / way
+@pytest.mark.parametrize("way", ["scanned", "stepped"])
+def test_checkpoints_of_an_older_numbering_are_gone_on_with(images, undisturbed, tmp_path, monkeypatch, way):
+    """They were numbered by epochs or by steps, higher than saves are counted now, and carried whether they were finished."""
+    save, directory = Checkpoints.save, tmp_path / "older"
+    with monkeypatch.context() as older:
+        older.setattr(Checkpoints, "save", lambda self, arrays, progress: save(self, arrays, {**progress, "finished": False}))
         cut(monkeypatch, stage(images, **WAYS[way]), directory, steps=STEPS)
-        newest = max(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-        if newest != number:
-            (directory / str(newest)).rename(directory / str(number))
-        for other in WAYS:
-            if other != way:
-                assert_same(run(stage(images, **WAYS[other]), directory), undisturbed)
-                break
+    newest = numbers(directory)[-1]
+    (directory / str(newest)).rename(directory / str(7 * newest))
+    assert numbers(directory) == [7 * newest]
+    for other in WAYS.keys() - {way}:
+        shutil.copytree(directory, tmp_path / other)
+        assert_same(run(stage(images, **WAYS[other]), tmp_path / other), undisturbed)
+        assert numbers(tmp_path / other)[-1] > 7 * newest
 
 
 def test_more_epochs_of_a_finished_stage_go_on_from_its_last_state(images, undisturbed, tmp_path):
