@@ -5,6 +5,7 @@ import itertools
 import os
 import sqlite3
 import threading
+import time
 import types
 
 import numpy as np
@@ -50,6 +51,34 @@ def answers(path):
 
 def beside(path):
     return path.with_name("photos.brcd-codes")
+
+
+@contextlib.contextmanager
+def another_writer(path):
+    """A transaction of another connection that holds the file; gives the function that ends it."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield lambda: other.execute("COMMIT")
+
+
+def test_writers_take_turns(path):
+    with contextlib.closing(open_store(path)) as store, another_writer(path) as end:
+        began, ending = time.monotonic(), threading.Timer(0.3, end)
+        ending.start()
+        store.add(["late"], codes(1, seed=2))
+        assert time.monotonic() - began > 0.25 and len(store) == COUNT + 1
+        ending.join()
+
+
+def test_a_writer_that_waits_too_long_is_told_of_the_other(path, monkeypatch):
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    with contextlib.closing(open_store(path)) as store, another_writer(path) as end:
+        with pytest.raises(InputError, match="photos.brcd: another process has been writing for 0.1 seconds; try again"):
+            store.add(["late"], codes(1, seed=2))
+        assert len(store) == COUNT, "readers go on"
+        end()
+        store.add(["late"], codes(1, seed=2))
+        assert len(store) == COUNT + 1
 
 
 def test_codes_are_packed_beside_the_store_and_mapped_when_it_is_opened(path):
