@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from jax_brcd.clusters.choice import ClusterNeeds
 from jax_brcd.methods import METHODS, BaseMethod, DistillationBatch, Needs, TeacherKnowledge, create_method
@@ -12,10 +13,10 @@ from jax_brcd.methods.base import view_name
 from jax_brcd.methods.sections import Heatmap
 from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.stages.configuration import create_config, parse_command_line
-from jax_brcd.views.outputs import Outputs
+from jax_brcd.views.outputs import Outputs, outputs_of
 from torch_ref import methods as reference
 from torch_ref.outputs import Outputs as TorchOutputs
-from torch_ref.outputs import outputs_of
+from torch_ref.outputs import outputs_of as torch_outputs_of
 
 IMAGES, ROWS, BITS, WIDTHS = 30, 8, 16, (10, 7)
 
@@ -191,7 +192,15 @@ def test_the_command_line_and_the_configuration_know_a_sums_settings():
 
 
 def test_outputs_of_a_head_are_alike_in_both_frameworks():
-    head = torch.nn.Linear(5, 4)
-    features = torch.randn(3, 5)
-    outputs = outputs_of(head, features)
-    np.testing.assert_array_equal(outputs.codes.detach(), np.sign(outputs.logits.detach().numpy()))
+    """Of a row of zeros too, whose codes are 0."""
+    torch.manual_seed(0)
+    reference, features = torch.nn.Linear(5, 4, bias=False), torch.randn(3, 5)
+    features[0] = 0
+    head = nnx.Linear(5, 4, use_bias=False, rngs=nnx.Rngs(0))
+    head.kernel[...] = jnp.asarray(reference.weight.detach().numpy().T)
+    expected = [np.asarray(part.detach()) for part in torch_outputs_of(reference, features)]
+    ours = outputs_of(head, jnp.asarray(features.numpy()))
+    assert Outputs._fields == TorchOutputs._fields == ("features", "logits", "codes")
+    for part, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(part, other, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(ours.codes, np.sign(expected[1]))
