@@ -14,6 +14,7 @@ from sklearn.metrics import silhouette_score
 from jax_brcd.clusters.choice import CLUSTER_CHOICES, choose_clusters, published_range, silhouettes
 from jax_brcd.clusters.kmeans import k_means
 from jax_brcd.methods import DistillationBatch, TeacherKnowledge, create_method
+from jax_brcd.methods.sections import Curve
 from jax_brcd.report import Report, write_report
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
@@ -152,9 +153,15 @@ def test_the_report_shows_the_scores_and_the_choice(tmp_path, choice):
     clusters = np.arange(20) % 5
     memory = {"bit_mask": np.ones((5, 8)), "clusters": clusters, "cluster_scores": scores}
     metrics = {"protocol": dict.fromkeys(("dataset", "split", "k", "ties", "bits", "seed"), 1) | {"queries": 1, "database": 1}}
+    sections = tuple(brcd(clusters="auto", cluster_choice=choice).report(memory))
+    curve = sections[-1]
+    assert isinstance(curve, Curve) and curve.title == f"Number of clusters by {choice}"
+    np.testing.assert_array_equal(curve.x, np.arange(2, 9))
+    np.testing.assert_array_equal(curve.y, scores[:, 1])
+    assert (curve.marked, curve.mark) == (5, "chosen: 5")
     page = write_report(tmp_path, Report(
         title="a run", config={}, metrics=metrics, history=[], curves={},
-        sections=tuple(brcd(clusters="auto", cluster_choice=choice).report(memory)))).read_text()
+        sections=sections)).read_text()
     assert "Number of clusters" in page and (tmp_path / "plots" / "number_of_clusters.png").stat().st_size > 0
 
 
