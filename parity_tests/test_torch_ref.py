@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from jax_brcd import losses as jax_losses
 from jax_brcd import retrieval as jax_retrieval
@@ -21,12 +22,14 @@ from jax_brcd.clusters import kmeans as jax_clusters
 from jax_brcd.losses import codes as jax_codes
 from jax_brcd.methods import METHODS
 from jax_brcd.methods.kl import KL
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.errors import InputError, UnknownName
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.configuration import STAGES, create_config
 from torch_ref import clusters, distill, losses, retrieval
 from torch_ref import methods as torch_methods
 from torch_ref import models as torch_models
+from torch_ref.training import pretrain
 
 FLAG_SETS = {"plain": "", "n": "n", "r": "r", "p": "p", "rp": "rp", "np": "np", "nrp": "nrp"}
 
@@ -215,6 +218,54 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match="other.pth: does not fit resnet8 .*give weights of it$") as error:
         distill.run(settings_of_a_run(tmp_path, **BRIEF | {"student_weights": str(tmp_path / "other.pth")}))
     assert "\n" not in str(error.value)
+
+
+def test_each_search_is_scored_and_saved_by_its_own_student(tmp_path, monkeypatch):
+    """By two students that were never trained, which search otherwise than each other and otherwise than their teacher."""
+    config, states = settings_of_a_run(tmp_path, **BRIEF, teacher_epochs=0, method="none", bits=16, views=2), {}
+
+    def train(model, *arguments, **settings):
+        for number, search in enumerate(SEARCHES):
+            torch.manual_seed(number)
+            states[search] = torch_models.create_hash_model("resnet8", 16).state_dict()
+        return states, []
+
+    monkeypatch.setattr(distill, "train_student", train)
+    metrics = distill.run(config)
+    experiment = distill.load_experiment(config)
+    model, teacher = (torch_models.create_hash_model(name, 16, size=32) for name in ("resnet8", "vit_lite_4_8"))
+    teacher.load_state_dict(load_file(tmp_path / "run" / "teacher.safetensors"))
+    test, database = experiment.dataset.test, experiment.dataset.database
+    found = {}
+    for search in SEARCHES:
+        saved = load_file(tmp_path / "run" / f"student_{search}.safetensors")
+        assert saved.keys() == states[search].keys()
+        assert all(torch.equal(saved[name], value) for name, value in states[search].items())
+        model.load_state_dict(saved)
+        searched = ("student", model) if search == "symmetric" else ("teacher", teacher)
+        queries, codes = experiment.codes("student", model, "test"), experiment.codes(*searched, "database")
+        found[search] = jax_retrieval.evaluate_search(queries, codes, test.labels, database.labels, 5)
+        for name in ("map", "tie_aware_map", "precision"):
+            assert metrics["student"][search][name] == pytest.approx(getattr(found[search], name), rel=1e-6)
+    assert len({score.map for score in found.values()} | {metrics["teacher"]["map"]}) == 3
+
+
+def test_a_teacher_is_pretrained_on_held_out_digits(tmp_path, monkeypatch):
+    told = []
+
+    def spied(classifier, draw, labels, schedule):
+        told.append((labels, schedule, losses := pretrain(classifier, draw, labels, schedule)))
+        return losses
+
+    monkeypatch.setattr(distill, "pretrain", spied)
+    metrics = distill.run(settings_of_a_run(
+        tmp_path, **BRIEF | {"teacher_weights": "held-out"}, pretraining_epochs=2, teacher_epochs=1, epochs=1, min_epochs=0,
+        method="mse", bits=16, views=2, batch_size=64))
+    (labels, schedule, steps), = told
+    assert labels.shape == (600,) and labels.unique().tolist() == list(range(10))
+    assert (schedule.seed, schedule.kept_views) == (0, None)
+    assert len(steps) == 20 and np.mean(steps[-5:]) < np.mean(steps[:5])
+    assert 0 < metrics["student"]["symmetric"]["map"] <= 1 and (tmp_path / "run" / "teacher.safetensors").exists()
 
 
 def test_options_that_it_honours_are_those_of_jax_brcd():
