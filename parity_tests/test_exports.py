@@ -24,7 +24,7 @@ from transformer_pairs import TINY
 from jax_brcd.data import ImageDataset, Images
 from jax_brcd.encoder import create_encoder, load
 from jax_brcd.export import EXPORTERS, Material, TriedExporter, export, graphs, material, quantization
-from jax_brcd.export.__main__ import main
+from jax_brcd.export.__main__ import dataset_of, main
 from jax_brcd.export.onnx import ANY_SIZE, SQUARES, core_model
 from jax_brcd.export.reference import reference_model
 from jax_brcd.export.sessions import open_session, runner
@@ -33,7 +33,10 @@ from jax_brcd.models import BACKBONES, Preprocessing, Variant, create_hash_model
 from jax_brcd.models.rows import RowFormat, create_row_model
 from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.progress import silent
 from jax_brcd.settings.command_line import run_command
+from jax_brcd.stages import evaluation
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.views.fitting import fitted_view
 from torch_ref import foundation, models
 from torch_ref.models import create_hash_model as create_torch_model
@@ -331,6 +334,64 @@ def test_what_a_format_cannot_hold_is_refused_in_one_line(encoder, tmp_path, mon
         export(encoder, "onnx", tmp_path)
 
 
+# Its material
+
+@pytest.fixture
+def digits_like():
+    """A data set whose images tell their part by the first digit of their value and their place by the rest."""
+    def part(number, count):
+        values = np.uint8(50 * number) + np.arange(count, dtype=np.uint8)
+        return Images(np.broadcast_to(values[:, None, None, None], (count, 4, 4, 3)).copy(), np.ones((count, 1), np.uint8))
+
+    return ImageDataset("toy", "one", part(0, 30), part(1, 20), part(2, 9), part(3, 21), ("a",), False, 7)
+
+
+def values(images):
+    return [int(np.unique(image).item()) for image in images]
+
+
+def test_a_data_set_calibrates_by_its_training_images_and_is_tried_by_its_test_images(digits_like):
+    """From first to last of each."""
+    made = material.material_of(None, digits_like, 4, "int8", pytest.fail)
+    assert values(made.calibration) == [0, 10, 19, 29] and values(made.images) == [150, 157, 163, 170]
+    assert made.quantize == "int8" and made.dataset is digits_like and made.progress is pytest.fail
+
+
+def test_without_quantising_nothing_is_calibrated_or_measured(digits_like):
+    made = material.material_of(None, digits_like, 4, None, pytest.fail)
+    assert values(made.images) == [150, 157, 163, 170]
+    assert (made.quantize, list(made.calibration), made.dataset) == (None, [], None)
+
+
+def test_photos_are_preferred_to_a_data_sets_images(digits_like):
+    photos = [np.full((3, 5, 3), 201, np.uint8)]
+    made = material.material_of(photos, digits_like, 4, "int8", pytest.fail)
+    assert values(made.images) == values(made.calibration) == [201] and made.dataset is digits_like
+    assert list(material.material_of(None, None, 4, "int8", pytest.fail).calibration) == []
+
+
+def test_images_are_spread_over_all_of_many(digits_like):
+    assert values(material.spread(digits_like.train.images, 3)) == [0, 14, 29]
+    assert values(material.spread(digits_like.train.images, 1000)) == list(range(30))
+
+
+def test_the_data_set_of_an_export_has_the_ranks_of_its_measures(encoder, digits_like, monkeypatch, capsys):
+    def load(config, encoders, *, progress):
+        assert list(encoders) == [encoder]
+        if config.data.dataset != "digits":
+            raise InputError("not there", field="dataset", value=config.data.dataset)
+        return digits_like, config.data.k or digits_like.default_k
+
+    monkeypatch.setattr(evaluation, "load_for_evaluation", load)
+    for told in (True, False):
+        assert dataset_of(create_config(k=3), encoder, silent, told=told) == dataclasses.replace(digits_like, default_k=3)
+    absent = create_config(dataset="cifar10")
+    with pytest.raises(InputError, match="dataset cifar10: not there"):
+        dataset_of(absent, encoder, silent, told=True)
+    assert dataset_of(absent, encoder, silent, told=False) is None
+    assert capsys.readouterr().out == "without the data set of the encoder's run: dataset cifar10: not there\n"
+
+
 # The command
 
 
@@ -350,4 +411,4 @@ def test_bad_input_is_answered_in_one_line_and_nothing_is_written(words, answer,
         run_command(main, [str(saved), "--out", str(tmp_path / "out"), *words])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and answer in error and error.count("\n") == 1
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert not list((tmp_path / "out").rglob("*"))
