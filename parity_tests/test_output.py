@@ -8,7 +8,6 @@ import types
 
 import pytest
 
-from jax_brcd import distill
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings import command_line
 from jax_brcd.settings.command_line import Bars, bars, run_command, say
@@ -199,12 +198,6 @@ def test_a_terminal_that_goes_stops_no_work(monkeypatch):
     for done in range(2, 6):
         progress("train", done, 5)
     progress.close()
-
-
-def test_the_options_of_the_command_are_read_before_anything_is_loaded(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_command(distill.main, ["--bit", "64"])
-    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option '--bit': did you mean '--bits'?")
 
 
 LEFT = """
