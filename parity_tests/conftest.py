@@ -165,6 +165,25 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
+def started():
+    """A function that starts a process as subprocess.Popen does; what a test leaves running is killed as it ends."""
+    processes = []
+
+    def start(*arguments, **settings):
+        processes.append(subprocess.Popen(*arguments, **settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte, which may be filled or made read-only by `mount -o remount`."""
     place = tmp_path / "disk"

@@ -467,12 +467,12 @@ if __name__ == "__main__":
 """
 
 
-def test_jobs_end_when_the_one_that_began_them_is_killed(tmp_path):
+def test_jobs_end_when_the_one_that_began_them_is_killed(tmp_path, started):
     script = tmp_path / "left.py"
     script.write_text(LEFT)
     root = pathlib.Path(__file__).parents[1]
-    begun = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(root)})
+    begun = started([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                    env={**os.environ, "PYTHONPATH": str(root)})
     one, two, *workers = begun.stdout.readline().split()
     assert (one, two) == ("1", "2") and workers
     begun.kill()

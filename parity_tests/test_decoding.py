@@ -102,10 +102,9 @@ time.sleep(600)
 """
 
 
-def test_workers_end_with_a_run_that_is_killed(tmp_path):
+def test_workers_end_with_a_run_that_is_killed(tmp_path, started):
     picture(0).save(tmp_path / "image.jpg")
-    running = subprocess.Popen([sys.executable, "-c", DECODES_AND_WAITS, tmp_path / "image.jpg"], stdout=subprocess.PIPE,
-                               text=True)
+    running = started([sys.executable, "-c", DECODES_AND_WAITS, tmp_path / "image.jpg"], stdout=subprocess.PIPE, text=True)
     workers = running.stdout.readline().split()
     assert len(workers) == 1 and os.path.exists(f"/proc/{workers[0]}")
     running.kill()

@@ -178,12 +178,16 @@ def test_a_canvas_is_compiled_once_however_many_sizes_it_serves(encoder):
     jax.clear_caches()
     encoder.encode(few)
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None)
+
+    def listener(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
     try:
         encoder.encode(images)
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listener)
     canvases = {canvas_shape(*size) for size in sizes} - {canvas_shape(16, 16)}
     assert len(compiled) == len(canvases) > 2
 

@@ -403,11 +403,11 @@ indexing.add_folders(store, [sys.argv[3]], encoder, place=sys.argv[1], processes
 """
 
 
-def test_a_killed_addition_loses_nothing_that_was_written_and_goes_on(tmp_path):
+def test_a_killed_addition_loses_nothing_that_was_written_and_goes_on(tmp_path, started):
     folder = tmp_path / "photos"
     write_images(folder, *[f"{number}.png" for number in range(200)])
     place, url = str(ENCODER.save(tmp_path / "encoder")), str(tmp_path / "photos.brcd")
-    filling = subprocess.Popen([sys.executable, "-c", FILLING, place, url, str(folder)], stdout=subprocess.PIPE, text=True)
+    filling = started([sys.executable, "-c", FILLING, place, url, str(folder)], stdout=subprocess.PIPE, text=True)
     done = 0
     while done < 24:
         line = filling.stdout.readline()
@@ -415,7 +415,6 @@ def test_a_killed_addition_loses_nothing_that_was_written_and_goes_on(tmp_path):
         done = int(line)
     filling.send_signal(signal.SIGKILL)
     filling.wait()
-    filling.stdout.close()
     store = open_store(url, create_for=ENCODER)
     there = len(store)
     assert done <= there < 200 and verify(store, 8, encoder=ENCODER).equal == 8

@@ -212,15 +212,15 @@ with atomic_path("metrics.json") as file, replacing_folder("teacher") as folder:
 """
 
 
-def writer(folder: pathlib.Path) -> subprocess.Popen:
+def writer(started, folder: pathlib.Path) -> subprocess.Popen:
     """A process that has half written a file and a folder, and waits."""
-    running = subprocess.Popen([sys.executable, "-c", WRITER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    running = started([sys.executable, "-c", WRITER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert running.stdout.readline() == b"written\n"
     return running
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_path):
-    killed, living = writer(tmp_path), writer(tmp_path)
+def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_path, started):
+    killed, living = writer(started, tmp_path), writer(started, tmp_path)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert len(os.listdir(tmp_path)) == 4

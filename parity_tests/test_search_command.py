@@ -1,5 +1,6 @@
 """The commands of an index: python -m jax_brcd.index fills one, python -m jax_brcd.search asks it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +45,20 @@ def filled(tmp_path_factory):
 def here(filled, monkeypatch):
     """That folder as the working directory, to be left as it is."""
     monkeypatch.chdir(filled)
+
+
+def test_codes_that_are_damaged_are_told_of_by_verify(filled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(filled)
+    shutil.copy("photos.brcd", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(open_store("photos.brcd")) as store:
+        (item,) = (item for item in store.items() if item.attributes["path"].endswith("photos/3.png"))
+        packed = item.packed.copy()
+        packed[0] ^= 0x80
+        store.add([item.id], PackedCodes(packed[None], ENCODER.bits, ENCODER.space), [item.attributes])
+    told = refusal(index.main, ["verify", "--sample", "9"], capsys)
+    assert told == ("error: --index photos.brcd: 1 of 9 stored codes differ from fresh ones, that of "
+                    f"{filled}/photos/3.png for one; remove its folder from the index and add it again")
 
 
 def test_an_index_is_filled_looked_at_verified_and_emptied(filled, tmp_path, monkeypatch, capsys):
