@@ -10,10 +10,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from toy_runs import BRCD, OPTIONS, assert_same_tensors, content, history, scores, stages, tiny, trainings
+from flax import nnx
+from toy_runs import BRCD, OPTIONS, PIXELS, PixelBlock, assert_same_tensors, content, history, scores, stages, tiny, trainings
 
 from jax_brcd.encoder import read_config
 from jax_brcd.methods import METHODS
+from jax_brcd.models import BACKBONES, Preprocessing, Variant
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings import options
@@ -71,21 +73,57 @@ def place(tmp_path_factory):
 
 def names(place, **settings):
     """The name of each stage's folder."""
+    method = BRCD if "brcd" in settings.get("method", "brcd") else {}
     with untrained() as asked:
-        tiny(**{"out": place / str(len(list(place.iterdir()))), "cache": place / "cache", "teacher_weights": "held-out", **BRCD,
+        tiny(**{"out": place / str(len(list(place.iterdir()))), "cache": place / "cache", "teacher_weights": "held-out", **method,
                 **settings})
     return {stage: folder.name for stage, folder in asked.items()}
 
 
 @pytest.fixture(scope="module")
 def usual_names(place):
-    (place / "cache").mkdir()
+    (place / "cache").mkdir(exist_ok=True)
     found = names(place)
     assert tuple(found) == CHAIN and len(set(found.values())) == len(CHAIN)
     return found
 
 
-@pytest.mark.parametrize(("setting", "value", "first"), [
+class Mean(nnx.Module):
+    """Two blocks over the mean colour of images of any size."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Linear(3, 12, rngs=rngs)
+        self.blocks = nnx.List([PixelBlock(rngs) for _ in range(2)])
+
+    def __call__(self, images, *, train=None, valid=None):
+        x = self.stem(images.mean(axis=(1, 2)))
+        for block in self.blocks:
+            x = block(x, train, valid)
+        return x
+
+
+@pytest.fixture(scope="module")
+def names_beside(place, usual_names):
+    """The names that a run has of some settings that others need, found once."""
+    BACKBONES.register("mean_toy")(Variant(lambda *, rngs: Mean(rngs), Preprocessing(PIXELS)))
+    found = {(): usual_names}
+
+    def beside(settings):
+        key = tuple(sorted(settings.items()))
+        if key not in found:
+            found[key] = names(place, **settings)
+        return found[key]
+
+    return beside
+
+
+# What some settings need beside them
+WHOLE = {"student": "mean_toy", "train_backbone": True, "epochs": 4, "method": "mse+bits", "teacher_view": "clean",
+         "optimizer": "sgd", "lr_schedule": "cosine", "freeze_epochs": 1}
+STEPPED = {"lr_schedule": "step", "epochs": 4}
+SIZED = {"teacher": "mean_toy", "student": "mean_toy"}
+# A setting, another value, the first stage of another name, and what the setting needs
+CHANGES = [
     ("seed", 1, "pretraining"), ("batch_size", 128, "pretraining"), ("dtype", "bfloat16", "pretraining"),
     ("pretraining_epochs", 2, "pretraining"), ("teacher", "other_toy", "pretraining"),
     ("teacher_epochs", 2, "teacher"), ("teacher_lr", 1e-3, "teacher"), ("teacher_temperature", 0.5, "teacher"),
@@ -97,11 +135,48 @@ def usual_names(place):
     ("validation_interval", 2, "student"), ("patience", 1, "student"), ("min_epochs", 1, "student"), ("k", 50, "student"),
     ("checkpoint_seconds", 1.0, None), ("compile_cache", False, None), ("decode_workers", 0, None), ("process_id", 1, None),
     ("coordinator", "127.0.0.1:1", None), ("resident_mib", 512, None), ("max_bad_images", 3, None),
-    ("data_dir", pathlib.Path("elsewhere"), None)])
-def test_a_setting_names_its_own_stage_anew_and_the_later_ones(place, usual_names, setting, value, first):
-    found = names(place, **{setting: value})
-    changed = [stage for stage in CHAIN if found[stage] != usual_names[stage]]
-    assert changed == ([] if first is None else list(CHAIN[CHAIN.index(first):]))
+    ("data_dir", pathlib.Path("elsewhere"), None),
+    ("train_images", 300, "teacher"), ("view_recipe", "crovca", "teacher"), ("teacher_batch_size", 128, "teacher"),
+    ("method", "brcd+mse", "student"), ("method_weights", "1,2", "student", WHOLE),
+    ("optimizer", "adamw", "student"), ("lr_schedule", "cosine", "student"), ("warmup_epochs", 1.0, "student", WHOLE),
+    ("lr_step_epochs", 1.0, "student", STEPPED), ("weight_decay", 0.1, "student", WHOLE),
+    ("sgd_momentum", 0.5, "student", WHOLE), ("clip_norm", 1.0, "student"), ("accumulate", 2, "student"),
+    ("layer_decay", 0.5, "student", WHOLE), ("freeze_epochs", 2, "student", WHOLE), ("freeze_blocks", 1, "student", WHOLE),
+    ("ema_decay", 0.9, "student", WHOLE), ("own_objective", False, "student"), ("teacher_view", "clean", "student"),
+    ("teacher_neighbours", 2, "student", WHOLE), ("mixup", 0.4, "student", WHOLE), ("keep", "both", "student"),
+    ("teacher_size", 24, "pretraining", SIZED), ("student_size", 24, "student", SIZED)]
+# Data sets are known by the digests of their images, weights and tables by their own; the others are places and processes
+ELSEWHERE = {"dataset", "split", "label_format", "teacher_weights", "student_weights", "embeddings", "embeddings_dropout",
+             "cache_dir", "out", "processes"}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change[0]}-{change[1]}")
+def test_a_setting_names_its_own_stage_anew_and_the_later_ones(place, names_beside, change):
+    setting, value, first, *needed = change
+    beside = needed[0] if needed else {}
+    usual, found = names_beside(beside), names(place, **beside | {setting: value})
+    changed = [stage for stage in CHAIN if found.get(stage) != usual.get(stage)]
+    assert changed == ([] if first is None else [stage for stage in CHAIN[CHAIN.index(first):] if stage in usual])
+
+
+def test_no_setting_is_without_its_word_on_names():
+    """A new one goes into CHANGES, or by its reason into ELSEWHERE."""
+    told = {change[0] for change in CHANGES} - {field.name for field in dataclasses.fields(METHODS["brcd"])}
+    there = {field.name for stage in configuration.STAGES for field in dataclasses.fields(stage)}
+    assert told | ELSEWHERE == there and not told & ELSEWHERE
+
+
+def test_what_a_student_is_not_shown_names_it_anew(place, monkeypatch):
+    """Without its own objective BRCD's student sees one view of two, as it did not before."""
+    with untrained() as asked:
+        tiny(place / "unseen", place / "cache", own_objective=False, **BRCD)
+    folder = asked["student"]
+    assert folder.depends_on["unseen"] == ("j",)
+    before = {name: value for name, value in folder.depends_on.items() if name != "unseen"}
+    assert dataclasses.replace(folder, depends_on=before).name != folder.name
+    with untrained() as asked:
+        tiny(place / "seen", place / "cache", **BRCD)
+    assert "unseen" not in asked["student"].depends_on
 
 
 def test_a_setting_added_later_names_nothing_anew_until_it_is_given(place, usual_names, monkeypatch):
