@@ -251,7 +251,7 @@ def test_the_rate_falls_from_the_first_to_the_last_by_a_cosine():
 @pytest.fixture(scope="module")
 def encoder(trained):
     """Its batch norm takes from each bit what one of the images gives it: there rounding alone decides."""
-    model = trained[0]
+    model = nnx.clone(trained[0])
     made = create_encoder(model, BACKBONE, USUAL, bits=BITS, role="teacher")
     *before, norm = model.head.layers
     views = jnp.concatenate([made._view(image) for image in noise(10, 32, 32)])

@@ -175,9 +175,10 @@ def test_its_card_can_be_followed(hub, published, tmp_path, monkeypatch):
 
 
 def test_a_repository_is_published_to_again_with_a_card_of_ones_own(hub, published):
-    before = content(hub.root / "ann/encoder")
-    published[0].push_to_hub("ann/encoder", card="# Mine\n")
-    after = content(hub.root / "ann/encoder")
+    published[0].push_to_hub("ann/again")
+    before = content(hub.root / "ann/again")
+    published[0].push_to_hub("ann/again", card="# Mine\n")
+    after = content(hub.root / "ann/again")
     assert after["README.md"] == b"# Mine\n" != before["README.md"] and after["config.json"] == before["config.json"]
     assert after.keys() == before.keys()  # the header of safetensors is in an order of chance
 
