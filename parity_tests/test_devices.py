@@ -94,7 +94,10 @@ def running(environment, devices: int, *command: str) -> subprocess.Popen:
 
 
 def printed(process: subprocess.Popen) -> str:
-    out, errors = process.communicate(timeout=SECONDS)
+    try:
+        out, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()  # one that still waits for the other
     assert process.returncode == 0, errors[-3000:]
     return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo]"))  # it names its peers
 
