@@ -21,7 +21,7 @@ STEPS = 4  # of an epoch
 SECONDS = 300
 
 
-def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(tmp_path):
+def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_one(tmp_path, started):
     """Every step is saved here; the killed run goes on after the last saved step of its epoch, in the published style: new
     views every epoch, and images that travel a step at a time."""
     tree = write_lists(tmp_path / "tree", TRAIN, DATABASE, TEST, width=300, height=240)
@@ -42,15 +42,18 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     assert expected["protocol"]["split"] == "lists, test list halved" and expected["protocol"]["training"] == TRAIN
     assert 0 < expected["student"]["symmetric"]["map"] <= 1
 
-    running = subprocess.Popen(command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = started(command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stages, deadline = tmp_path / "cache-killed" / "stages", time.monotonic() + SECONDS
-    while not list(stages.glob(f"student-*/checkpoints/{STEPS + 1}")):
+
+    def last():
+        return max((int(path.name) for path in stages.glob("student-*/checkpoints/*") if path.name.isdigit()), default=0)
+
+    while last() <= STEPS:
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    last = max(int(path.name) for path in stages.glob("student-*/checkpoints/*") if path.name.isdigit())
-    assert STEPS < last < 2 * STEPS, "killed inside the second epoch"
+    assert STEPS < last() < 2 * STEPS, "killed inside the second epoch"
 
     found, history = finish("killed")
     assert found == expected and history == expected_history

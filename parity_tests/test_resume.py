@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -41,11 +42,17 @@ def scores(metrics):
     return {name: value for name, value in metrics.items() if name != "costs"}
 
 
-def kill_when(folder, environment, moment: str) -> None:
-    """Starts the command and kills it outright as soon as a path below the folder matches `moment`."""
-    running = subprocess.Popen(command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + SECONDS
-    while not list(folder.glob(moment)):
+def newest(folder, moment: str) -> int:
+    """The highest number in the names that match below the folder, of which each stays for a moment; without any, 0."""
+    numbers = (re.search(r"\d+$", path.stem) for path in folder.glob(moment) if "tmp" not in path.name)
+    return max((1 + int(number[0]) for number in numbers if number), default=0)
+
+
+def kill_when(started, folder, environment, moment: str) -> None:
+    """Starts the command and kills it outright as soon as a newer path below the folder matches `moment`."""
+    before, deadline = newest(folder, moment), time.monotonic() + SECONDS
+    running = started(command(folder), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while newest(folder, moment) <= before:
         assert running.poll() is None, f"ended before {moment}"
         assert time.monotonic() < deadline, f"never came to {moment}"
         time.sleep(0.02)
@@ -53,15 +60,15 @@ def kill_when(folder, environment, moment: str) -> None:
     running.wait()
 
 
-def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path, environment):
+def test_a_run_killed_in_every_stage_ends_like_an_undisturbed_one(tmp_path, environment, started):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     printed, expected = finish(undisturbed, environment)
     assert "teacher" in printed and "student, asymmetric" in printed and "report.html" in printed
     assert "The frozen student" not in printed  # this one learns whole
-    for moment in ("cache/stages/pretraining-*/checkpoints/1", "cache/features/*/view_0000.npy",
-                   "cache/stages/teacher-*/checkpoints/1", "cache/stages/student-*/checkpoints/1",
-                   "cache/stages/student-*/checkpoints/2*"):
-        kill_when(disturbed, environment, moment)
+    for moment in ("cache/stages/pretraining-*/checkpoints/*", "cache/features/*/view_*.npy",
+                   "cache/stages/teacher-*/checkpoints/*", "cache/stages/student-*/checkpoints/*",
+                   "cache/stages/student-*/checkpoints/*"):
+        kill_when(started, disturbed, environment, moment)
         assert not (disturbed / "run" / "metrics.json").exists()
     _, found = finish(disturbed, environment)
     assert scores(found) == scores(expected)
