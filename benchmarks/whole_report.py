@@ -52,8 +52,14 @@ def recipe_table(records: Records) -> str:
             chosen = where(records, teacher=teacher, bits=bits)
             if chosen:
                 rows.append([f"{teacher}, {bits} bits", str(len(chosen)), spread(scores(chosen, "teacher")),
-                             f"{scores(chosen, 'teacher', 'soft_map').mean():.4f}", *searched(chosen)])
-    return table(["teacher", "seeds", "teacher mAP", "teacher, soft", *searches_header()], rows)
+                             f"{scores(chosen, 'teacher', 'soft_map').mean():.4f}", *searched(chosen), took(chosen)])
+    return table(["teacher", "seeds", "teacher mAP", "teacher, soft", *searches_header(), "seconds of the epochs"], rows)
+
+
+def took(records: Records) -> str:
+    """The least and the most seconds that the epochs of one took, beside whatever ran meanwhile."""
+    seconds = [record["result"]["seconds"] for record in records]
+    return " to ".join(dict.fromkeys(f"{end:,.0f}" for end in (min(seconds), max(seconds))))
 
 
 def labels_table(records: Records, what: str) -> str:
