@@ -177,6 +177,21 @@ def test_one_that_gives_up_takes_nothing(granted):
     asyncio.run(check())
 
 
+def test_those_behind_one_that_gives_up_come_in_where_they_fit():
+    async def check():
+        held = Held(10)
+        await held.begin("first", 6)
+        await held.begin("large", 8)
+        await held.begin("small", 2)
+        held.cancel("large")
+        await held.settle()
+        assert held.inside == ["first", "small"] and held.budget.draw(2) and not held.budget.draw(1)
+        await held.end("first")
+        await held.end("small")
+
+    asyncio.run(check())
+
+
 def test_uploads_beyond_the_memory_of_all_are_told_to_come_again(monkeypatch):
     store = open_store("memory:", create_for=INDEX)
     store.add(["a"], PackedCodes(np.zeros((1, 3), np.uint8), 20, "teacher-1"))

@@ -41,8 +41,7 @@ class Budget:
             try:
                 await future
             except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
-                    self.give_back(units)
+                self.give_back(0 if future.cancelled() else units)  # those behind may have waited for this one alone
                 raise
         else:
             self._drawn += units
