@@ -1,5 +1,6 @@
 """Exports of encoders to other programs; one file a format (see export/base.py for what an exporter is)."""
 
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -44,9 +45,15 @@ def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: An
     if folder.exists() and not folder.is_dir():
         raise InputError("this is a file, and an export is a folder; give another place", field="out", value=folder)
     _check_quantize(to, given.quantize)
-    if isinstance(exporter, TriedExporter):
-        return exporter(encoder, make_folder(folder), given)
-    return exporter(encoder, make_folder(folder))
+    found = folder.exists()
+    make_folder(folder)
+    try:
+        return exporter(encoder, folder, given) if isinstance(exporter, TriedExporter) else exporter(encoder, folder)
+    except InputError:
+        if not found:
+            with contextlib.suppress(OSError):  # what is refused leaves nothing
+                folder.rmdir()
+        raise
 
 
 def _check_quantize(to: str, quantize: str | None) -> None:
