@@ -118,7 +118,7 @@ def names_beside(place, usual_names):
 
 
 # What some settings need beside them
-WHOLE = {"student": "mean_toy", "train_backbone": True, "epochs": 4, "method": "mse+bits", "teacher_view": "clean",
+WHOLE = {"student": "mean_toy", "train_backbone": True, "epochs": 4, "method": "mse+bits", "teacher_view": "clean", "fresh_views": True,
          "optimizer": "sgd", "lr_schedule": "cosine", "freeze_epochs": 1}
 STEPPED = {"lr_schedule": "step", "epochs": 4}
 SIZED = {"teacher": "mean_toy", "student": "mean_toy"}
@@ -247,7 +247,7 @@ def test_a_student_that_teaches_is_another_teacher_than_its_own(place, cache, tm
     spaces = {encoder: read_config(tmp_path / "first" / encoder)["space"] for encoder in ("teacher", "student_asymmetric")}
     assert len(set(spaces.values())) == 1
     found = [names(place, teacher=toy, teacher_weights=str(tmp_path / "first" / encoder), teacher_epochs=0, student="other_toy",
-                   teacher_view="clean", teacher_neighbours=2, train_backbone=True)
+                   teacher_view="clean", fresh_views=True, teacher_neighbours=2, train_backbone=True)
              for toy, encoder in (("toy", "teacher"), ("small_toy", "student_asymmetric"))]
     assert set(found[0]) == {"teacher", "clusters", "neighbours", "student", "evaluation"}
     assert all(found[0][stage] != found[1][stage] for stage in found[0])

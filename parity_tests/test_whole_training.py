@@ -177,7 +177,7 @@ def test_a_training_cut_inside_an_epoch_ends_to_the_last_bit(monkeypatch, tmp_pa
     assert [record["loss"] for record in resumed.history] == [record["loss"] for record in whole.history]
 
 
-SETTINGS = {"train_backbone": True, "method": "mse", "own_objective": False, "teacher_view": "clean",
+SETTINGS = {"train_backbone": True, "method": "mse", "own_objective": False, "teacher_view": "clean", "fresh_views": True,
             "view_recipe": "crop-flip", "optimizer": "adamw", "lr_schedule": "cosine", "ema_decay": 0.9,
             "clip_norm": 1.0, "epochs": 3, "lr": 1e-2, "keep": "both"}
 

@@ -175,7 +175,7 @@ def create_sum(
     return made
 
 
-def _create_part(kinds: Registry, part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Method:
+def _create_part(kinds: Registry, part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """A part of its own settings, which errors call as they were given."""
     try:
         return options.create(kinds, part, own)

@@ -253,7 +253,7 @@ class _Course:
     def _take(self, told: Any) -> None:
         """Goes on from what a checkpoint tells. Raises InputError where it tells something else than `save` did."""
         try:
-            self.epoch, self.begun = told["epoch"], NOT_BEGUN | told.get("begun", {})
+            self.epoch, self.begun = told["epoch"], {"seconds": 0.0} | told.get("begun", NOT_BEGUN)
             self.stopping, self.history = EarlyStopping(told["best"], told["misses"]), told["history"]
             counts = (self.epoch, self.stopping.misses, self.begun["step"])
             if not (all(type(count) is int and count >= 0 for count in counts) and len(self.history) == self.epoch
