@@ -24,7 +24,8 @@ pytestmark = pytest.mark.long
 SECONDS = 300
 
 # A student trained whole on new views: twenty images in sixes, which four devices do not divide, and a partial last batch.
-# Arguments: directory, epoch (of two) before which it is interrupted, processes, process, coordinator
+# Arguments: directory, epoch (of two) before which it is interrupted, whether images travel with each step (or ""), processes,
+# process, coordinator
 STUDENT = """
 import json, pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -43,8 +44,9 @@ from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.stages.student import student_stage
 from jax_brcd.training.loop import fit, start
 from jax_brcd.views.sources import KeptTeacher, PixelViews
+from jax_brcd.views.streaming import StepImages, Stream
 
-directory, stop, *place = sys.argv[1:]
+directory, stop, streamed, *place = sys.argv[1:]
 run_epoch, epochs_run = training._run_epoch, []
 
 
@@ -62,11 +64,12 @@ codes = random.choice([-1.0, 1.0], (20, 8)).astype(np.float32)
 with devices.session(int(place[0]), int(place[1]), place[2]):
     teacher, rngs = VisionTransformer(16, 8, 1, 2, 16, 32, rngs=nnx.Rngs(0)), nnx.Rngs(0)
     student = HashModel(ResNet(BasicBlock, (1,), width=8, image_size=16, small_stem=True, rngs=rngs), 8, rngs=rngs)
-    views = PixelViews(jnp.asarray(images), jax.random.key(0), ViewConfig(size=16), train=True)
+    views = PixelViews(StepImages() if streamed else jnp.asarray(images), jax.random.key(0), ViewConfig(size=16), train=True)
     kept = KeptTeacher(jnp.asarray(random.choice([-1, 1], (4, 20, 8)), jnp.int8))
     method = create_method("brcd", clusters=2, cluster_restarts=1)
     stage, parameters, carry = student_stage(
-        student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0), source=Source(views, 20),
+        student, kept, method, TeacherKnowledge.of(codes, method.needs, seed=0),
+        source=Source(views, 20, stream=Stream(images) if streamed else None),
         schedule=Schedule(batch_size=6, epochs=2, seed=0, scan=False, checkpoint_seconds=0.0), train_backbone=True,
         learning_rate=1e-4, temperature=0.3, kl_weight=0.001, method_seed=0)
     fitted = None
@@ -116,7 +119,7 @@ def address() -> str:
 
 
 def train(environment, directory, *, stop: int = 2, devices: int = 1):
-    return json.loads(printed(running(environment, devices, "-c", STUDENT, str(directory), str(stop), "1", "0", "")))
+    return json.loads(printed(running(environment, devices, "-c", STUDENT, str(directory), str(stop), "", "1", "0", "")))
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +153,11 @@ def test_four_devices_train_and_encode_like_one_and_one_goes_on_with_their_check
     assert written == layout(tmp_path)
 
 
-def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(environment, undisturbed, tmp_path):
+@pytest.mark.parametrize("streamed", ["", "streamed"], ids=["images on the devices", "images that travel"])
+def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(environment, undisturbed, tmp_path, streamed):
     place = address()
-    pair = [running(environment, 1, "-c", STUDENT, str(tmp_path), "1", "2", str(number), place) for number in range(2)]
+    pair = [running(environment, 1, "-c", STUDENT, str(tmp_path), "1", streamed, "2", str(number), place)
+            for number in range(2)]
     first, second = printed_together(pair)
     assert second == ""  # only the first prints
     together = json.loads(first)

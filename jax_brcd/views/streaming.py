@@ -49,8 +49,8 @@ class Stream:
         steps = grain.MapDataset.range(first, len(batches.indices)).map(gather)
         iterator = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=STEPS_AHEAD, prefetch_buffer_size=STEPS_AHEAD)))
         try:
-            for pixels, positions in iterator:
-                yield StepImages(*jax.device_put(devices.replicate((pixels, positions))))
+            for step in iterator:
+                yield StepImages(*(jax.device_put(step) if devices.count() == 1 else devices.replicate(step)))
         finally:
             iterator.close()
 
