@@ -183,11 +183,10 @@ def test_help_explains_every_setting_with_its_default(capsys):
 
 def test_the_published_preset_holds_the_published_settings():
     """docs/method.md, "Run settings" and "The teacher"."""
-    assert create_config("cifar10-vit_b_16-resnet18").patience == 5
     config = create_config("cifar10-vit_b_16-resnet18").flat()
     published = {"dataset": "cifar10", "teacher": "vit_b_16", "student": "resnet18", "bits": 64, "temperature": 0.3,
                  "kl_weight": 0.001, "alpha": 0.8, "margin": 0.5, "clusters": 10, "cluster_restarts": 30, "robust": True,
-                 "mask_bits": True, "epochs": 400, "validation_interval": 10, "batch_size": 64, "lr": 1e-3,
+                 "mask_bits": True, "epochs": 400, "validation_interval": 10, "patience": 5, "batch_size": 64, "lr": 1e-3,
                  "teacher_lr": 5e-4, "train_backbone": False, "train_images": "published", "fresh_views": True}
     assert {name: config[name] for name in published} == published
     assert create_config("cifar10-vit_b_16-efficientnet_b0").flat() == {**config, "student": "efficientnet_b0"}

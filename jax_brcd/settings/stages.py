@@ -94,8 +94,8 @@ class StudentConfig:
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "learning rate for the student, of a schedule its highest", above=0)
     validation_interval: int = option(10, "epochs between validations of both searches", low=1)
-    patience: int | None = option(None, "stop after more than this many validations without a gain on either search; published: 5, but "
-                                  "under a schedule, which is to go to its end, no early stop", low=0)
+    patience: int = option(5, "stop after more than this many validations without a gain on either search; under a "
+                           "`lr_schedule` that ends with the run only where it is told", low=0)
     min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
 
 
@@ -128,8 +128,8 @@ class LearningConfig:
     ema_decay: float | None = option(None, "decay a step of a moving average of a whole student's weights, which is validated "
                                      "and exported in their place; (1 + t) / (10 + t) after step t where that is lower",
                                      above=0, high=0.999999)
-    own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without it the "
-                                 "student encodes only the views that the method asks of it")
+    own_objective: bool = option(True, "the student's own contrastive objective of two views beside the method's; without "
+                                 "it the student encodes only the views that the method asks of it")
     teacher_view: str = option(SAME, "what the teacher sees: the same view as the student, or the clean image, encoded once",
                                choices=(SAME, CLEAN))
     teacher_neighbours: int = option(0, "training images nearest to an image by the teacher's features whose outputs are averaged "

@@ -36,7 +36,6 @@ from jax_brcd.training.rates import SCHEDULES
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
 UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
               "process_id", "coordinator")
-PUBLISHED_PATIENCE = 5
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
 
@@ -69,9 +68,8 @@ class Config:
 
     @property
     def patience(self) -> int | None:
-        """Validations without a gain before an early stop: as told, else 5 as published, or none under a schedule that ends."""
-        told = self.student.patience
-        return told if told is not None else None if SCHEDULES[self.learning.lr_schedule].ends else PUBLISHED_PATIENCE
+        """Validations without a gain before an early stop; None where the schedule goes to its end, as nothing else was told."""
+        return None if SCHEDULES[self.learning.lr_schedule].ends and "patience" not in self.given else self.student.patience
 
     @property
     def kept(self) -> dict[Search, str]:

@@ -16,9 +16,9 @@ from jax_brcd.retrieval import mean_average_precision, nearest_neighbours
 from jax_brcd.retrieval.searches import SEARCHES, Search
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.files import read_json, write_json
-from jax_brcd.settings.stages import BOTH, CLEAN
+from jax_brcd.settings.stages import BOTH, CLEAN, StudentConfig
 from jax_brcd.stages.clusters import know
-from jax_brcd.stages.configuration import PUBLISHED_PATIENCE, Config, unusual
+from jax_brcd.stages.configuration import Config, unusual
 from jax_brcd.stages.context import STUDENT, Context, live
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.models import Built
@@ -32,7 +32,7 @@ from jax_brcd.views.source import Source
 
 SECTIONS = "report.json"
 # Settings that a student depends on by what becomes of them
-TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "patience", "bits")
+TOLD = ("student", "student_weights", "student_size", "epochs", "min_epochs", "bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def student_parts(context: Context, model: HashModel) -> Parts:
 
 def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     """The student, trained here or taken from the folder of a run that trained it."""
-    config = context.config
+    config, student = context.config, context.config.student
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
     ends = SCHEDULES[config.learning.lr_schedule].ends or config.method.counts_steps
@@ -76,7 +76,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
-        **({} if config.patience == PUBLISHED_PATIENCE else {"patience": config.patience}),
+        **({"patience": None} if config.patience is None and could_stop(student) else {}),
         **({"unseen": config.method.needs.unseen} if config.method.needs.unseen and not config.contrasts else {}),
         **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
@@ -92,6 +92,11 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         sections = tuple(map(section_from_dict, read_json(folder.path / SECTIONS)))
         return Student({search: loaded[name] for search, name in config.kept.items()},
                        read_history(folder.path / HISTORY), sections, context)
+
+
+def could_stop(student: StudentConfig) -> bool:
+    """Whether there are validations enough for an early stop."""
+    return student.epochs // student.validation_interval > student.patience
 
 
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:

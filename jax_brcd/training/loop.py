@@ -106,7 +106,7 @@ def score_name(search: str) -> str:
     return f"{search}_map"
 
 
-# An epoch of which no step is done, as a checkpoint tells it: steps done, the seconds they took, and every metric's value at each
+# An epoch of which no step is done, as a checkpoint tells it: steps done, the seconds they took, every metric's value at each
 NOT_BEGUN: dict[str, Any] = {"step": 0, "seconds": 0.0, "metrics": {}}
 
 

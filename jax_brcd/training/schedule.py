@@ -9,8 +9,8 @@ class Schedule:
 
     Attributes:
         batch_size: images a step. epochs: at most. seed: of batches and of the steps' keys.
-        validation_interval: epochs between validations. patience: validations without a gain after more than which it stops; None to
-            go on to the end.
+        validation_interval: epochs between validations. patience: validations without a gain after more than which it stops;
+            None to go on to the end.
         min_epochs: before an early stop. checkpoint_seconds: of training between checkpoints.
         scan: an epoch as one program; else one program a step, dispatched a step ahead.
     """
