@@ -85,8 +85,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "frozen": {"train_backbone": False},
     "bfloat16": {"dtype": "bfloat16"},
 }
-# BRCD tells a positive that is offset by what its teacher says of another view, so that its parts are compared where the teacher
-# sees the student's; of so many kept ones its features are encoded once for all students
+# BRCD tells a positive that is offset by what its teacher says of another view, so that its parts are compared where the
+# teacher sees the student's; of so many kept ones its features are encoded once for all students
 SEEN: Mapping[str, Any] = {**ALONE, "teacher_view": "same", "views": 4}
 # What a teacher needs whose student falls short of it without neighbours: its chances of a bit as labels, in twice as many steps
 CHANCES: Mapping[str, Any] = {**ALONE, "method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}

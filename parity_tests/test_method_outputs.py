@@ -180,7 +180,6 @@ def test_brcd_without_clusters_says_where_they_come_from():
     (create_method("packd"), {}, "neighbours 10: each of the 10 training images has 9 others"),
     (create_method("packd", neighbours=3), {"streamed": True}, "mixtures 1: .* do not travel with a step"),
     (create_method("packd+kl", neighbours=3), {"streamed": True}, "mixtures 1"),
-    (create_method("rkd", distance_weight=0, angle_weight=0), {}, "distance_weight 0.0: neither distances nor angles would count"),
     (create_method("crd"), {"images": 1}, "negatives 500: there are none among 1"),
 ])
 def test_what_a_method_cannot_do_is_refused_by_its_check(method, sizes, message):

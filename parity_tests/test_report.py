@@ -69,7 +69,8 @@ def test_queries_that_lost_most_come_with_what_both_found(dataset, codes):
 
 def test_a_search_in_which_no_query_lost_is_not_shown(dataset, codes, tmp_path):
     with np.load(codes, allow_pickle=False) as arrays:
-        known = {name: np.where(np.unpackbits(arrays[name], axis=1, count=BITS), 1, -1) for name in arrays if name.endswith(("_test", "_database"))}
+        known = {name: np.where(np.unpackbits(arrays[name], axis=1, count=BITS), 1, -1) for name in arrays
+                 if name.endswith(("_test", "_database"))}
     results.save_codes(tmp_path / "other.npz", known | {"asymmetric_test": known["teacher_test"]}, dataset)
     assert list(results.lost_grids(dataset, tmp_path / "other.npz", 6)) == ["symmetric"]
 

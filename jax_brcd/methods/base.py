@@ -13,7 +13,7 @@ from jax_brcd.methods.sections import Section
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.views.derivations import Derivation
-from jax_brcd.views.outputs import VIEW_I, Outputs
+from jax_brcd.views.outputs import VIEW_I, VIEW_J, Outputs
 
 Tree = Any
 Metrics = dict[str, Array]
@@ -31,6 +31,11 @@ class Needs:
     negatives: int = 0  # other training images drawn for each image of a batch
     neighbours: int = 0  # nearest training images by the teacher's codes that mixtures draw from
     clusters: ClusterNeeds | None = None  # of the teacher's codes of the training images
+
+    def __post_init__(self):
+        if not set(self.unseen) <= {VIEW_I, VIEW_J} & set(self.views):
+            raise ValueError(f"unseen {self.unseen}: name those of the random views among {self.views} that the teacher alone "
+                             "sees")
 
     @property
     def shown(self) -> tuple[View, ...]:

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 from jax_brcd.losses import rkd_loss
 from jax_brcd.methods.base import DistillationBatch, Metrics, Tree
 from jax_brcd.methods.relations import Relations
-from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.options import option
 
 
@@ -17,12 +16,6 @@ class RKD(Relations):
 
     distance_weight: float = option(25.0, "weight of the distances of pairs", low=0)
     angle_weight: float = option(50.0, "weight of the angles of triples", low=0)
-
-    def check(self, *, images: int, streamed: bool) -> None:
-        """See Method: distances or angles must count."""
-        super().check(images=images, streamed=streamed)
-        if self.distance_weight == self.angle_weight == 0:
-            raise InputError("neither distances nor angles would count; give one of them more", field="distance_weight", value=0.0)
 
     def loss(self, parameters: Tree, memory: Tree, batch: DistillationBatch) -> tuple[Float[Array, ""], Tree, Metrics]:
         """The relations of view i."""

@@ -46,7 +46,8 @@ def figures(report: Report) -> dict[str, "Figure"]:
     drawn = {}
     if report.grid is not None:
         drawn["retrieval"] = plots.retrieval_grid_plot(report.grid)
-    drawn |= {f"queries_that_lost_most_in_{search}_search": plots.retrieval_grid_plot(grid) for search, grid in report.lost.items()}
+    drawn |= {f"queries_that_lost_most_in_{search}_search": plots.retrieval_grid_plot(grid)
+              for search, grid in report.lost.items()}
     if any(name.endswith("_map") for record in report.history for name in record):
         drawn["student_and_teacher"] = plots.course_plot(report.history, report.metrics.get("validation"))
     if report.agreement:

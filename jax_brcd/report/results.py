@@ -69,8 +69,8 @@ def retrieval_grid(dataset: ImageDataset, path: pathlib.Path, encoder: str) -> R
 
 
 def lost_grids(dataset: ImageDataset, path: pathlib.Path, k: int) -> dict[str, RetrievalGrid]:
-    """For each search the test queries whose average precision fell most from the teacher's to the student's, with what either found
-    first; without the searches in which none fell.
+    """For each search the test queries whose average precision fell most from the teacher's to the student's, with what either
+    found first; without the searches in which none fell.
 
     Args:
         path: of the codes that `save_codes` wrote. k: ranks that average precision looks at.
@@ -94,8 +94,8 @@ def _lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int, search: Search
     indices = np.concatenate([hamming_top_k(test[queries], database, first)[0] for test, database in searched.values()], axis=1)
     names = [f"{name}\n{scores['teacher'][query]:.2f}, then {scores['student'][query]:.2f}"
              for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
-    return _grid(dataset, queries, indices, names, f"Queries of which the student lost most in {search} search, by average precision of the teacher's and its own",
-                 tuple((name, first) for name in searched))
+    return _grid(dataset, queries, indices, names, f"Queries of which the student lost most in {search} search, by average precision "
+                 "of the teacher's and its own", tuple((name, first) for name in searched))
 
 
 def bit_agreement(path: pathlib.Path) -> dict[str, np.ndarray]:

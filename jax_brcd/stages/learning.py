@@ -9,8 +9,9 @@ from jax_brcd.methods.sums import in_sum, parts_of
 from jax_brcd.models import HashModel
 from jax_brcd.models.blocks import depth_of
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.settings.stages import CLEAN, LearningConfig, StudentConfig
+from jax_brcd.settings.stages import CLEAN, LearningConfig
 from jax_brcd.stages.configuration import Config
+from jax_brcd.teachers.objectives import ClosedFormObjective
 from jax_brcd.training.optimizers import OPTIMIZERS
 from jax_brcd.training.rates import SCHEDULES, Course, Rate
 from jax_brcd.training.updates import averaging, held, scaled
@@ -61,7 +62,7 @@ def check_learning(config: Config) -> None:
     """Raises InputError for settings of a student's learning that cannot be together, whatever the images are."""
     settings = config.learning
     _check_moving(settings)
-    _check_lengths(settings, config.student)
+    _check_lengths(settings, config.student.epochs)
     if not config.student.train_backbone:
         _check_frozen(settings, kept=not config.data.fresh_views)
     elif settings.teacher_view == CLEAN:
@@ -106,12 +107,8 @@ def _check_moving(settings: LearningConfig) -> None:
                              value=value)
 
 
-def _check_lengths(settings: LearningConfig, student: StudentConfig) -> None:
+def _check_lengths(settings: LearningConfig, epochs: int) -> None:
     """What would not end within the run."""
-    epochs = student.epochs
-    if student.min_epochs is not None and student.min_epochs > epochs:
-        raise InputError(f"longer than the run, whose `epochs` are {epochs}; give that or less, or more `epochs`",
-                         field="min_epochs", value=student.min_epochs)
     for field in ("warmup_epochs", "lr_step_epochs", "freeze_epochs"):
         told = getattr(settings, field)
         if told and told >= epochs:
@@ -135,10 +132,12 @@ def _check_frozen(settings: LearningConfig, *, kept: bool) -> None:
 
 
 def _check_views(config: Config) -> None:
-    """What would be kept for no one: a whole student draws its views anew, and its teacher sees none of them."""
-    if "views" in config.given and not config.data.fresh_views:
-        raise InputError("nothing of kept views is kept here: a whole student encodes its own anew, and its teacher sees the clean "
-                         "image; leave it out, or give `fresh_views` or `teacher_view` same", field="views", value=config.data.views)
+    """What would be kept for no one: a whole student draws its views anew, and its teacher's head is solved without any."""
+    solved = isinstance(config.hashing, ClosedFormObjective)
+    if solved and "views" in config.given and not config.data.fresh_views:
+        raise InputError("nothing of kept views is kept here: a whole student encodes its own anew, and its teacher sees clean "
+                         "images alone; leave it out, or give `fresh_views` or `teacher_view` same", field="views",
+                         value=config.data.views)
 
 
 def _check_neighbours(config: Config) -> None:
@@ -170,8 +169,8 @@ def _check_features(config: Config) -> None:
     name = config.run.method
     for part, method in parts_of(name, config.method).items():
         if not config.student.train_backbone and not above_features(method):
-            raise InputError(f"method {part} looks at the student's features, which without `train_backbone` stay as they are; give "
-                             "that too, or let it look at logits", field="method", value=name)
+            raise InputError(f"method {part} looks at the student's features, which without `train_backbone` stay as they are; "
+                             "give that too, or let it look at logits", field="method", value=name)
     if not config.contrasts and not above_features(config.method):
         raise InputError(f"method {name} looks at the student's features alone, so that its hash head would not learn; give "
                          "`own_objective`, or let the method look at logits", field="own_objective", value=False)
@@ -191,8 +190,8 @@ def _check_parts(config: Config) -> None:
         if not method.needs.views:
             raise InputError(f"part {part} learns nothing from the teacher; leave it out", field="method", value=name)
         if getattr(method, "distillation_weight", None) == 0:
-            raise InputError(f"a part of no weight is none; leave {part} out, or give more", field=in_sum(part, "distillation_weight"),
-                             value=0.0)
+            raise InputError(f"a part of no weight is none; leave {part} out, or give more",
+                             field=in_sum(part, "distillation_weight"), value=0.0)
 
 
 def _check_objective(config: Config) -> None:
