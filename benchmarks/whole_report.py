@@ -195,7 +195,8 @@ def summary(records: Records) -> str:
          lambda one: f"{methods_table(one)}\n\n{winners(one)}"),
         ("methods", f"By how much methods differ from {BASE} at the same seed", lambda one: gains_table(one, BASE)),
         ("variants", "Without neighbours, with one part exchanged", lambda one: labels_table(one, "recipe")),
-        ("parts of BRCD", "Parts of BRCD, each added to those above it", lambda one: labels_table(one, "parts")),
+        ("parts of BRCD", "mse without and with BRCD, and BRCD's parts, each added to those above it; the teacher sees the student's view",
+         lambda one: labels_table(one, "parts")),
         ("sizes", "Students of other sizes", sizes_table),
     ):
         chosen = select(records, part)
