@@ -219,7 +219,7 @@ def test_the_tables_in_the_repository_are_those_of_its_records(tmp_path):
     place = pathlib.Path(whole.__file__).parent / "results" / "whole"
     shutil.copy(place / "whole.json", tmp_path)
     whole.main(["--data-dir", "nowhere", "--report", "--out", str(tmp_path), "--parts", "recipe", "short", "alone", "chances", "sizes",
-                "search", "variants", "--rates", "0.002", "--epochs", "5", "--train-images", "20000"])
+                "search", "variants", "parts of BRCD", "--rates", "0.002", "--epochs", "5", "--train-images", "20000"])
     assert (tmp_path / "whole.md").read_text() == (place / "whole.md").read_text()
 
 
