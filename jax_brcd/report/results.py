@@ -94,8 +94,8 @@ def _lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int, search: Search
     indices = np.concatenate([hamming_top_k(test[queries], database, first)[0] for test, database in searched.values()], axis=1)
     names = [f"{name}\n{scores['teacher'][query]:.2f}, then {scores['student'][query]:.2f}"
              for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
-    return _grid(dataset, queries, indices, names, f"Queries of which the student lost most in {search} search, by average precision "
-                 "of the teacher's and its own", tuple((name, first) for name in searched))
+    return _grid(dataset, queries, indices, names, f"Average precision that the student lost in {search} search",
+                 tuple((name, first) for name in searched))
 
 
 def bit_agreement(path: pathlib.Path) -> dict[str, np.ndarray]:
