@@ -10,7 +10,7 @@ from jax_brcd.data import ImageDataset
 from jax_brcd.report.grid import RetrievalGrid
 from jax_brcd.retrieval import SearchScores, average_precisions, hamming_top_k
 from jax_brcd.retrieval.packing import PackedCodes
-from jax_brcd.retrieval.searches import SEARCHES, Search
+from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime.files import atomic_path
 
 GRID_QUERIES, GRID_RESULTS = 8, 10
@@ -75,27 +75,23 @@ def lost_grids(dataset: ImageDataset, path: pathlib.Path, k: int) -> dict[str, R
     Args:
         path: of the codes that `save_codes` wrote. k: ranks that average precision looks at.
     """
-    grids = {str(search): _lost_grid(dataset, path, k, search) for search in SEARCHES}
-    return {search: grid for search, grid in grids.items() if grid is not None}
-
-
-def _lost_grid(dataset: ImageDataset, path: pathlib.Path, k: int, search: Search) -> RetrievalGrid | None:
-    encoders = {"teacher": "teacher", "student": str(search)}
-    searched = {role: (_codes(path, encoders[role], "test"), _codes(path, encoders[database], "database"))
-                for role, database in (("teacher", "teacher"), ("student", search.database))}
-    scores = {name: average_precisions(*codes, dataset.test.labels, dataset.database.labels, k)
-              for name, codes in searched.items()}
-    lost = scores["teacher"] - scores["student"]
-    queries = np.argsort(-lost, kind="stable")[:GRID_QUERIES]
-    queries = queries[lost[queries] > 0]
-    if not len(queries):
-        return None
-    first = min(GRID_RESULTS // 2, len(dataset.database))
-    indices = np.concatenate([hamming_top_k(test[queries], database, first)[0] for test, database in searched.values()], axis=1)
-    names = [f"{name}\n{scores['teacher'][query]:.2f}, then {scores['student'][query]:.2f}"
-             for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
-    return _grid(dataset, queries, indices, names, f"Average precision that the student lost in {search} search",
-                 tuple((name, first) for name in searched))
+    labels = dataset.test.labels, dataset.database.labels
+    teacher = _codes(path, "teacher", "test"), _codes(path, "teacher", "database")
+    known, first, grids = average_precisions(*teacher, *labels, k), min(GRID_RESULTS // 2, len(dataset.database)), {}
+    for search in SEARCHES:
+        encoders = {"teacher": "teacher", "student": str(search)}
+        student = _codes(path, str(search), "test"), _codes(path, encoders[search.database], "database")
+        found = average_precisions(*student, *labels, k)
+        queries = np.argsort(found - known, kind="stable")[:GRID_QUERIES]
+        queries = queries[found[queries] < known[queries]]
+        if len(queries):
+            indices = [hamming_top_k(test[queries], database, first)[0] for test, database in (teacher, student)]
+            names = [f"{name}\n{known[query]:.2f}, then {found[query]:.2f}"
+                     for name, query in zip(_names(dataset, dataset.test.labels[queries]), queries, strict=True)]
+            grids[str(search)] = _grid(dataset, queries, np.concatenate(indices, axis=1), names,
+                                       f"Average precision that the student lost in {search} search",
+                                       (("teacher", first), ("student", first)))
+    return grids
 
 
 def bit_agreement(path: pathlib.Path) -> dict[str, np.ndarray]:
