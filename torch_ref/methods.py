@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jax_brcd.clusters.choice import choose_clusters
+from jax_brcd.methods import sums
 from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.registry import unknown_name
 from torch_ref import losses, method_losses
@@ -227,13 +228,13 @@ METHODS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def parts_of(name: str, method) -> tuple[dict[str, object], tuple[float, ...]]:
+def parts_of(name: str, method) -> tuple[Mapping[str, object], tuple[float, ...]]:
     """The settings of each part of jax_brcd's method, itself where it is no sum, and the parts' weights.
 
     Raises:
         UnknownName: for a method that there is none of here.
     """
-    parts, weights = getattr(method, "parts", {name: method}), getattr(method, "weights", (1.0,))
+    parts, weights = sums.parts_of(name, method), getattr(method, "weights", (1.0,))
     for part in parts:
         if part not in METHODS:
             raise UnknownName(f"torch_ref has no such method; {unknown_name('method', part, METHODS)}")

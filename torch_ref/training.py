@@ -5,7 +5,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.training.stopping import EarlyStopping
 from jax_brcd.views.batches import Batches, epoch_batches
 from jax_brcd.views.derivations import Derivation
-from torch_ref.learning import Average, create_optimizer, gradients, rate_factor
+from torch_ref.learning import Average, cosine_factor, create_optimizer, gradients, rate_factor
 from torch_ref.losses import cibhash_loss
 from torch_ref.objectives import adam
 from torch_ref.outputs import Outputs
@@ -74,14 +73,8 @@ def pretrain(classifier: nn.Module, draw: Callable[[Tensor, Tensor], Tensor], la
     """
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=0.05)
     total = max(1, schedule.n_steps)
-    warmup = int(0.1 * total)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        return 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
-
-    scheduler, losses = torch.optim.lr_scheduler.LambdaLR(optimizer, factor), []
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_factor(step, total, int(0.1 * total)))
+    losses = []
     classifier.train()
     for epoch in range(schedule.epochs):
         for indices, views, _ in schedule.steps(epoch):
