@@ -42,10 +42,10 @@ def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: An
             of something else, and where the bits are others. OSError: where it cannot be written.
     """
     exporter, folder, given = EXPORTERS[to], as_path(out), Material(**material)
-    if folder.exists() and not folder.is_dir():
+    found = folder.exists()
+    if found and not folder.is_dir():
         raise InputError("this is a file, and an export is a folder; give another place", field="out", value=folder)
     _check_quantize(to, given.quantize)
-    found = folder.exists()
     make_folder(folder)
     try:
         return exporter(encoder, folder, given) if isinstance(exporter, TriedExporter) else exporter(encoder, folder)

@@ -64,7 +64,7 @@ def student_parts(context: Context, model: HashModel) -> Parts:
 
 def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     """The student, trained here or taken from the folder of a run that trained it."""
-    config, student = context.config, context.config.student
+    config = context.config
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
     ends = SCHEDULES[config.learning.lr_schedule].ends or config.method.counts_steps
@@ -76,7 +76,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
-        **({"patience": None} if config.patience is None and could_stop(student) else {}),
+        **({"patience": None} if config.patience is None and could_stop(config.student) else {}),
         **({"unseen": config.method.needs.unseen} if config.method.needs.unseen and not config.contrasts else {}),
         **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},

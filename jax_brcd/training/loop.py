@@ -366,13 +366,12 @@ def _run_epoch(course: _Course, tell: Callable[[int], None]) -> dict[str, Any]:
 
     Where an epoch is not one program, `tell` is told of each step, and a checkpoint is written after any that finds one due.
     """
-    began, stage, first = time.perf_counter(), course.stage, course.begun["step"]
+    began, stage, first = time.perf_counter() - course.begun["seconds"], course.stage, course.begun["step"]
     task, source, schedule = stage.task, stage.source, stage.schedule
     batches = epoch_batches(source.n_images, schedule.batch_size, epoch=course.epoch, seed=schedule.seed,
                             views=source.kept_views)
     key = devices.replicate(jax.random.fold_in(jax.random.key(schedule.seed), course.epoch))
     before = course.begun["metrics"]
-    began -= course.begun["seconds"]
 
     def so_far(metrics: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
         """Every metric's values from the epoch's first step on."""
