@@ -1,6 +1,7 @@
 """What the service is made of: the encoders that it finds, the files of a page that encodes, and its share of memory."""
 
 import asyncio
+import functools
 import json
 import shutil
 import types
@@ -118,78 +119,79 @@ class Held:
             await asyncio.sleep(0)
 
 
-def test_those_that_wait_for_memory_come_in_in_turn():
+def in_a_loop(check):
+    """A test of a coroutine function, in a loop of its own."""
+    @functools.wraps(check)
+    def run(**given):
+        asyncio.run(check(**given))
+
+    return run
+
+
+@in_a_loop
+async def test_those_that_wait_for_memory_come_in_in_turn():
     """One that would fit does not overtake one that waits before it."""
-    async def check():
-        held = Held(10)
-        await held.begin("first", 6)
-        await held.begin("large", 8)
-        await held.begin("small", 2)
-        assert held.inside == ["first"] and not held.budget.draw(1)
-        await held.end("first")
-        assert held.inside == ["first", "large", "small"] and not held.budget.draw(1)
-        await held.end("large")
-        await held.end("small")
-        assert held.budget.draw(10) and not held.budget.draw(1)
-
-    asyncio.run(check())
+    held = Held(10)
+    await held.begin("first", 6)
+    await held.begin("large", 8)
+    await held.begin("small", 2)
+    assert held.inside == ["first"] and not held.budget.draw(1)
+    await held.end("first")
+    assert held.inside == ["first", "large", "small"] and not held.budget.draw(1)
+    await held.end("large")
+    await held.end("small")
+    assert held.budget.draw(10) and not held.budget.draw(1)
 
 
-def test_one_that_wants_more_than_there_is_comes_in_alone():
-    async def check():
-        held = Held(10)
-        await held.begin("small", 1)
-        await held.begin("oversize", 25)
-        assert held.inside == ["small"]
-        await held.end("small")
-        await held.begin("later", 1)
-        assert held.inside == ["small", "oversize"]
-        await held.end("oversize")
-        assert held.inside == ["small", "oversize", "later"]
-        await held.end("later")
-        await held.begin("first", 25)
-        assert held.inside[-1] == "first"
-        await held.end("first")
-        assert held.budget.draw(10)
-
-    asyncio.run(check())
+@in_a_loop
+async def test_one_that_wants_more_than_there_is_comes_in_alone():
+    held = Held(10)
+    await held.begin("small", 1)
+    await held.begin("oversize", 25)
+    assert held.inside == ["small"]
+    await held.end("small")
+    await held.begin("later", 1)
+    assert held.inside == ["small", "oversize"]
+    await held.end("oversize")
+    assert held.inside == ["small", "oversize", "later"]
+    await held.end("later")
+    await held.begin("first", 25)
+    assert held.inside[-1] == "first"
+    await held.end("first")
+    assert held.budget.draw(10)
 
 
 @pytest.mark.parametrize("granted", [False, True], ids=["while it waits", "as its turn comes"])
-def test_one_that_gives_up_takes_nothing(granted):
-    async def check():
-        held = Held(10)
-        assert held.budget.draw(10)
-        await held.begin("gone", 8)
-        await held.begin("next", 5)
-        if granted:
-            held.budget.give_back(10)
-            held.cancel("gone")
-        else:
-            held.cancel("gone")
-            await held.settle()
-            held.budget.give_back(10)
+@in_a_loop
+async def test_one_that_gives_up_takes_nothing(granted):
+    held = Held(10)
+    assert held.budget.draw(10)
+    await held.begin("gone", 8)
+    await held.begin("next", 5)
+    if granted:
+        held.budget.give_back(10)
+        held.cancel("gone")
+    else:
+        held.cancel("gone")
         await held.settle()
-        assert held.inside == ["next"]
-        await held.end("next")
-        assert held.budget.draw(10) and not held.budget.draw(1)
+        held.budget.give_back(10)
+    await held.settle()
+    assert held.inside == ["next"]
+    await held.end("next")
+    assert held.budget.draw(10) and not held.budget.draw(1)
 
-    asyncio.run(check())
 
-
-def test_those_behind_one_that_gives_up_come_in_where_they_fit():
-    async def check():
-        held = Held(10)
-        await held.begin("first", 6)
-        await held.begin("large", 8)
-        await held.begin("small", 2)
-        held.cancel("large")
-        await held.settle()
-        assert held.inside == ["first", "small"] and held.budget.draw(2) and not held.budget.draw(1)
-        await held.end("first")
-        await held.end("small")
-
-    asyncio.run(check())
+@in_a_loop
+async def test_those_behind_one_that_gives_up_come_in_where_they_fit():
+    held = Held(10)
+    await held.begin("first", 6)
+    await held.begin("large", 8)
+    await held.begin("small", 2)
+    held.cancel("large")
+    await held.settle()
+    assert held.inside == ["first", "small"] and held.budget.draw(2) and not held.budget.draw(1)
+    await held.end("first")
+    await held.end("small")
 
 
 def test_uploads_beyond_the_memory_of_all_are_told_to_come_again(monkeypatch):
