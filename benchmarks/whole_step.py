@@ -1,4 +1,6 @@
-"""Steps of students that are trained whole under the recipe of docs/training.md: one cheap view, the teacher's logits, AdamW."""
+"""Steps of students that are trained whole under the recipe of docs/training.md: one cheap view, the teacher's logits, AdamW.
+
+Their time, and on the CPU the memory that steps need beyond images, weights and moments."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks import compiled
 from benchmarks.machine import has_bfloat16
+from benchmarks.memory import peak_in_child
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
@@ -132,26 +135,42 @@ class TorchEpochs:
         return torch.stack(losses).tolist()
 
 
-def contenders_of(case: Case) -> Iterator[Contender]:
-    """The contenders of a case, in half precision too where the machine computes in it."""
-    half = has_bfloat16() or torch.cuda.is_available()
-    yield Contender(OURS, jax_epochs(case, "float32"), True)
-    if half:
-        yield Contender(OURS_BF16, jax_epochs(case, "bfloat16"), True)
-    yield Contender(EAGER, TorchEpochs(case, best=False))
-    if compiled.why_not() is None:
-        yield Contender(COMPILED, TorchEpochs(case, best=True), True)
-        if half:
-            yield Contender(COMPILED_BF16, TorchEpochs(case, best=True, half=True), True)
+Epochs = JaxEpochs | TorchEpochs
+BUILDERS: dict[str, Callable[[Case], Epochs]] = {
+    OURS: lambda case: jax_epochs(case, "float32"),
+    OURS_BF16: lambda case: jax_epochs(case, "bfloat16"),
+    EAGER: lambda case: TorchEpochs(case, best=False),
+    COMPILED: lambda case: TorchEpochs(case, best=True),
+    COMPILED_BF16: lambda case: TorchEpochs(case, best=True, half=True),
+}
+
+
+def able() -> list[str]:
+    """Who can take part here: in half precision where the machine computes in it, compiled PyTorch where it compiles."""
+    unable = set() if has_bfloat16() or torch.cuda.is_available() else {OURS_BF16, COMPILED_BF16}
+    unable |= {COMPILED, COMPILED_BF16} if compiled.why_not() else set()
+    return [name for name in BUILDERS if name not in unable]
+
+
+def memory_call(name: str, *case: str) -> Epochs:
+    """What the child process that measures memory runs."""
+    student, *sizes = case
+    return BUILDERS[name](Case(student, *map(int, sizes)))
 
 
 def measure_whole_step(settings: Settings, cases: tuple[Case, ...] | None = None) -> Iterator[Row | Skipped]:
     """Every case in turn."""
     if compiled.why_not():
         yield Skipped("compiled PyTorch", compiled.why_not())
-    usual = ON_ACCELERATOR if torch.cuda.is_available() and jax.default_backend() != "cpu" else FULL
-    for case in cases or (QUICK if settings.quick else usual):
-        yield from measure(case.name, list(contenders_of(case)), items=case.images, unit="images", samples=settings.samples,
+    on_accelerator = torch.cuda.is_available() and jax.default_backend() != "cpu"
+    for case in cases or (QUICK if settings.quick else ON_ACCELERATOR if on_accelerator else FULL):
+        peaks = {}
+        for name in able() if not (settings.quick or on_accelerator) else ():
+            peaks[name], reason = peak_in_child("whole_step", name, *dataclasses.astuple(case))
+            if reason:
+                yield Skipped(f"peak memory of {name}, {case.name}", reason)
+        contenders = [Contender(name, BUILDERS[name](case), name != EAGER) for name in able()]
+        yield from measure(case.name, contenders, items=case.images, unit="images", peaks=peaks, samples=settings.samples,
                            budget=settings.case_seconds)
 
 

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -271,6 +272,21 @@ def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settin
     assert rows[loss.PUBLISHED].seconds is None and rows[loss.OURS].seconds is not None
     assert {name: row.peak_bytes for name, row in rows.items()} == {name: len(name) for name in rows}
     assert "peak memory" in tables.line(rows[loss.PUBLISHED])
+
+
+def test_memory_of_whole_training_is_measured_of_what_is_timed(settings, without_compiling, monkeypatch):
+    monkeypatch.setattr(whole_step, "peak_in_child",
+                        lambda suite, name, *case: (None, "no /proc") if name == whole_step.EAGER else (len(case) * len(name), ""))
+    monkeypatch.setattr(whole_step, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    case = whole_step.Case("resnet8", 32, 4, 2)
+    found = list(whole_step.measure_whole_step(dataclasses.replace(settings, quick=False), (case,)))
+    assert {row.contender: row.peak_bytes for row in found if isinstance(row, Row)} == {
+        whole_step.OURS: 4 * len(whole_step.OURS), whole_step.EAGER: None}
+    assert Skipped(f"peak memory of {whole_step.EAGER}, {case.name}", "no /proc") in found
+    for name in (whole_step.OURS, whole_step.EAGER):
+        epochs = whole_step.memory_call(name, *map(str, dataclasses.astuple(case)))
+        assert len(jax.tree.leaves(epochs())[0] if name == whole_step.OURS else epochs()) == case.steps
 
 
 def test_the_targets_are_rows_that_the_suites_measure():
