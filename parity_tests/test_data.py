@@ -90,6 +90,7 @@ def test_so_many_images_as_are_told_train(tree):
     assert identities(some.test) == identities(whole.test) and len(some.database) == 1000
     named, whole = load(tree, split="cifar10-I", train_images=100), load(tree, split="cifar10-I")
     assert len(named.train) == 100 and identities(named.train) < identities(whole.train)
+    assert len(load_dataset("digits", cache_dir=tree, train_images=100).train) == 100
     with pytest.raises(InputError, match="train_images 1001: cifar10 has 1000 to train on; give that or less"):
         load(tree, train_images=1001)
 

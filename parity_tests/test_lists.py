@@ -82,6 +82,19 @@ def test_labels_may_be_multi_hot_and_the_whole_database_may_train(tree):
     assert data.train.images is data.database.images, "what reads all of one has read the other"
 
 
+def test_so_many_images_as_are_told_are_decoded_to_train_and_stay_on_disk(tree):
+    whole, some = load(tree), load(tree, train_images=4)
+    assert isinstance(some.train.images, np.memmap) and some.train.content
+    positions = some.train.place.positions
+    assert len(positions) == 4 and (np.diff(positions) > 0).all()
+    np.testing.assert_array_equal(some.train.images, whole.database.images[positions])
+    np.testing.assert_array_equal(some.train.labels, whole.database.labels[positions])
+    np.testing.assert_array_equal(load(tree, train_images=4).train.place.positions, positions)
+    assert (load(tree, train_images=4, seed=1).train.place.positions != positions).any()
+    with pytest.raises(InputError, match=f"train_images {DATABASE + 1}: {tree} has {DATABASE} to train on; give that or less"):
+        load(tree, train_images=DATABASE + 1)
+
+
 @pytest.mark.parametrize(("name", "told", "k"), [("nus-wide", {}, 5000), ("list", {"k": DATABASE + 1}, DATABASE + 1)])
 def test_ranks_that_the_database_does_not_have_are_refused_before_anything_is_trained(tree, name, told, k):
     places = {"dataset": name, "data_dir": tree, "cache_dir": tree.parent / "cache", "out": tree.parent / "run"}

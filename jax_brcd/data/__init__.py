@@ -1,17 +1,14 @@
 """Data sets by name; each is one file and one line here."""
 
-import dataclasses
 import os
 from collections.abc import Callable
 from typing import NamedTuple
-
-import numpy as np
 
 from jax_brcd.data import cifar10, digits, folders, lists
 from jax_brcd.data.dataset import RESIZED, ImageDataset, Images, Request
 from jax_brcd.data.embeddings import Embeddings, read_embeddings
 from jax_brcd.data.listfile import LABEL_FORMATS
-from jax_brcd.runtime.errors import InputError, UnknownName
+from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.registry import Registry, unknown_name
@@ -62,17 +59,7 @@ def load_dataset(
     cache_dir = as_path(cache_dir)
     # Of a split that names its training images, so many of those
     drawn_from = "all" if split == source.splits[0] else "published"
-    dataset = source.load(Request(
-        as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split,
-        train_images if isinstance(train_images, str) else drawn_from, seed, max_bad_images, decode_workers, square_side,
-        label_format, silent if progress is None else progress))
-    return dataset if isinstance(train_images, str) else _training_on(dataset, train_images, seed)
-
-
-def _training_on(dataset: ImageDataset, count: int, seed: int) -> ImageDataset:
-    """The data set with `count` of its training images, in their order."""
-    if count > len(dataset.train):
-        raise InputError(f"{dataset.name} has {len(dataset.train)} to train on; give that or less, or `train_images` all",
-                         field="train_images", value=count)
-    drawn = np.random.default_rng((seed, count)).choice(len(dataset.train), count, replace=False)
-    return dataclasses.replace(dataset, train=dataset.train.take(np.sort(drawn)))
+    choice, count = (train_images, None) if isinstance(train_images, str) else (drawn_from, train_images)
+    return source.load(Request(
+        as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split, choice, count, seed, max_bad_images,
+        decode_workers, square_side, label_format, silent if progress is None else progress))

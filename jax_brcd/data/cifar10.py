@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, one_hot
+from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, as_many_as_asked, one_hot
 from jax_brcd.data.download import download
 from jax_brcd.data.plainpickle import read_plain_pickle
 from jax_brcd.runtime.errors import InputError
@@ -87,8 +87,9 @@ def load(request: Request) -> ImageDataset:
     training = _placed("database", *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     test = _placed("test", *version.read(place / version.test_file))
     split = SPLITS[request.split](training, test, everything, np.random.default_rng(request.seed))
+    train = as_many_as_asked(split.train, len(split.train), request, "cifar10")
     return ImageDataset(
-        name="cifar10", split=request.split + split.note, train=split.train, database=split.database,
+        name="cifar10", split=request.split + split.note, train=train, database=split.database,
         validation=split.validation, test=split.test, class_names=names, flip=True, default_k=1000)
 
 

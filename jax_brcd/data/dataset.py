@@ -3,12 +3,15 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress
 
+Drawable = TypeVar("Drawable")  # images, or the lines that name them: what has `take`
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
 PARTS = ("train", "database", "validation", "test", "pretraining")
 EVERYTHING = "all"  # in place of the part's name, where all parts are drawn from the images of a whole data set
@@ -115,12 +118,28 @@ class Request:
     cache_dir: pathlib.Path  # where what is made of them may lie
     split: str
     train_images: str  # "published" for the subset that the protocol trains on, "all" for the whole database
+    train_count: int | None  # how many of these train, drawn by the seed; None for all of them
     seed: int  # of every drawing and shuffle
     max_bad_images: int  # image files that may be missing or corrupt
     decode_workers: int | None  # processes that decode image files; None for as many as pay
     square_side: int  # pixels of the squares that image files become
     label_format: str | None  # how list files give labels; None where that is plain to see
     progress: Progress  # told how far decoding and downloads are
+
+
+def as_many_as_asked(part: Drawable, images: int, request: Request, name: str) -> Drawable:
+    """The part that trains with as many of its `images` as are asked for, in their order.
+
+    Raises:
+        InputError: for more than there are.
+    """
+    count = request.train_count
+    if count is None:
+        return part
+    if count > images:
+        raise InputError(f"{name} has {images} to train on; give that or less, or `train_images` all", field="train_images",
+                         value=count)
+    return part.take(np.sort(np.random.default_rng((request.seed, count)).choice(images, count, replace=False)))
 
 
 def resized_for(size: int) -> int:

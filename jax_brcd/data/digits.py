@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, one_hot
+from jax_brcd.data.dataset import EVERYTHING, ImageDataset, Images, Place, Request, as_many_as_asked, one_hot
 
 SIZE = 32
 PRETRAINING, VALIDATION, TEST = 600, 200, 200
@@ -18,7 +18,7 @@ BRIGHTEST = 16.0
 def load(request: Request) -> ImageDataset:
     """600 labelled digits for pretraining, 200 validation and 200 test queries, the other 797 train and are searched.
 
-    Only the seed is looked at: the data ships with scikit-learn and all of it trains.
+    The seed and how many train is all that is looked at: the data ships with scikit-learn.
     """
     every = read()
     order = np.random.default_rng(request.seed).permutation(len(every))
@@ -26,7 +26,7 @@ def load(request: Request) -> ImageDataset:
     pretraining, validation, test, rest = (every.take(part) for part in np.split(order, ends))
     return ImageDataset(
         name="digits", split=f"{PRETRAINING} pretraining, {len(rest)} database, {VALIDATION} validation, {TEST} test",
-        train=rest, database=rest, validation=validation, test=test, pretraining=pretraining,
+        train=as_many_as_asked(rest, len(rest), request, "digits"), database=rest, validation=validation, test=test, pretraining=pretraining,
         class_names=tuple(map(str, range(10))), flip=False, default_k=100,
     )
 

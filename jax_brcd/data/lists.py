@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from jax_brcd.data.dataset import ImageDataset, Images, Request, label_notes
+from jax_brcd.data.dataset import ImageDataset, Images, Request, as_many_as_asked, label_notes
 from jax_brcd.data.listfile import LABEL_FORMATS, ListFile, read_list
 from jax_brcd.data.repeats import Named, same_pixels
 from jax_brcd.data.scanning import examples
@@ -93,7 +93,13 @@ def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
 
 def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of every part, decoded and memory-mapped, without the bad ones, and what a reader must know of them. A part
-    that stands twice is decoded once."""
+    that stands twice is decoded once.
+
+    Raises:
+        InputError: for images that cannot be read, if more than `request.max_bad_images`, and for more to train on than there are.
+    """
+    train = as_many_as_asked(lists["train"], len(lists["train"].images), request, str(request.folder))
+    lists = {**lists, "train": train}
     bad, parts, named, damaged = BadImages(request.max_bad_images), {}, {}, []
     known: dict[tuple[Listed, ...], Squares] = {}  # so that what reads a whole array finds that it has read it
     for name, part in lists.items():
