@@ -65,7 +65,9 @@ class ITQ:
 
         features = np.asarray(features, np.float64)
         self.check(images=len(features), features=features.shape[1], bits=bits)
-        components = PCA(bits, svd_solver="full").fit(features)
+        # Of many images the covariances are all that is held beside the features, where a factorization holds them twice more
+        solver = "covariance_eigh" if len(features) >= features.shape[1] else "full"
+        components = PCA(bits, svd_solver=solver).fit(features)
         rotation, errors = iterative_quantisation(
             components.transform(features), random_rotation(bits, seed), self.itq_iterations)
         kernel = components.components_.T @ rotation
