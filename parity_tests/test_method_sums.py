@@ -157,12 +157,25 @@ def test_a_sum_shows_what_its_parts_show():
     ("kl+rkd", {"method_weights": "1,x"}, "give a number above 0 for each, as in 1,0.5"),
     ("kl+rkd", {"method_weights": (1, -1)}, "give a number above 0"),
     ("kl+rkd", {"method_weights": (1, 0)}, "give a number above 0"),
+    ("kl+rkd", {"method_weights": (1, 1e300)}, "give a number above 0"),
+    ("kl+rkd", {"method_weights": (1, 10**400)}, "give a number above 0"),
     ("kl+rkd", {"method_weights": (1, float("nan"))}, "give a number above 0"),
     ("kl", {"method_weights": "1"}, "method 'kl' is no sum of methods"),
 ])
 def test_what_a_sum_cannot_be_is_refused_in_one_line(name, settings, message):
     with pytest.raises(InputError, match=message):
         create_method(name, **settings)
+
+
+def test_what_the_images_do_not_allow_is_told_in_the_sums_words():
+    together = create_method("brcd+sp", sp_variant="released", sp_relations_on="features")
+    with pytest.raises(InputError) as refusal:
+        together.check(images=100, streamed=False)
+    assert (refusal.value.field, refusal.value.value) == ("sp_relations_on", "features")
+    assert "give codes or logits, or `sp_variant` batch" in refusal.value.problem
+    with pytest.raises(InputError) as refusal:
+        create_method("crd+packd", packd_neighbours=200).check(images=100, streamed=False)
+    assert refusal.value.field == "packd_neighbours"
 
 
 def test_an_unknown_part_is_answered_with_the_nearest_name():

@@ -47,6 +47,12 @@ PUBLISHED = [name for name in PLAIN if name not in ("mse", "bits")]  # golden nu
 MEMORIES = {"crd": (losses.crd_loss, reference.row_scores), "crcd": (losses.crcd_loss, reference.relation_scores)}
 
 
+def test_brcd_removes_false_negatives_alone_only_without_robust():
+    create_method("brcd", robust=False, remove_false_negatives=True).check(images=100, streamed=False)
+    with pytest.raises(InputError, match="remove_false_negatives True: robust does this already; leave it out, or put robust off"):
+        create_method("brcd", remove_false_negatives=True).check(images=100, streamed=False)
+
+
 def assert_close(ours, published, floor=0.0):
     """Within TOLERANCE of the largest entry."""
     published = np.asarray(published)

@@ -124,7 +124,7 @@ NAMED = {"dataset": "cifar10", "teacher": "vit_b_32", "student": "resnet34", "te
 USUAL = {int: "3", float: "0.5", str: "some words", pathlib.Path: "~/some place"}
 TYPED = {int: (3, 3.0, np.int64(3), np.uint8(3), np.float32(3)), float: (0.5, np.float32(0.5), np.float64(0.5)),
          pathlib.Path: (pathlib.Path("~/some place"),), str: ()}
-WRONG = {int: (True, np.bool_(True), 2.5, np.float32(2.5), "2.5", "x", "", [1], float("inf"), 1j),
+WRONG = {int: (True, np.bool_(True), 2.5, np.float32(2.5), "2.5", "x", "", [1], float("inf"), 1j, 10**400, "9" * 400),
          float: (True, "x", "", [0.5], 10**400, b"0.5"), bool: (1, 0, "yes", "true", [True]),
          pathlib.Path: (3, True, ["x"], "", b"x"), str: (3, True, ["x"], "", b"x")}
 

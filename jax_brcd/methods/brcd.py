@@ -29,7 +29,7 @@ class BRCD(BaseMethod):
     cluster_restarts: int = option(30, "k-means++ starts, the best of which is kept", low=1)
     robust: bool = option(True, "drop offset positives and remove false negatives")
     mask_bits: bool = option(True, "compare codes under the bit mask of the image's cluster")
-    remove_false_negatives: bool = option(False, "remove false negatives without the rest of `robust`")
+    remove_false_negatives: bool = option(False, "remove false negatives without the rest of `robust`, which is to be off")
 
     meets_teacher = True
     reads_temperature = True
@@ -39,6 +39,13 @@ class BRCD(BaseMethod):
         """Both views, of which the student sees the first, and clusters of the teacher's codes."""
         return Needs(views=(VIEW_I, VIEW_J), unseen=(VIEW_J,),
                      clusters=ClusterNeeds(self.clusters, self.cluster_choice, self.cluster_restarts))
+
+    def check(self, *, images: int, streamed: bool) -> None:
+        """See Method."""
+        super().check(images=images, streamed=streamed)
+        if self.robust and self.remove_false_negatives:
+            raise InputError("`robust` does this already; leave it out, or put `robust` off", field="remove_false_negatives",
+                             value=True)
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """No parameters; the memory holds each image's cluster, the centers and the bit masks.

@@ -6,7 +6,6 @@ taken where one part alone has it, and refused where several have, so that no se
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -69,8 +68,11 @@ class Sum(BaseMethod):
 
     def check(self, *, images: int, streamed: bool) -> None:
         """See Method."""
-        for part in self.parts.values():
-            part.check(images=images, streamed=streamed)
+        for name, part in self.parts.items():
+            try:
+                part.check(images=images, streamed=streamed)
+            except InputError as error:
+                raise _told_of(name, error, settings_of(type(part))) from None
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters and memory of each part under its name, the same as if it were alone."""
@@ -180,10 +182,15 @@ def _create_part(kinds: Registry, part: str, own: Mapping[str, Any], given: Mapp
     try:
         return options.create(kinds, part, own)
     except InputError as error:
-        if error.field is None or in_sum(part, error.field) not in given:
-            raise
-        problem = error.problem.replace(f"`{error.field}`", f"`{in_sum(part, error.field)}`")
-        raise type(error)(problem, field=in_sum(part, error.field), value=error.value) from None
+        raise _told_of(part, error, [name for name in settings_of(kinds[part]) if in_sum(part, name) in given]) from None
+
+
+def _told_of(part: str, error: InputError, names: Iterable[str]) -> InputError:
+    """What is wrong with a part, which calls these of its settings what they are called in the sum."""
+    problem, field = error.problem, error.field
+    for name in names:
+        problem, field = problem.replace(f"`{name}`", f"`{in_sum(part, name)}`"), in_sum(part, name) if field == name else field
+    return type(error)(problem, field=field, value=error.value)
 
 
 def divided(name: str, kinds: Mapping[str, type], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -221,9 +228,9 @@ def weights_of(name: str, weights: str | Iterable[float | int] | None) -> tuple[
     words = weights.split(",") if isinstance(weights, str) else list(np.atleast_1d(weights))
     try:
         numbers = tuple(float(word) for word in words)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
-    if len(numbers) != count or not all(math.isfinite(number) and number > 0 for number in numbers):
+    if len(numbers) != count or not all(0 < number <= options.LARGEST for number in numbers):
         raise InputError(f"method '{name}' has {count} parts; give a number above 0 for each, as in "
                          f"{','.join(['1'] * (count - 1))},0.5", field="method_weights", value=weights)
     return numbers

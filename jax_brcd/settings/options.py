@@ -146,7 +146,7 @@ def _check_number(name: str, value: Number, rules: Mapping[str, Any]) -> None:
 
 def _fault(value: Number, rules: Mapping[str, Any]) -> str | None:
     """What is wrong with a number, and how to mend it."""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # of a whole number too long for a float this would be an error
         return "not a finite number; give one"
     if abs(value) > LARGEST:
         return f"too large to compute with in 32 bits; give {LARGEST:.0e} or less"
