@@ -95,7 +95,7 @@ def jax_student(images: int, *, fresh: bool = False, train_backbone: bool = Fals
     return JaxEpochs(*student_stage(
         student, source, method, TeacherKnowledge.of(noisy_codes(images, BITS), method.needs, seed=0),
         source=Source(student_views, images, None if fresh else VIEWS),
-        schedule=Schedule(BATCH, 1, 0, scan=not train_backbone or backbone_scans()), train_backbone=train_backbone,
+        schedule=Schedule(BATCH, 1, 0, scan=backbone_scans() or not (fresh or train_backbone)), train_backbone=train_backbone,
         method_seed=0, **stage_settings()))
 
 

@@ -1,6 +1,8 @@
 """Teacher and student at sizes of their own: the same views, drawn once and rendered for each; what is refused, named and told."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +133,18 @@ def test_both_models_see_the_same_views_kept_and_fresh(tmp_path):
     for kept, live in seen:
         np.testing.assert_allclose(kept, live, atol=0.02)
     assert len(list(tmp_path.iterdir())) == 2 and not np.allclose(seen[0][0], seen[1][0], atol=0.02)
+
+
+def test_models_that_draw_from_the_same_images_share_them_on_the_device():
+    plan = ViewPlan(noise(6), ViewConfig(size=24), 3, None, 2**30)
+    rendered = plan.rendered(12, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    teacher, student = plan.pixels(train=False), rendered.pixels(train=True)
+    assert teacher.views.images is student.views.images
+    assert dataclasses.replace(plan, images=noise(6)).pixels(train=True).views.images is not teacher.views.images
+    held = weakref.ref(teacher.views.images)
+    del teacher, student
+    gc.collect()
+    assert held() is None, "images stay on the device when nothing draws from them"
 
 
 # Runs

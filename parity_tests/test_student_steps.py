@@ -1,6 +1,8 @@
 """What a step of a student asks of its sources: who drops, what is mixed, and what of the teacher is needed for it."""
 
+import gc
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,20 @@ def stepped(monkeypatch, *, train_backbone=True, mixup=0.0):
     stage.task.loss(parameters, carry, stage.task.constants, jax.tree.map(jnp.asarray, BATCH), jax.random.key(5))
     assert len(spy.keys) == 2 and len(seen) == 1
     return spy, seen[0]
+
+
+def test_a_loss_keeps_no_training_alive():
+    """Compiled programs hold the losses that they were made of for as long as the process lives."""
+    student = HashModel(adapted(Pixels(nnx.Rngs(0)), name="pixels", image_size=PIXELS_SIDE), BITS, rngs=nnx.Rngs(1))
+    codes, method, spy = np.sign(LOGITS), create_method("mse"), Spy()
+    stage, _, _ = student_stage(
+        student, StillTeacher(jnp.asarray(codes, jnp.int8), jnp.asarray(LOGITS)), method,
+        TeacherKnowledge.of(codes, method.needs, seed=0), train_backbone=True, learning_rate=1e-3, temperature=0.3, kl_weight=0.001,
+        method_seed=0, **job(spy, n_images=IMAGES, batch_size=4, epochs=1, seed=0, kept_views=2))
+    loss, held = stage.task.loss, weakref.ref(spy)
+    del stage, spy
+    gc.collect()
+    assert held() is None and callable(loss)
 
 
 @pytest.mark.parametrize("train_backbone", [True, False], ids=["whole", "frozen"])

@@ -104,6 +104,7 @@ def student_stage(
     """
     graph, trainable, statistics, frozen = partition(student, train_backbone=train_backbone)
     needs, n_images = method.needs, source.n_images
+    steps = -(-n_images // schedule.batch_size)  # and not the stage's, which the loss would keep alive with all its images
     alone = method.replaces_objective or not learning.own_objective
     own = () if alone else (VIEW_I, VIEW_J)  # the views that the student's own objective contrasts
     views = tuple(view for view in (VIEW_I, VIEW_J) if view in own or view in needs.shown)
@@ -127,7 +128,7 @@ def student_stage(
             negatives=draw_negatives(negatives_key, batch.indices, n_images, needs.negatives) if needs.negatives else None,
             student={view_name(view): hashed_anew(of_student[view_name(view)]).only(needs.student) for view in needs.shown},
             teacher=teacher_outputs(constants["teacher"], batch, needs, mix),
-            step=carry["step"], steps=schedule.epochs * stage.steps)
+            step=carry["step"], steps=schedule.epochs * steps)
         distillation, memory, own_metrics = method.loss(parameters["method"], carry["memory"], seen)
         check_metrics(own_metrics)
         total, metrics = total + distillation, {**metrics, "distillation": distillation, **own_metrics}
@@ -137,8 +138,7 @@ def student_stage(
         return total, (after, metrics)
 
     constants = {"frozen": frozen, "teacher": teacher, "student_views": source.views}
-    optimizer = create_optimizer(learning, student, rate=learning_rate, epochs=schedule.epochs,
-                                 steps=-(-n_images // schedule.batch_size))
+    optimizer = create_optimizer(learning, student, rate=learning_rate, epochs=schedule.epochs, steps=steps)
     stage = Stage(Task("student", loss, optimizer, constants, validate, searches), source, schedule)
     first = {"statistics": statistics, "memory": memory, "step": jnp.int32(0)}
     if learning.ema_decay is not None:

@@ -124,9 +124,10 @@ def _copied(array: ArrayLike) -> jax.Array:
 
 
 def backbone_scans() -> bool:
-    """Whether an epoch that trains convolutions should be one program.
+    """Whether an epoch whose steps go through a backbone should be one program.
 
-    XLA's CPU backend computes the gradient of a convolution inside a loop some thirty times slower than outside of one.
+    XLA's CPU backend computes the gradient of a convolution inside a loop some thirty times slower than outside of one. And
+    such an epoch may take an hour there, in which a single program would show no progress and could not be interrupted.
     """
     return jax.default_backend() != "cpu"
 

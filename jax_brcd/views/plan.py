@@ -1,7 +1,8 @@
 """The training views of a run: of which images, how drawn, how many are kept, and whether their pixels travel with a step."""
 
 import dataclasses
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,6 +20,22 @@ from jax_brcd.views.sources import KeptFeatures, PixelViews
 from jax_brcd.views.streaming import StepImages, Stream
 
 
+class Placed:
+    """Images on the device: once, however many sources draw from them, and for as long as one does."""
+
+    def __init__(self):
+        self._images: np.ndarray | None = None
+        self._held: Callable[[], jax.Array | None] = lambda: None
+
+    def of(self, images: UInt8[np.ndarray, "images height width 3"]) -> UInt8[jax.Array, "images height width 3"]:
+        """These images there."""
+        held = self._held() if images is self._images else None
+        if held is None:
+            held = jnp.asarray(images)
+            self._images, self._held = images, weakref.ref(held)
+        return held
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewPlan:
     """What sources of the same views share: teacher and student see the same views, each at its own size (see `rendered`).
@@ -26,7 +43,7 @@ class ViewPlan:
     Attributes:
         seed: of the views; view number v of an image is the same for every run of a seed, so kept views serve them all.
         kept: how many views an image are kept; None where views are new each epoch. resident_bytes: images of more than
-            that travel with each step.
+            that travel with each step. placed: where those of this plan and of all that are made of it lie on the device.
     """
 
     images: UInt8[np.ndarray, "images height width 3"]
@@ -34,6 +51,7 @@ class ViewPlan:
     seed: int
     kept: int | None
     resident_bytes: int
+    placed: Placed = dataclasses.field(default_factory=Placed, repr=False, compare=False)
 
     @property
     def key(self) -> jax.Array:
@@ -56,7 +74,7 @@ class ViewPlan:
             train: puts batch norm into training mode. partners: the images that each may be mixed with.
         """
         stream = self.stream
-        held = jnp.asarray(self.images) if stream is None else StepImages()
+        held = self.placed.of(self.images) if stream is None else StepImages()
         views = PixelViews(held, self.key, self.config, train, None if partners is None else jnp.asarray(partners))
         return Source(views, len(self.images), self.kept, stream)
 
