@@ -20,6 +20,7 @@ from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.stages.configuration import create_config, unusual
 from jax_brcd.stages.learning import check_blocks, check_images, check_learning, create_optimizer
+from jax_brcd.stages.teacher import check_teacher
 from jax_brcd.training.optimizers import OPTIMIZERS, decayed
 from jax_brcd.training.rates import SCHEDULES, Course
 from jax_brcd.training.updates import average_in, averaging
@@ -102,7 +103,10 @@ def test_one_cycle_whose_warm_up_is_the_whole_run_reaches_its_peak_at_the_end():
 @pytest.mark.parametrize(("settings", "patience"), [
     ({}, 5), ({"lr_schedule": "one-cycle"}, None), ({"lr_schedule": "step", "patience": 5}, 5), ({"patience": 0}, 0)])
 def test_no_run_stops_before_its_schedule_ends_unless_told(settings, patience):
-    assert create_config(**settings).patience == patience
+    config = create_config(**settings)
+    assert config.patience == config.flat()["patience"] == patience
+    again = create_config(**{name: value for name, value in config.flat().items() if name in ("lr_schedule", "patience")})
+    assert again.patience == patience and again.compared() == config.compared()
 
 
 def test_schedules_reach_their_peak_and_end_where_they_say():
@@ -331,6 +335,7 @@ def test_tempered_logits_are_softer_labels():
     ({"own_objective": False, "method": "brcd", "kl_weight": 0.1}, "kl_weight 0.1: .* method brcd does not look at it"),
     ({"own_objective": False, "method": "rkd", "distillation_weight": 0}, "distillation_weight 0.0: .* nothing would be learnt; give more"),
     ({"method": "none", "teacher_view": "clean", "teacher_neighbours": 5}, "teacher_neighbours 5: method none learns nothing from the"),
+    ({"min_epochs": 3, "lr_schedule": "cosine"}, "min_epochs 3: lr_schedule cosine goes to the end of the run, so nothing stops early"),
     ({"teacher_neighbours": 5}, "teacher_neighbours 5: outputs of un-augmented images are averaged, .* give 0, or teacher_view clean"),
     ({"teacher_neighbours": 100, "teacher_view": "clean"}, "teacher_neighbours 100: each of the 100 training images has 99 others"),
 ])
@@ -339,6 +344,28 @@ def test_what_cannot_be_together_is_refused(settings, line):
         config = create_config(**settings)
         check_learning(config)
         check_images(config, images=100)
+
+
+@pytest.mark.parametrize(("settings", "line"), [
+    ({"teacher_objective": "itq", "teacher_lr": 1e-3}, "teacher_lr 0.001: teacher_objective itq of teacher vit_lite_4_8 does not look"),
+    ({"teacher_objective": "itq", "teacher_batch_size": 7}, "teacher_batch_size 7: teacher_objective itq"),
+    ({"teacher_objective": "bihalf", "teacher_temperature": 0.5}, "teacher_temperature 0.5: teacher_objective bihalf"),
+    ({"teacher_objective": "crovca", "teacher_kl_weight": 0.1}, "teacher_kl_weight 0.1: teacher_objective crovca"),
+    ({"embeddings_dropout": 0.5}, "embeddings_dropout 0.5: teacher_objective cibhash of teacher vit_lite_4_8"),
+    ({"teacher": "embeddings", "teacher_objective": "greedyhash", "embeddings_dropout": 0.5}, "greedyhash of teacher embeddings does"),
+])
+def test_settings_of_the_teacher_that_nothing_looks_at_are_refused(settings, line):
+    with pytest.raises(InputError, match=line):
+        check_teacher(create_config(**settings))
+
+
+def test_settings_that_the_teacher_looks_at_are_not_refused():
+    usual = {"teacher_lr": 5e-4, "teacher_temperature": 0.3, "teacher_kl_weight": 0.001}  # as a teacher's folder tells them
+    for settings in ({"teacher_lr": 1e-3, "teacher_temperature": 0.5, "teacher_kl_weight": 0.1, "teacher_batch_size": 7},
+                     {"teacher_objective": "bihalf", "teacher_lr": 1e-3}, {"teacher_objective": "itq", **usual},
+                     {"teacher_objective": "crovca"},
+                     {"teacher": "embeddings", "teacher_objective": "crovca", "embeddings_dropout": 0.5}):
+        check_teacher(create_config(**settings))
 
 
 def test_what_something_looks_at_is_not_refused():

@@ -258,10 +258,10 @@ def test_no_module_below_the_commands_names_an_option():
 
 def test_settings_that_came_later_count_as_their_defaults():
     ours, older = create_config(method="kl").compared(), create_config(method="kl").compared()
-    for later in ("teacher_temperature", "resident_mib", "method_weights", "distillation_temperature"):
+    for later in ("teacher_temperature", "max_bad_images", "method_weights", "distillation_temperature"):
         del older[later]
     assert differences(ours, older) == differences(older, ours) == {}
-    assert differences(create_config(method="kl", resident_mib=5).compared(), older) == {"resident_mib": (2048, 5)}
+    assert differences(create_config(method="kl", max_bad_images=5).compared(), older) == {"max_bad_images": (0, 5)}
     in_sum = create_config(method="kl+rkd").compared()
     fewer = {name: value for name, value in in_sum.items() if name != "rkd_angle_weight"}
     assert differences(in_sum, fewer) == {}

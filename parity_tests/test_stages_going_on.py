@@ -32,6 +32,8 @@ from jax_brcd import distill
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages import distillation, teacher
+from jax_brcd.teachers.hash_model import HashTeacher
+from jax_brcd.training.loop import backbone_scans
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("toy_backbones")]
 
@@ -404,6 +406,35 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, capsys, set
     assert message in line and trained == []
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache" / "stages").exists()
     assert not (tmp_path / "cache" / "features").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_epoch_that_encodes_views_is_one_program_where_that_can_be_interrupted(tmp_path, monkeypatch, fresh):
+    """On a CPU it may take an hour, so its steps are programs of their own."""
+    scanned, original = {}, stage_context.fit
+
+    def watched(stage, *arguments, **told):
+        scanned[name_of(stage)] = stage.scanned
+        return original(stage, *arguments, **told)
+
+    monkeypatch.setattr(stage_context, "fit", watched)
+    tiny(tmp_path / "run", tmp_path / "cache", method="kl", fresh_views=fresh)
+    assert scanned == dict.fromkeys(("teacher", "student"), not fresh or backbone_scans())
+
+
+@pytest.mark.parametrize("method", ["none", "kl"])
+def test_a_teacher_encodes_views_for_a_method_that_asks_for_them(tmp_path, monkeypatch, method):
+    asked, original = [], HashTeacher.source
+    monkeypatch.setattr(HashTeacher, "source", lambda *arguments: asked.append(1) or original(*arguments))
+    tiny(tmp_path / "run", tmp_path / "cache", method=method)
+    assert len(asked) == (method != "none")
+
+
+def test_a_run_that_may_stop_early_is_another_than_one_that_may_not(cache, tmp_path):
+    whole = {"lr_schedule": "one-cycle", "epochs": 3}
+    tiny(tmp_path, cache, **whole)
+    assert "patience None (now 5)" in refused(tmp_path, cache, **whole, patience=5)
+    assert tiny(tmp_path, cache, **whole)[1] == [f"{tmp_path}: already there; nothing was run again."]
 
 
 def test_the_students_temperature_changes_no_teacher(cache, usual, tmp_path):

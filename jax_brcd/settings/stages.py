@@ -94,7 +94,7 @@ class StudentConfig:
     epochs: int = option(400, "epochs of distillation at most", low=0, high=MOST_EPOCHS)
     lr: float = option(1e-3, "learning rate for the student, of a schedule its highest", above=0)
     validation_interval: int = option(10, "epochs between validations of both searches", low=1)
-    patience: int = option(5, "stop after more than this many validations without a gain on either search; under a "
+    patience: int | None = option(5, "stop after more than this many validations without a gain on either search; under a "
                            "`lr_schedule` that ends with the run only where it is told", low=0)
     min_epochs: int | None = option(None, "epochs before an early stop; published: 80 for 16 bits, else none", low=0)
 

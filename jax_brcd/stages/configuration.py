@@ -35,7 +35,7 @@ from jax_brcd.training.rates import SCHEDULES
 
 # Where a run lies and computes and how often it saves do not change what it is, so a run may go on under others.
 UNCOMPARED = ("out", "data_dir", "cache_dir", "embeddings", "checkpoint_seconds", "compile_cache", "decode_workers", "processes",
-              "process_id", "coordinator")
+              "process_id", "coordinator", "resident_mib")
 # A run goes on with more of these epochs from where it ended
 EXTENDABLE = ("epochs", "teacher_epochs")
 
@@ -132,9 +132,9 @@ class Config:
         return dataclasses.replace(self, run=dataclasses.replace(self.run, out=pathlib.Path("runs") / name))
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its name, as JSON holds it."""
+        """Every setting by its name, as JSON holds it; the patience is the one that there is."""
         stages = (self.data, self.objective, self.teacher, self.student, self.learning, self.run, self.hashing, self.method)
-        return {name: value for stage in stages for name, value in flat(stage).items()}
+        return {name: value for stage in stages for name, value in flat(stage).items()} | {"patience": self.patience}
 
     def compared(self) -> dict[str, Any]:
         """The settings that a run directory must agree on to be gone on with."""

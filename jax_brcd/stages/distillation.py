@@ -96,7 +96,8 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
 
 def could_stop(student: StudentConfig) -> bool:
     """Whether there are validations enough for an early stop."""
-    return student.epochs // student.validation_interval > student.patience
+    patience = StudentConfig().patience if student.patience is None else student.patience
+    return student.epochs // student.validation_interval > patience
 
 
 def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Teacher, knowledge) -> Fit:
@@ -105,10 +106,11 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
     student = config.student
     schedule = context.schedule(
         STUDENT, student.epochs, validation_interval=student.validation_interval, patience=config.patience,
-        min_epochs=config.min_epochs, scan=not student.train_backbone or backbone_scans())
+        min_epochs=config.min_epochs, scan=backbone_scans() or not live(context))
     clean = config.learning.teacher_view == CLEAN
     neighbours = neighbours_of(context, teacher) if needs.views else None  # a method without views sees nothing of the teacher
-    of_teacher = teacher.still_source(needs, neighbours) if clean else teacher.source(context.plan, needs, partners)
+    of_teacher = (teacher.still_source(needs, neighbours) if clean or not needs.views
+                  else teacher.source(context.plan, needs, partners))
     stage, parameters, carry = student_stage(
         model, of_teacher, config.method, knowledge,
         source=_source(context, model, needs, partners), schedule=schedule, train_backbone=student.train_backbone,

@@ -42,7 +42,7 @@ from jax_brcd.stages.folder import HISTORY, write_history
 from jax_brcd.stages.learning import check_blocks, check_learning
 from jax_brcd.stages.models import Built, build, build_over_rows
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
-from jax_brcd.stages.teacher import check_objective, train_teacher
+from jax_brcd.stages.teacher import check_objective, check_teacher, train_teacher
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.objectives import head_of
 
@@ -74,6 +74,7 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 
 
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
+    check_teacher(config)
     if student:
         check_learning(config)
     config, missed = fetch_weights(config, student=student, progress=progress)

@@ -12,9 +12,11 @@ from jax_brcd.encoder import TEACHER as ROLE
 from jax_brcd.encoder import load, preprocessing_of
 from jax_brcd.models import HashModel
 from jax_brcd.models.heads import HashCoder
+from jax_brcd.models.rows import EMBEDDINGS
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.stages.configuration import unusual
+from jax_brcd.settings.stages import TeacherConfig
+from jax_brcd.stages.configuration import Config, unusual
 from jax_brcd.stages.context import TEACHER, Context
 from jax_brcd.stages.folder import HISTORY, StageFolder, read_history, write_history
 from jax_brcd.stages.footing import Footing, footing_of
@@ -27,11 +29,13 @@ from jax_brcd.teachers.objectives import (
     HashingBatch,
     LearntObjective,
     Objective,
+    Sees,
     brings_optimizer,
     create_objective,
     optimizer_of,
+    seen_by,
 )
-from jax_brcd.training.loop import Stage, Task
+from jax_brcd.training.loop import Stage, Task, backbone_scans
 from jax_brcd.training.schedule import Schedule
 from jax_brcd.views.outputs import Outputs
 from jax_brcd.views.source import Source
@@ -84,6 +88,19 @@ def check_objective(teacher: HashModel, objective: Objective, *, bits: int, imag
         raise InputError(f"it solves a linear hash head, and {teacher.backbone.name}'s has more layers; name another `teacher`",
                          field="teacher_objective", value=name)
     objective.check(images=images, features=teacher.backbone.features, bits=bits)
+
+
+def check_teacher(config: Config) -> None:
+    """Raises InputError for settings of the teacher that were given and that nothing looks at."""
+    usual, told, name = TeacherConfig(), config.teacher, config.teacher.teacher_objective
+    learns, reads = not isinstance(config.hashing, ClosedFormObjective), "teacher_temperature" in config.temperatures
+    drops = told.teacher == EMBEDDINGS and learns and seen_by(config.hashing) is not Sees.ONE_ROW
+    for field, looked_at in (("teacher_lr", learns), ("teacher_batch_size", learns), ("teacher_temperature", reads),
+                             ("teacher_kl_weight", reads), ("embeddings_dropout", drops)):
+        value = getattr(told, field)
+        if field in config.given and not looked_at and value != getattr(usual, field):
+            raise InputError(f"`teacher_objective` {name} of `teacher` {told.teacher} does not look at it; leave it out",
+                             field=field, value=value)
 
 
 def solve_head(
@@ -163,8 +180,10 @@ def _train_head(
     config = context.config
     if isinstance(config.hashing, ClosedFormObjective):  # solved in moments, so it has no checkpoint
         return solve_head(model, config.hashing, footing.training_features(), seed=context.seed(TEACHER))
+    encodes = context.table is None and context.plan.kept is None
+    schedule = context.schedule(TEACHER, epochs, batch_size=config.teacher_batch_size, scan=backbone_scans() or not encodes)
     stage, parameters, carry = teacher_stage(
-        model, footing.source(config.hashing), context.schedule(TEACHER, epochs, batch_size=config.teacher_batch_size),
+        model, footing.source(config.hashing), schedule,
         objective=config.hashing, views=footing.views(config.hashing), learning_rate=config.teacher.teacher_lr,
         temperature=config.teacher.teacher_temperature, kl_weight=config.teacher.teacher_kl_weight)
     fitted = context.fit(folder, stage, parameters, carry)

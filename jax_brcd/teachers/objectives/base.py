@@ -2,7 +2,7 @@
 
 An objective that is learnt may bring more than its loss: a `head` (see `head_of`), an `optimizer` (see `optimizer_of`), and in
 `proposes`, an attribute of its class, what it takes for the run's defaults. In `sees` it says what it must see of an image, and in
-`reads_temperature` whether its loss looks at the temperature.
+`reads_temperature` whether its loss looks at the temperature or the weight of the KL term.
 """
 
 import enum
