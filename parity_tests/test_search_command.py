@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import types
 
@@ -113,6 +115,22 @@ def test_an_addition_that_is_refused_makes_no_index(filled, tmp_path, monkeypatc
                            ([filled / "photos", "--ray", "auto"], "lies on this machine alone")):
         assert problem in refusal(index.main, [*add, *words], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_index_is_not_made_beside_the_log_of_one_that_was_deleted(filled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    add = ["add", filled / "photos", "--encoder", filled / "encoder", "--decode-workers", "0"]
+    killed = ("import os, signal, types; from jax_brcd.search import open_store;"
+              "kind = types.SimpleNamespace(bits=20, space=None); store = open_store('photos.brcd', create_for=kind);"
+              "os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    os.unlink("photos.brcd")
+    assert refusal(index.main, add, capsys) == (
+        "error: photos.brcd-wal: is left of an index that was deleted; end the processes that use it, then delete it and "
+        "photos.brcd-shm")
+    os.unlink("photos.brcd-wal")
+    os.unlink("photos.brcd-shm")
+    assert "The index holds 9." in answer(index.main, add, capsys)
 
 
 def test_no_password_of_an_index_is_shown(capsys):

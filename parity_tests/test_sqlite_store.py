@@ -140,6 +140,38 @@ def test_a_database_that_was_put_back_and_has_counted_further_is_not_searched_by
         assert store.search(codes(3, seed=1), 4 * COUNT) == expected and len(expected[0]) == 3 * COUNT
 
 
+@pytest.mark.parametrize("left", [("-wal", "-shm"), ("-wal",), ("-shm",)], ids=" and ".join)
+def test_no_store_is_made_beside_the_log_of_one_that_was_deleted(path, left):
+    """SQLite would give the new store the items that the log tells of."""
+    logs = [path.with_name(path.name + end) for end in left]
+    with contextlib.closing(open_store(path)) as store:
+        store.add(["old"], codes(1))
+        content = {log: log.read_bytes() for log in logs}
+    for log in logs:  # as where its process is killed
+        log.write_bytes(content[log])
+    path.unlink()
+    names = sorted(os.listdir(path.parent))
+    with pytest.raises(InputError) as error:
+        open_store(path, create_for=ENCODER)
+    assert str(error.value) == (f"{logs[0]}: is left of an index that was deleted; end the processes that use it, then delete "
+                                + " and ".join(["it", *map(str, logs[1:])]))
+    assert sorted(os.listdir(path.parent)) == names
+    for log in logs:
+        log.unlink()
+    with contextlib.closing(open_store(path, create_for=ENCODER)) as store:
+        assert len(store) == 0 and list(store.items()) == []
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_opened_with_its_log(tmp_path):
+    """Whoever comes second found no store, and then finds the log of the first."""
+    database.create(tmp_path / "photos.brcd", ENCODER)
+    with contextlib.closing(open_store(tmp_path / "photos.brcd")) as store:
+        store.add(["first"], codes(1))
+        assert (tmp_path / "photos.brcd-wal").exists()
+        database.create(tmp_path / "photos.brcd", ENCODER)
+        assert [item.id for item in store.items()] == ["first"]
+
+
 def test_a_folder_that_may_not_be_written_to_is_no_damage(path):
     for name in ("READONLY_DIRECTORY", "CANTOPEN_ISDIR"):
         error = sqlite3.OperationalError("refused")

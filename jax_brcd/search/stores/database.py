@@ -44,7 +44,14 @@ END;
 
 
 def create(path: pathlib.Path, kind: CodeKind) -> None:
-    """Makes an empty store for such codes, whole or not at all; one that somebody else makes meanwhile stays."""
+    """Makes an empty store for such codes, whole or not at all; one that somebody else makes meanwhile stays.
+
+    Raises InputError where the log of one that was deleted lies there: SQLite would take it for the new one's.
+    """
+    left = [log for log in (path.with_name(path.name + end) for end in ("-wal", "-shm")) if log.exists()]
+    if left and not path.exists():  # asked last: the log of one that somebody else makes comes after its file
+        raise InputError(f"{left[0]}: is left of an index that was deleted; end the processes that use it, then delete "
+                         + " and ".join(["it", *map(str, left[1:])]))
     about = {"format": FORMAT, "owner": uuid.uuid4().hex, "bits": str(kind.bits), "space": kind.space}
     with workplace(path) as place, told(path):
         new = place / "new"
