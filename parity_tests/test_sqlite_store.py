@@ -1,7 +1,10 @@
 """What only the store in a SQLite file does: codes packed beside it, their staleness, threads, and files of others."""
 
 import contextlib
+import dataclasses
+import errno
 import itertools
+import mmap
 import os
 import sqlite3
 import threading
@@ -15,8 +18,7 @@ from jax_brcd.retrieval import PackedCodes, multi_index
 from jax_brcd.retrieval.multi_index import MultiIndex
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
-from jax_brcd.search.stores import database, view
-from jax_brcd.search.stores.packed import read_packed
+from jax_brcd.search.stores import database, packed, view
 
 COUNT = 100
 ENCODER = types.SimpleNamespace(bits=64, space="teacher-1")
@@ -250,8 +252,36 @@ def test_a_damaged_store_says_so_in_one_line(path):
 def test_packed_codes_of_another_length_are_not_taken(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         owner = connection.execute("SELECT value FROM about WHERE name = 'owner'").fetchone()[0]
-    assert len(read_packed(beside(path), owner, 64, None)) == COUNT
-    assert read_packed(beside(path), owner, 56, None) is None
+    assert len(packed.read_packed(beside(path), owner, 64, None)) == COUNT
+    assert packed.read_packed(beside(path), owner, 56, None) is None
+
+
+def test_packed_codes_are_those_of_one_file_where_another_takes_its_place_meanwhile(path, monkeypatch):
+    parse, later = packed.parse_json, path.with_name("later")
+    old = packed.Packed(codes(), np.arange(COUNT), COUNT, 0, (COUNT - 1, b"old"))
+    packed.write_packed(beside(path), old, "owner")
+    packed.write_packed(later, dataclasses.replace(old, codes=codes(seed=7), numbers=old.numbers[::-1].copy()), "owner")
+
+    def replaced(header):
+        os.replace(later, beside(path))
+        return parse(header)
+
+    monkeypatch.setattr(packed, "parse_json", replaced)
+    read = packed.read_packed(beside(path), "owner", 64, None)
+    assert np.array_equal(read.codes.packed, codes().packed) and np.array_equal(read.numbers, np.arange(COUNT))
+    monkeypatch.setattr(packed, "parse_json", parse)
+    read = packed.read_packed(beside(path), "owner", 64, None)
+    assert np.array_equal(read.codes.packed, codes(seed=7).packed) and read.numbers[0] == COUNT - 1
+
+
+def test_packed_codes_that_cannot_be_mapped_are_read_from_the_store(path, monkeypatch):
+    expected = answers(path)
+
+    def refused(*given, **more):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    assert answers(path) == expected
 
 
 def test_who_asks_often_for_a_radius_is_answered_from_tables_as_before(path, monkeypatch):

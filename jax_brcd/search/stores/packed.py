@@ -51,16 +51,16 @@ def read_packed(path: pathlib.Path, owner: str, bits: int, space: str | None) ->
     """Maps the file; None where there is none, where it is damaged, and where it is another database's."""
     width = -(-bits // 8)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # once, as another process may put a new file in its place at any time
             about = parse_json(file.read(HEAD))
-            size = os.fstat(file.fileno()).st_size
-        items, added, gone = (int(about[name]) for name in ("items", "added", "gone"))
-        newest = int(about["newest"][0]), bytes.fromhex(about["newest"][1])
-        own = (about["format"], about["owner"], about["bits"]) == (FORMAT, owner, bits)
+            items, added, gone = (int(about[name]) for name in ("items", "added", "gone"))
+            newest = int(about["newest"][0]), bytes.fromhex(about["newest"][1])
+            own = (about["format"], about["owner"], about["bits"]) == (FORMAT, owner, bits)
+            begin = -(-(HEAD + items * width) // 8) * 8
+            if not own or items < 1 or os.fstat(file.fileno()).st_size != begin + 8 * items:
+                return None
+            codes = np.memmap(file, np.uint8, "r", HEAD, (items, width))
+            numbers = np.memmap(file, np.int64, "r", begin, (items,))
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    begin = -(-(HEAD + items * width) // 8) * 8
-    if not own or items < 1 or size != begin + 8 * items:
-        return None
-    codes = np.memmap(path, np.uint8, "r", HEAD, (items, width))
-    return Packed(PackedCodes(codes, bits, space), np.memmap(path, np.int64, "r", begin, (items,)), added, gone, newest)
+    return Packed(PackedCodes(codes, bits, space), numbers, added, gone, newest)
