@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import threading
 import zlib
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
 from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
+from jax_brcd.search.service.limits import Limits
+from jax_brcd.search.stores.memory import MemoryStore
 
 HERE = "http://127.0.0.1"
 TOKEN = "correct-horse-battery"
@@ -251,6 +254,54 @@ def test_a_token_is_asked_for_everywhere_but_by_the_page_and_the_health(served):
     assert {client.get(path).status_code for path in ("/", "/page/app.js", "/healthz")} == {200}
     known = {"authorization": f"Bearer {TOKEN}"}
     assert client.get(image, headers=known).status_code == client.get("/v1/status", headers=known).status_code == 200
+
+
+def test_the_health_of_an_index_is_asked_for_without_counting_its_items():
+    class Uncounted(MemoryStore):
+        """A store that cannot count."""
+
+        def __len__(self):
+            raise InputError("too many to be counted")
+
+    store = Uncounted(20, None)
+    client = TestClient(create_app(Engine(store, {})), base_url=HERE)
+    assert client.get("/healthz").json() == {"status": "ok"}
+    store.add(["healthz"], np.ones((1, 20)))
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert "too many to be counted" in refused(client.get("/v1/status"), 503)
+
+
+def test_requests_without_a_token_take_no_turn_of_those_with_one():
+    """Neither those that need none, and wait for the index, nor those that are refused, and take no answer."""
+    free, known = threading.Event(), {"authorization": f"Bearer {TOKEN}"}
+
+    class Slow(MemoryStore):
+        """A store that takes its time to look for an item."""
+
+        def _fetch(self, ids):
+            free.wait(20)
+            return super()._fetch(ids)
+
+    app = create_app(Engine(Slow(20, None), {}), limits=Limits(at_once=1, open_at_once=2), token=TOKEN)
+
+    async def never(*message):
+        await asyncio.Event().wait()
+
+    async def ask():
+        unknown = {"type": "http", "method": "GET", "path": "/v1/status", "headers": []}
+        stalled = [asyncio.create_task(app(unknown, never, never)) for _ in range(3)]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=HERE) as client:
+            healths = [asyncio.create_task(client.get("/healthz")) for _ in range(3)]
+            await asyncio.wait(healths, return_when=asyncio.FIRST_COMPLETED)
+            page, document = await client.get("/"), await client.get("/openapi.json", headers=known)
+            assert not any(task.done() for task in (*stalled, *healths[:2]))
+            free.set()
+            answers = [page, document, *await asyncio.gather(*healths), await client.get("/")]
+        for task in stalled:
+            task.cancel()
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(ask()) == [503, 200, 200, 200, 503, 200]
 
 
 def test_without_a_token_only_names_of_this_machine_are_answered(served):

@@ -1,9 +1,11 @@
 """What every request passes: who may ask, how many at a time, what every answer says of itself, and that all is counted."""
 
+import contextlib
 import hmac
 import logging
 import re
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
@@ -44,19 +46,21 @@ class Gate:
     """An ASGI application around another.
 
     Without a token only requests that name this machine are let in: a page of another host, whose name leads here, would else
-    be able to read the answers. With a token all that is not open needs `Authorization: Bearer TOKEN`.
+    be able to read the answers. With a token all that is not open needs `Authorization: Bearer TOKEN`. Only what is let in is
+    counted, and what is open apart from the rest, so that whoever has no token takes no turn of those who have one.
     """
 
     def __init__(self, app: "ASGIApp", metrics: Metrics, limits: Limits, token: str | None, open_paths: re.Pattern):
         self._app, self._metrics, self._limits = app, metrics, limits
         self._token = None if token is None else f"Bearer {token}".encode()
         self._open = open_paths
+        self._at_once = {True: 0, False: 0}  # requests that are worked on, by whether their paths are open
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, is_open = time.perf_counter(), 0, self._open.fullmatch(scope["path"]) is not None
 
         async def told(message: "Message") -> None:
             nonlocal status
@@ -67,9 +71,10 @@ class Gate:
 
         self._metrics.in_flight += 1
         try:
-            self._check(scope)
+            self._check(scope, is_open)
             scope["app"] = self  # by which Starlette's router leaves its errors to this one
-            await self._app(scope, receive, told)
+            with self._turn(is_open):
+                await self._app(scope, receive, told)
         except Refused as error:
             await _answer(told, error.status, error.problem)
         except HTTPException as error:
@@ -85,17 +90,24 @@ class Gate:
             self._metrics.in_flight -= 1
             self._metrics.record(getattr(scope.get("route"), "path", "other"), status, time.perf_counter() - began)
 
-    def _check(self, scope: "Scope") -> None:
+    def _check(self, scope: "Scope", is_open: bool) -> None:
         """Raises Refused for a request that is not let in."""
         headers = dict(scope["headers"])
         if self._token is None and _host(headers.get(b"host", b"")) not in LOOPBACK:
             raise Refused(421, "a service without a token answers to 127.0.0.1 and localhost alone; start it with `token`")
-        if self._open.fullmatch(scope["path"]):
-            return
-        if self._metrics.in_flight > self._limits.at_once:
-            raise Refused(503, "too many requests at a time; send it again later")
-        if self._token is not None and not self._known(headers):
+        if self._token is not None and not is_open and not self._known(headers):
             raise Refused(401, "this needs the token the service was started with, as the header Authorization: Bearer TOKEN")
+
+    @contextlib.contextmanager
+    def _turn(self, is_open: bool) -> Iterator[None]:
+        """Counts a request while it is worked on. Raises Refused where as many of its kind are as may be."""
+        if self._at_once[is_open] >= (self._limits.open_at_once if is_open else self._limits.at_once):
+            raise Refused(503, "too many requests at a time; send it again later")
+        self._at_once[is_open] += 1
+        try:
+            yield
+        finally:
+            self._at_once[is_open] -= 1
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         return hmac.compare_digest(headers.get(b"authorization", b""), self._token)
