@@ -1,5 +1,6 @@
 """What only stores on servers do: URLs, errors without passwords, limits, and the search that soft queries are made of."""
 
+import contextlib
 import types
 
 import numpy as np
@@ -47,6 +48,35 @@ def test_two_attributes_share_a_token_where_they_match():
         for other in values:
             assert (token("n", one) == token("n", other)) == matches({"n": one}, {"n": other}), (one, other)
     assert token("n", 1) != token("m", 1)
+
+
+def test_a_connection_that_postgresql_ended_is_made_anew_by_the_next_use():
+    code = np.array([[True] * 16])
+    with contextlib.closing(open_store(servers.postgres_url(vector=False), create_for=ENCODER)) as store:
+        import psycopg
+
+        store.add(["a"], code)
+        for use in (lambda: len(store), lambda: store.search(code, 1), lambda: store.add(["b"], code),
+                    lambda: store.delete(["a"])):
+            with psycopg.connect(store._url, autocommit=True) as other:  # ends it as a restart of the server does
+                process = store._connection.info.backend_pid
+                assert other.execute("SELECT pg_terminate_backend(%s, 10000)", [process]).fetchone() == (True,)
+            with pytest.raises(InputError, match="PostgreSQL: .*terminating connection") as error:
+                use()
+            assert "\n" not in str(error.value)
+            assert [item.id for item in store.items()] == ["a"], "what failed was not done, and is not done again"
+            assert [item.id for item in store.get(["a"])] == ["a"]
+        store.add(["b"], code)
+        assert [hit.id for hit in store.search(code, 2)[0]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("", ["30", "30", "10", "60000"]),
+                                                 ("&tcp_user_timeout=5000&connect_timeout=7", ["7", "30", "10", "5000"])])
+def test_a_postgresql_that_vanished_is_waited_for_a_minute_or_as_the_url_says(asked, expected):
+    with contextlib.closing(open_store(servers.postgres_url(vector=False) + asked, create_for=ENCODER)) as store:
+        used = store._connection.info.get_parameters()
+    names = ("connect_timeout", "keepalives_idle", "keepalives_interval", "tcp_user_timeout")
+    assert [used[name] for name in names] == expected
 
 
 def test_what_milvus_cannot_keep_is_refused_whole():

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 INDEX = "jax_brcd"  # the schema where the URL names none
 ROWS = 2000  # fetched together
+# Of a connection, where the URL does not say otherwise: else a host that vanished would be waited for a quarter of an hour. In
+# seconds, the last in milliseconds
+PATIENCE = {"connect_timeout": 30, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
 # Tokens stand for attributes in filters (see servers.py): JSON of PostgreSQL knows neither NUL nor lone surrogates
 TABLES = """
 CREATE TABLE {index}.about (name text PRIMARY KEY, value text);
@@ -36,7 +39,7 @@ CREATE INDEX ON {index}.items USING gin (tokens);
 
 
 class PostgresStore(CheckedStore):
-    """See Store. Threads may share one: they take turns."""
+    """See Store. Threads may share one: they take turns. A connection that was lost is made anew by the next use."""
 
     def __init__(self, connection: "psycopg.Connection", url: str, index: str):
         self._connection, self._url, self._index = connection, url, index
@@ -143,6 +146,8 @@ class PostgresStore(CheckedStore):
         with self._lock, _errors(self._url):
             if self._connection is None:
                 raise closed()
+            if self._connection.closed:  # it was lost, and what met that has failed, as nobody knows how much of it was done
+                self._connection = _connect(self._url)
             yield self._connection
 
 
@@ -180,7 +185,7 @@ def _connect(url: str) -> "psycopg.Connection":
         import psycopg
     except ImportError:
         raise InputError("a store in PostgreSQL needs psycopg; pip install 'jax_brcd[postgres]'", field="url", value=url) from None
-    return psycopg.connect(url, autocommit=True, connect_timeout=30)
+    return psycopg.connect(autocommit=True, **(PATIENCE | psycopg.conninfo.conninfo_to_dict(url)))
 
 
 def _create(connection: "psycopg.Connection", index: str, kind: CodeKind) -> None:
