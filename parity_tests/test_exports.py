@@ -28,7 +28,8 @@ from jax_brcd.export.__main__ import dataset_of, main
 from jax_brcd.export.onnx import ANY_SIZE, SQUARES, core_model
 from jax_brcd.export.reference import reference_model
 from jax_brcd.export.sessions import open_session, runner
-from jax_brcd.export.trial import NEAR, compare, of_its_size
+from jax_brcd.export.trial import NEAR as NEAR_IN
+from jax_brcd.export.trial import compare, of_its_size
 from jax_brcd.models import BACKBONES, Preprocessing, Variant, create_hash_model
 from jax_brcd.models.rows import RowFormat, create_row_model
 from jax_brcd.models.vit import VisionTransformer
@@ -56,6 +57,8 @@ TOWERS = {
     "clip": (TINY["clip"].ours, foundation.vit(foundation.CLIP, SIZE, 4, 2, 2, 32, projection_dim=16, **HIDDEN), False),
     "siglip": (TINY["siglip"].ours, foundation.vit(foundation.SIGLIP, SIZE, 4, 2, 2, 32, **HIDDEN), False),
 }
+
+NEAR = NEAR_IN["float32"]
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +282,11 @@ def test_images_to_quantise_by_come_from_all_parts_of_a_folder(files, count, las
 def test_bits_may_differ_near_zero_and_nowhere_else():
     expected = np.array([[1.0, 5e-5, -2.0]], np.float32)
     other = np.array([[1.0, -5e-5, -2.0]], np.float32)
-    assert compare(expected, [(other, np.packbits(other > 0, axis=1))])["different_bits"] == 1
+    assert compare(expected, [(other, np.packbits(other > 0, axis=1))], near=1e-4)["different_bits"] == 1
     for wrong, codes in (([[-1.0, 5e-5, -2.0]], None), ([[np.nan, 5e-5, -2.0]], None), ([[1.0, 5e-5, -2.0]], [[0]])):
         wrong = np.array(wrong, np.float32)
         with pytest.raises(InputError, match="nothing is written"):
-            compare(expected, [(wrong, np.packbits(wrong > 0, axis=1) if codes is None else np.array(codes, np.uint8))])
+            compare(expected, [(wrong, np.packbits(wrong > 0, axis=1) if codes is None else np.array(codes, np.uint8))], near=1e-4)
 
 
 def test_the_figures_of_all_formats_of_an_encoder_stand_in_one_config(encoder, folder):
@@ -296,6 +299,16 @@ def test_the_figures_of_all_formats_of_an_encoder_stand_in_one_config(encoder, f
             assert figures["different_bits"] <= figures["bits_near_zero"] and figures["largest_difference"] < NEAR
     named = {name for facts in config["exports"].values() for name in facts["files"]}
     assert {path.name for path in folder.iterdir()} == {*named, "config.json"}, "nothing temporary is left"
+
+
+def test_an_encoder_in_bfloat16_goes_to_stablehlo_with_its_own_bits(tmp_path):
+    """Whose logits move more with the batch than those of float32, so that bits further from zero may differ."""
+    half = create_encoder(create_hash_model("resnet8", 64, dtype="bfloat16"), "resnet8", Preprocessing(16), bits=64, role="student",
+                          dtype="bfloat16")
+    export(half, "stablehlo", tmp_path)
+    figures = json.loads((tmp_path / "config.json").read_text())["exports"]["stablehlo"]["verified"]["encoder.stablehlo"]
+    assert figures["near_zero"] == NEAR_IN["bfloat16"] and 0 < figures["largest_difference"] < NEAR_IN["bfloat16"]
+    assert figures["different_bits"] <= figures["bits_near_zero"] < figures["bits"]
 
 
 def test_an_export_that_fails_leaves_the_folder_as_it_was(encoder, tmp_path):

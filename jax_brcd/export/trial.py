@@ -9,7 +9,8 @@ import numpy as np
 from jax_brcd.encoder import HashEncoder
 from jax_brcd.runtime.errors import InputError
 
-NEAR = 1e-4  # a logit this near to 0 may have either sign: other programs add float32 numbers in another order
+# By what an encoder computes in, how near to 0 a logit may have either sign: other programs add numbers in another order
+NEAR = {"float32": 1e-4, "bfloat16": 5e-2}
 MADE_UP = 64  # images
 SHAPES = ((48, 64), (61, 45), (200, 301))  # height and width of further images for a graph that takes any
 ANY_SIZE = 16  # images that are tried as they come
@@ -56,30 +57,30 @@ def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], imag
         batch = squares(encoder, images)
         expected = of_its_size(encoder).logits(batch)
     parts = [batch[:1], batch[1:4], batch[4:]]
-    return compare(expected, [run(part) for part in parts if len(part)])
+    return compare(expected, [run(part) for part in parts if len(part)], near=NEAR[encoder.dtype])
 
 
 def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
     """The trial of a program of one image of any size: with some as they come, and with some made narrow, high, and large."""
     shaped = [*images[:ANY_SIZE], *(resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False))]
-    return compare(encoder.logits(shaped), [run(image) for image in shaped])
+    return compare(encoder.logits(shaped), [run(image) for image in shaped], near=NEAR[encoder.dtype])
 
 
-def compare(expected: np.ndarray, found: Sequence[Outputs]) -> dict[str, Any]:
+def compare(expected: np.ndarray, found: Sequence[Outputs], *, near: float) -> dict[str, Any]:
     """How near the outputs of a program come to an encoder's logits: figures for `config.json`.
 
     Raises:
-        InputError: where a bit differs whose logit is not within NEAR of 0, and where codes are not the signs of logits.
+        InputError: where a bit differs whose logit is not within `near` of 0, and where codes are not the signs of logits.
     """
     logits, codes = (np.concatenate(part) for part in zip(*found, strict=True))
     if logits.shape != expected.shape or not np.array_equal(codes, np.packbits(logits > 0, axis=1)):
         raise InputError("the exported program does not give logits and their signs as bits; nothing is written")
     different = (logits > 0) != (expected > 0)
-    wrong = different & (np.abs(expected) >= NEAR)
+    wrong = different & (np.abs(expected) >= near)
     largest = float(np.abs(logits - expected).max())
     if wrong.any() or not np.isfinite(logits).all():
         raise InputError(f"the exported program gives {int(wrong.sum())} of {wrong.size} bits otherwise, of logits up to "
                          f"{np.abs(expected[wrong]).max(initial=0.0):.1e} (logits differ by up to {largest:.1e}); nothing is "
                          "written")
     return {"images": len(logits), "bits": int(logits.size), "different_bits": int(different.sum()),
-            "bits_near_zero": int((np.abs(expected) < NEAR).sum()), "near_zero": NEAR, "largest_difference": largest}
+            "bits_near_zero": int((np.abs(expected) < near).sum()), "near_zero": near, "largest_difference": largest}
