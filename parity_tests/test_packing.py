@@ -7,7 +7,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_brcd.retrieval import PackedCodes, check_spaces, pack_codes
+from jax_brcd.retrieval import PackedCodes, check_spaces, pack_codes, packing
 from jax_brcd.retrieval.packing import whole_number
 from jax_brcd.runtime.errors import InputError
 
@@ -192,6 +192,22 @@ def test_a_path_may_start_at_home(tmp_path, monkeypatch):
     codes = PackedCodes.of(random_codes(2, 8))
     codes.save("~/codes.safetensors")
     assert (tmp_path / "codes.safetensors").is_file() and len(PackedCodes.load("~/codes.safetensors")) == 2
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_codes_are_those_of_one_file_where_another_takes_its_place_meanwhile(tmp_path, monkeypatch, mapped):
+    draw = np.random.default_rng(0)
+    old, new = (PackedCodes(draw.integers(256, size=(rows, 8), dtype=np.uint8), 64, None) for rows in (5, 9))
+    old.save(tmp_path / "codes")
+    parse = packing.parse_json
+
+    def replaced(header):
+        new.save(tmp_path / "codes")
+        return parse(header)
+
+    monkeypatch.setattr(packing, "parse_json", replaced)
+    np.testing.assert_array_equal(PackedCodes.load(tmp_path / "codes", mapped=mapped).packed, old.packed)
+    np.testing.assert_array_equal(PackedCodes.load(tmp_path / "codes", mapped=mapped).packed, new.packed)
 
 
 def test_mapped_codes_stay_on_disk(tmp_path):

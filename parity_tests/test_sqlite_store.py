@@ -274,6 +274,17 @@ def test_packed_codes_are_those_of_one_file_where_another_takes_its_place_meanwh
     assert np.array_equal(read.codes.packed, codes(seed=7).packed) and read.numbers[0] == COUNT - 1
 
 
+def test_codes_that_another_process_packed_of_a_later_state_are_left_to_it(path, monkeypatch):
+    expected, write = answers(path), view.write_packed
+    beside(path).unlink()
+
+    def overtaken(place, made, owner):
+        write(place, dataclasses.replace(made, numbers=made.numbers + COUNT, added=made.added + 1), owner)
+
+    monkeypatch.setattr(view, "write_packed", overtaken)
+    assert answers(path) == expected
+
+
 def test_packed_codes_that_cannot_be_mapped_are_read_from_the_store(path, monkeypatch):
     expected = answers(path)
 

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,10 +113,12 @@ class PackedCodes:
             InputError: for a file that does not hold packed codes. OSError: where there is none.
         """
         path = as_path(path)
-        bits, space, shape, begin = _read_header(path)
-        if mapped and shape[0]:
-            return cls(np.memmap(path, np.uint8, "r", begin, shape), bits, space)
-        return cls(np.fromfile(path, np.uint8, shape[0] * shape[1], offset=begin).reshape(shape), bits, space)
+        with open(path, "rb") as file:  # once, as `save` may put another file in its place at any time
+            bits, space, shape, begin = _read_header(file, path)
+            if mapped and shape[0]:
+                return cls(np.memmap(file, np.uint8, "r", begin, shape), bits, space)
+            file.seek(begin)
+            return cls(np.fromfile(file, np.uint8, shape[0] * shape[1]).reshape(shape), bits, space)
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -245,19 +247,18 @@ def _row(number: int, rows: int) -> slice:
     return slice(number % rows, number % rows + 1)
 
 
-def _read_header(path: os.PathLike) -> tuple[int, str | None, tuple[int, int], int]:
+def _read_header(file: BinaryIO, path: os.PathLike) -> tuple[int, str | None, tuple[int, int], int]:
     """Length, space, shape and the place of the bytes in a file that `PackedCodes.save` wrote."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = 8 + int.from_bytes(file.read(8), "little")
-        try:
-            header = parse_json(file.read(start - 8)) if 8 < start <= size else {}
-            about, tensor = header["__metadata__"], header[TENSOR]
-            (rows, width), (begin, end) = tensor["shape"], tensor["data_offsets"]
-            whole = min(rows, width) >= 0 and end - begin == rows * width and start + end == size
-            if about["format"] != FORMAT or tensor["dtype"] != "U8" or not whole:
-                raise ValueError
-            return int(about["bits"]), about.get("space"), (rows, width), start + begin
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an "
-                             "encoder is given by its folder") from error
+    size = os.fstat(file.fileno()).st_size
+    start = 8 + int.from_bytes(file.read(8), "little")
+    try:
+        header = parse_json(file.read(start - 8)) if 8 < start <= size else {}
+        about, tensor = header["__metadata__"], header[TENSOR]
+        (rows, width), (begin, end) = tensor["shape"], tensor["data_offsets"]
+        whole = min(rows, width) >= 0 and end - begin == rows * width and start + end == size
+        if about["format"] != FORMAT or tensor["dtype"] != "U8" or not whole:
+            raise ValueError
+        return int(about["bits"]), about.get("space"), (rows, width), start + begin
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a whole file of packed codes, as PackedCodes.save and `save_codes` write; an "
+                         "encoder is given by its folder") from error

@@ -161,7 +161,9 @@ class View:
             except (OSError, InputError):  # a full disk, say, or something else in its place: the codes stay in memory
                 pass
             else:
-                packed = read_packed(self._path, self._owner, self._kind.bits, self._kind.space) or packed
+                mapped = read_packed(self._path, self._owner, self._kind.bits, self._kind.space)
+                # Another process may have packed a later state meanwhile, of which this one knows nothing yet
+                packed = mapped if mapped is not None and (mapped.added, mapped.gone) == (added, gone) else packed
         self._put(packed)
 
     def _put(self, packed: Packed) -> None:
