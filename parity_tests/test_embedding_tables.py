@@ -1,11 +1,14 @@
 """Tables of embeddings on disk: each form gives each image its own row, and what is wrong with one is said in one line."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import safetensors.numpy
+from image_trees import write_lists
 
 from jax_brcd.data import load_dataset, read_embeddings
 from jax_brcd.data.dataset import ImageDataset, Images, Place
@@ -91,6 +94,28 @@ def test_a_table_may_have_the_rows_of_its_part_alone(dataset, tmp_path):
     own = read_embeddings(write(tmp_path, train=rows("train")[:11], test=rows("test")[:4], database=rows("train")[::-1][:11]), dataset)
     assert numbers(own, "train") == list(range(11)) and numbers(own, "test") == [0, 1, 2, 3]
     assert numbers(own, "database") == list(range(11, 0, -1)), "a table of its own goes first"
+
+
+@pytest.mark.parametrize("paths", [False, True], ids=["by row", "by path"])
+def test_training_images_of_the_database_take_its_rows_and_not_those_of_the_list_train(tmp_path, paths):
+    """As many are drawn as that list has lines, so that its table would fit."""
+    lists = write_lists(tmp_path / "lists", 6, 9, 4)
+    for name, first in (("train", 100), ("database", 0), ("test", 200)):
+        named = [line.split()[0] for line in (lists / f"{name}.txt").read_text().splitlines()]
+        values = np.repeat(np.arange(first + 1, first + 1 + len(named))[:, None], WIDTH, axis=1).astype(np.float32)
+        numpy_file(tmp_path / name, values, named if paths else None)
+    for count in (6, "all"):
+        drawn = load_dataset("list", data_dir=lists, cache_dir=tmp_path / "cache", train_images=count)
+        positions = drawn.train.place.positions.tolist()
+        assert numbers(read_embeddings(tmp_path, drawn), "train") == positions and len(positions) == len(drawn.train)
+    published = load_dataset("list", data_dir=lists, cache_dir=tmp_path / "cache")
+    assert numbers(read_embeddings(tmp_path, published), "train") == [100, 101, 102, 103, 104, 105]
+
+
+def test_training_images_of_another_list_have_a_table_of_their_own_where_that_has_none(dataset, tmp_path):
+    place = Place.whole("database", 20).take(np.arange(3, 14))
+    drawn = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, place=place))
+    assert numbers(read_embeddings(write(tmp_path, train=rows("train")[:11]), drawn, ["train"]), "train") == list(range(11))
 
 
 def test_the_digits_are_taken_from_the_rows_of_all_as_their_images_are(tmp_path):

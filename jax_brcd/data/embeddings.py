@@ -105,8 +105,13 @@ def _wanted(dataset: ImageDataset, name: str) -> Wanted:
 
 
 def _choose(folder: pathlib.Path, files: Mapping[str, pathlib.Path], part: Wanted, dataset: ImageDataset) -> str:
-    """The name of the table that has a part's rows."""
-    choices = list(dict.fromkeys((part.name, part.place.name, EVERYTHING)))
+    """The name of the table that has a part's rows: its own, or else that of the images which it was taken from.
+
+    Of training images that come from another list, as of a number of them, that list's goes first: a table `train` beside it
+    may be of the list train, and its rows of other images.
+    """
+    sources = (part.place.name, EVERYTHING)
+    choices = (*sources, part.name) if part.name == "train" else (part.name, *sources)
     name = next((choice for choice in choices if choice in files), None)
     if name is None:
         own = f"{part.name} with {part.images:,} rows, one for each image of {part.name} in {dataset.name}"
