@@ -1,6 +1,7 @@
 """List files and image folders: their parts, what is kept of them on disk, and one line for each way in which they can be
 wrong."""
 
+import gc
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from image_trees import COLOURS, picture, write_lists
 
 from jax_brcd import distill
-from jax_brcd.data import load_dataset, store
+from jax_brcd.data import lists, load_dataset, store
 from jax_brcd.data.decoding import decode
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.command_line import run_command
@@ -80,6 +81,20 @@ def test_labels_may_be_multi_hot_and_the_whole_database_may_train(tree):
     assert len(data.train) == len(data.database) == DATABASE
     assert len(list((tree.parent / "cache" / "images").iterdir())) == 3  # the database was decoded once
     assert data.train.images is data.database.images, "what reads all of one has read the other"
+    assert data.train.labels is data.database.labels
+
+
+def test_words_of_lists_are_let_go_before_images_are_decoded_and_labels_are_not_copied(tree, monkeypatch):
+    decode_parts, seen = lists.decode_parts, []
+
+    def spied(parts, request):
+        words = [each for each in gc.get_objects() if type(each) is list and each in ([*"100"], [*"010"], [*"001"])]
+        seen.append((len(words), parts))
+        return decode_parts(parts, request)
+
+    monkeypatch.setattr(lists, "decode_parts", spied)
+    data, ((words, parts),) = load(tree), seen
+    assert words == 0 and all(getattr(data, name).labels is part.labels for name, part in parts.items())
 
 
 def test_so_many_images_as_are_told_are_decoded_to_train_and_stay_on_disk(tree):

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
+from jax_brcd.data.dataset import one_hot
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings import command_line
 from jax_brcd.settings.command_line import Bars, bars, run_command, say
@@ -145,6 +147,17 @@ def test_statuses_are_those_of_the_program(capsys, monkeypatch):
         run_command(lambda argv: (_ for _ in ()).throw(RuntimeError("a fault of ours keeps its traceback")))
     monkeypatch.setattr(sys, "stdout", None)  # as where the shell closed it
     assert status_of(lambda argv: say("nobody hears")) == 0
+
+
+def test_too_little_memory_ends_in_one_line(capsys):
+    def of_python(argv):
+        raise MemoryError
+
+    assert status_of(lambda argv: one_hot(np.broadcast_to(0, 2**30), 2**30)) == 2
+    assert capsys.readouterr().err == ("error: not enough memory: Unable to allocate 1.00 EiB for an array with shape "
+                                       "(1073741824, 1073741824) and data type uint8\n")
+    assert status_of(of_python) == 2
+    assert capsys.readouterr().err == "error: not enough memory\n"
 
 
 class Terminal(io.StringIO):

@@ -24,7 +24,8 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]|[\\/]{2}")  # how an absolute path begins on
 
 
 class ListFile(NamedTuple):
-    """The lines of a list file. Its words are what they give as labels; `labels` are what these mean, once that is known."""
+    """The lines of a list file. Its words are what they give as labels; `labels` are what these mean, in place of them once that
+    is known."""
 
     images: list[Listed]
     labels: UInt8[np.ndarray, "images classes"]

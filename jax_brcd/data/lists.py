@@ -38,8 +38,7 @@ def load(name: str, published_k: int | None, request: Request) -> ImageDataset:
         InputError: for a list that is absent, empty or wrong, with its line; for labels that may be meant in two ways; for
             images that cannot be read, if more than `request.max_bad_images`.
     """
-    files = {file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}
-    lists, class_names = with_labels(files, request)
+    lists, class_names = with_labels({file: read_list(request.folder / file) for file in (TRAIN, DATABASE, TEST)}, request)
     _check_place(request.folder, lists)
     train, database, test = (part.called(pathlib.PurePath(file).stem) for file, part in lists.items())
     if len(test.images) < 2:
@@ -60,7 +59,7 @@ def load(name: str, published_k: int | None, request: Request) -> ImageDataset:
 
 
 def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str, ListFile], tuple[str, ...]]:
-    """The lists with the labels that their words mean, and the names of the classes.
+    """The lists with the labels that their words mean in place of these, and the names of the classes.
 
     Raises:
         InputError: where lists differ in their number of classes, and where one label an image may be meant in two ways.
@@ -74,7 +73,7 @@ def with_labels(files: dict[str, ListFile], request: Request) -> tuple[dict[str,
         if part.columns != lists[TRAIN].columns:
             raise InputError(f"{request.folder / file}: {part.columns} labels an image, but {TRAIN} has "
                              f"{lists[TRAIN].columns}; all three lists need the same classes")
-    return lists, class_names
+    return {file: part._replace(words=None) for file, part in lists.items()}, class_names  # far larger than labels
 
 
 def _check_place(folder: pathlib.Path, lists: dict[str, ListFile]) -> None:
@@ -107,7 +106,7 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
         squares = known[images] = known.get(images) or decoded(
             request.folder, images, request.cache_dir / "images", bad=bad, workers=request.decode_workers, description=name,
             side=request.square_side, progress=request.progress)
-        labels = part.labels[squares.kept]
+        labels = part.labels if len(squares.kept) == len(images) else part.labels[squares.kept]
         parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
         damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []

@@ -202,7 +202,7 @@ def one_line(error: BaseException) -> str:
 
 
 def run_command(main, argv: list[str] | None = None) -> typing.NoReturn:
-    """Runs `main(argv)` as a program: bad input and a full disk end in one line and exit status 2.
+    """Runs `main(argv)` as a program: bad input, a full disk and too little memory end in one line and exit status 2.
 
     A reader who has gone (`| head`) is no error: the program ends quietly, as what it was to write to disk is written.
     """
@@ -231,6 +231,8 @@ def _status(main, argv: list[str] | None) -> Any:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or one_line(error)}; "
                          "free space or mend the path, then run the same command again to go on")
+    except MemoryError as error:
+        return _complain(": ".join(filter(None, ("not enough memory", one_line(error)))))
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from the last checkpoint", status=130)
     return 0
