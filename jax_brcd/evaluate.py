@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         check_pair(encoder, searched)
         seeing = {role: encoder for role, encoder in (("queries", encoder), ("database", searched))
                   if not isinstance(encoder, PackedCodes) and not encoder.over_embeddings}
-        dataset, k = load_for_evaluation(config, seeing.values(), progress=progress)
+        dataset, k = load_for_evaluation(config, seeing.values(), progress=progress, say=say)
         table = rows_for(encoder, searched, dataset, config.teacher.embeddings)
         if table is None and "embeddings" in given:
             raise InputError("neither encoder is over embeddings; leave it out", field="embeddings", value=given["embeddings"])

@@ -389,7 +389,7 @@ def test_images_are_spread_over_all_of_many(digits_like):
 
 
 def test_the_data_set_of_an_export_has_the_ranks_of_its_measures(encoder, digits_like, monkeypatch, capsys):
-    def load(config, encoders, *, progress):
+    def load(config, encoders, *, progress, say):
         assert list(encoders) == [encoder]
         if config.data.dataset != "digits":
             raise InputError("not there", field="dataset", value=config.data.dataset)

@@ -4,6 +4,7 @@ wrong."""
 import gc
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -207,6 +208,36 @@ def test_decoding_that_is_cut_goes_on_and_what_is_decoded_is_not_done_again(tree
     picture(50).save(tree / "images" / "005.jpg")
     with pytest.raises(TypeError):  # a file that changed is decoded again
         load(tree, max_bad_images=3)
+
+
+def test_a_second_that_decodes_the_same_images_says_that_it_waits(tree, monkeypatch):
+    original, seen, found, said = store.decode_all, [], {}, []
+    begun, told = threading.Event(), threading.Event()
+
+    def held(paths, **settings):
+        begun.set()
+        assert told.wait(60)
+        seen.extend(paths)
+        return original(paths, **settings)
+
+    def hear(text):
+        said.append(text)
+        told.set()
+
+    def go(name, **heard):
+        found[name] = load(tree, decode_workers=0, **heard)
+
+    monkeypatch.setattr(store, "decode_all", held)
+    first = threading.Thread(target=go, args=("first",))
+    first.start()
+    assert begun.wait(60)
+    go("second", say=hear)
+    first.join()
+    images = [store.Listed(f"images/{number:03d}.jpg") for number in range(TRAIN)]
+    place = tree.parent / "cache" / "images" / store.digest(tree, images)
+    assert said[0] == f"Another process decodes the images of train into {place}; this one waits for it."
+    assert len(seen) == TRAIN + DATABASE + TEST
+    np.testing.assert_array_equal(found["first"].train.images, found["second"].train.images)
 
 
 def test_decoded_images_that_someone_deleted_are_decoded_again(tree):

@@ -10,7 +10,7 @@ from jax_brcd.data.embeddings import Embeddings, read_embeddings
 from jax_brcd.data.listfile import LABEL_FORMATS
 from jax_brcd.runtime.errors import UnknownName
 from jax_brcd.runtime.files import as_path
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.runtime.registry import Registry, unknown_name
 
 
@@ -35,6 +35,7 @@ def load_dataset(
     name: str, *, data_dir: os.PathLike | str | None = None, cache_dir: os.PathLike | str, split: str = "published",
     train_images: int | str = "published", seed: int = 0, max_bad_images: int = 0, decode_workers: int | None = None,
     label_format: str | None = None, square_side: int = RESIZED, progress: Progress | None = None,
+    say: Say = unheard,
 ) -> ImageDataset:
     """The data set `name`, split by `seed`.
 
@@ -47,7 +48,7 @@ def load_dataset(
             class; None for multi-hot labels of several classes, as published.
         square_side: pixels of the squares that image files become (see dataset.square_side).
         progress: called with what is being done, how much of it is done and how much there is, while images are decoded and
-            files downloaded.
+            files downloaded. say: told where another process decodes the same images, and this one waits.
 
     Raises:
         InputError: for an unknown name or split, files that are absent, truncated or of another data set, and more training
@@ -62,4 +63,4 @@ def load_dataset(
     choice, count = (train_images, None) if isinstance(train_images, str) else (drawn_from, train_images)
     return source.load(Request(
         as_path(data_dir) if data_dir is not None else cache_dir / "data", cache_dir, split, choice, count, seed, max_bad_images,
-        decode_workers, square_side, label_format, silent if progress is None else progress))
+        decode_workers, square_side, label_format, silent if progress is None else progress, say))

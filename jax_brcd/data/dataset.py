@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.progress import Progress
+from jax_brcd.runtime.progress import Progress, Say
 
 Drawable = TypeVar("Drawable")  # images, or the lines that name them: what has `take`
 RESIZED, CROPPED = 256, 224  # pixels, of the published evaluation view
@@ -125,6 +125,7 @@ class Request:
     square_side: int  # pixels of the squares that image files become
     label_format: str | None  # how list files give labels; None where that is plain to see
     progress: Progress  # told how far decoding and downloads are
+    say: Say  # told what a reader should know at once
 
 
 def as_many_as_asked(part: Drawable, images: int, request: Request, name: str) -> Drawable:

@@ -105,7 +105,7 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
         images = tuple(part.images)
         squares = known[images] = known.get(images) or decoded(
             request.folder, images, request.cache_dir / "images", bad=bad, workers=request.decode_workers, description=name,
-            side=request.square_side, progress=request.progress)
+            side=request.square_side, progress=request.progress, say=request.say)
         labels = part.labels if len(squares.kept) == len(images) else part.labels[squares.kept]
         parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)

@@ -7,7 +7,6 @@ time are held against their digest, and what was damaged is decoded anew.
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import os
@@ -21,8 +20,8 @@ from jaxtyping import Int, UInt8
 
 from jax_brcd.data.decoding import SIDE, as_many, decode_all, square_bytes
 from jax_brcd.runtime.errors import InputError
-from jax_brcd.runtime.files import atomic_path, is_passing, make_folder, read_json, system_errors, write_json
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.files import atomic_path, is_passing, locked, read_json, system_errors, write_json
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 
 FORMAT = 1  # to be raised when the same file comes to mean another square
 CHUNK = 256  # images of the usual side between two entries in the index
@@ -94,7 +93,7 @@ def digest(folder: pathlib.Path, images: Sequence[Listed], side: int = SIDE) -> 
 
 def decoded(
     folder: pathlib.Path, images: Sequence[Listed], store: pathlib.Path, *, bad: BadImages, workers: int | None,
-    description: str, side: int = SIDE, progress: Progress = silent,
+    description: str, side: int = SIDE, progress: Progress = silent, say: Say = unheard,
 ) -> Squares:
     """The squares of those images that can be read.
 
@@ -102,15 +101,15 @@ def decoded(
         side: pixels of a square.
         folder: what the paths are relative to. store: where decoded images lie. bad: counts what cannot be read.
         workers: see decoding.decode_all. description: which images these are. progress: told how many are decoded.
+        say: told where another process decodes the same images, and this one waits.
 
     Raises:
         InputError: for too many bad images, or where the disk has no room for the squares.
         OSError: where it fills up on the way.
     """
     place = store / digest(folder, images, side)
-    make_folder(place)
-    with open(place / LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be decoding the same images; it ends with its process
+    waits = functools.partial(say, f"Another process decodes the images of {description} into {place}; this one waits for it.")
+    with locked(place / LOCK, waits):
         index, damaged = _index(place, len(images), side)
         _complete(place, index, folder, images, side, bad=bad, workers=workers, description=description, progress=progress)
     skipped = [position for position, _ in index["bad"]]

@@ -94,7 +94,7 @@ def dataset_of(config: Any, encoder: "HashEncoder", progress: Any, *, told: bool
     from jax_brcd.stages.evaluation import load_for_evaluation
 
     try:
-        dataset, k = load_for_evaluation(config, () if encoder.over_embeddings else [encoder], progress=progress)
+        dataset, k = load_for_evaluation(config, () if encoder.over_embeddings else [encoder], progress=progress, say=say)
     except InputError as error:
         if told:
             raise

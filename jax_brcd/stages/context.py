@@ -198,7 +198,7 @@ def view_of(preprocessing: Preprocessing) -> dict[str, Any]:
     return beyond_defaults(preprocessing)
 
 
-def load_images(config: Config, *, square_side: int = RESIZED, progress: Progress = silent) -> ImageDataset:
+def load_images(config: Config, *, square_side: int = RESIZED, progress: Progress = silent, say: Say = unheard) -> ImageDataset:
     """The data set of a configuration, image files as squares of `square_side` pixels.
 
     Raises:
@@ -209,7 +209,7 @@ def load_images(config: Config, *, square_side: int = RESIZED, progress: Progres
     dataset = load_dataset(data.dataset, data_dir=data.data_dir, cache_dir=data.cache_dir, split=data.split,
                            train_images=data.train_images, seed=config.run.seed, max_bad_images=data.max_bad_images,
                            decode_workers=data.decode_workers, label_format=data.label_format, square_side=square_side,
-                           progress=progress)
+                           progress=progress, say=say)
     k = data.k or dataset.default_k
     if k > len(dataset.database):
         raise InputError(f"the database of {data.dataset} holds {len(dataset.database)} images; give that or less", field="k", value=k)
@@ -231,7 +231,8 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
     """
     check_embeddings(config, brought_encoder(config, "teacher_weights"), student=student)
     seen = sights(config, student=student)
-    data, dataset = config.data, load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress)
+    data = config.data
+    dataset = load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress, say=say)
     table = read_table(config, dataset)
     if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
         raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",

@@ -17,7 +17,7 @@ from jax_brcd.retrieval.packing import PackedCodes, check_spaces
 from jax_brcd.runtime import devices
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
-from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.settings.stages import LARGEST
 from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.context import Context, load_images
@@ -119,7 +119,7 @@ def score(context: Context, queries: Encoded, database: Encoded, *, alike: bool)
 
 
 def load_for_evaluation(
-    config: Config, encoders: Iterable[HashEncoder] = (), *, progress: Progress = silent
+    config: Config, encoders: Iterable[HashEncoder] = (), *, progress: Progress = silent, say: Say = unheard
 ) -> tuple[ImageDataset, int]:
     """The data set of a configuration, and the ranks its measures look at.
 
@@ -129,7 +129,7 @@ def load_for_evaluation(
     Raises:
         InputError: for data that is absent or broken, and ranks beyond the database.
     """
-    dataset = load_images(config, square_side=max([RESIZED, *map(_squares_of, encoders)]), progress=progress)
+    dataset = load_images(config, square_side=max([RESIZED, *map(_squares_of, encoders)]), progress=progress, say=say)
     return dataset, config.data.k or dataset.default_k
 
 
