@@ -323,6 +323,25 @@ def test_images_without_labels_train_and_evaluation_is_skipped_with_a_note(tmp_p
     assert (tmp_path / "run" / "student_symmetric.safetensors").exists()
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--teacher-weights", "absent.pth"], "--teacher-weights absent.pth: no such weight file; check the path"),
+    (["--student-weights", "absent"], "--student-weights absent: no such weight file; check the path"),
+    (["--student-weights", "held-out"], "--student-weights held-out: no such weight file; check the path"),
+    (["--teacher-weights", "imagenet"], "--teacher-weights: no weights 'imagenet' of 'resnet8' are known"),
+    (["--teacher-weights", "images"], "--teacher-weights images: a folder, and no encoder's: it holds no config.json"),
+    (["--teacher", "embeddings", "--teacher-objective", "itq", "--embeddings", "no"], "--embeddings no: no such folder"),
+])
+def test_what_is_not_there_is_told_before_images_are_decoded(tree, monkeypatch, capsys, arguments, message):
+    decoded = []
+    monkeypatch.setattr(store, "decode_all", lambda paths, **settings: decoded.extend(paths))
+    monkeypatch.chdir(tree)
+    common = ["--dataset", "list", "--data-dir", ".", *SMALL, "--cache-dir", "cache", "--out", "run"]
+    with pytest.raises(SystemExit) as stop:
+        run_command(distill.main, [*common, *arguments])
+    assert stop.value.code == 2 and decoded == [] and not (tree / "run").exists()
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_the_reference_takes_the_same_data_sets(tree, capsys):
     common = ["--dataset", "list", "--data-dir", str(tree), *SMALL, "--k", "5", "--cache-dir", str(tree.parent / "cache")]
     distill.main([*common, "--out", str(tree.parent / "ours")])

@@ -88,7 +88,7 @@ def read_embeddings(folder: os.PathLike | str, dataset: ImageDataset, parts: Ite
     """
     folder = as_path(folder)
     wanted = [_wanted(dataset, name) for name in parts]
-    files = find_tables(folder, TABLES)
+    files = tables_of(folder)
     chosen = {part.name: _choose(folder, files, part, dataset) for part in wanted}
     tables = {name: read_table(files[name]) for name in dict.fromkeys(chosen.values())}
     _check_widths(tables.values())
@@ -97,6 +97,11 @@ def read_embeddings(folder: os.PathLike | str, dataset: ImageDataset, parts: Ite
         served = [part for part in wanted if chosen[part.name] == name]
         found |= _by_row(table, name, served) if table.paths is None else _by_path(table, served, dataset)
     return Embeddings({part.name: found[part.name] for part in wanted})
+
+
+def tables_of(folder: os.PathLike | str) -> dict[str, pathlib.Path]:
+    """The tables of a folder by name, which are not read. Raises InputError as `find_tables`."""
+    return find_tables(as_path(folder), TABLES)
 
 
 def _wanted(dataset: ImageDataset, name: str) -> Wanted:

@@ -15,7 +15,7 @@ import safetensors.numpy
 from jax_brcd.hub import fetch
 from jax_brcd.hub.folders import CONFIG, files_of
 from jax_brcd.models.layouts.base import check_finite, torch_array
-from jax_brcd.models.variants import BACKBONES, HubWeights
+from jax_brcd.models.variants import BACKBONES, HubWeights, Weights
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import as_path, atomic_path, file_sha256, read_json
 from jax_brcd.runtime.progress import Progress, silent
@@ -44,12 +44,7 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
     Raises:
         InputError: for an unknown backbone, one that has no weights under that tag, a file that is damaged, or offline.
     """
-    known = BACKBONES[name].weights
-    if tag not in known:
-        others = [other for other, variant in BACKBONES.items() if tag in variant.weights]
-        raise InputError(f"no weights '{tag}' of '{name}' are known; give a weight file"
-                         + (f", or one of {', '.join(others)}" if others else ""))
-    weights = known[tag]
+    weights = tagged_weights(name, tag)
     if isinstance(weights, HubWeights):
         return fetch(weights.name, progress=progress).folder
     path = as_path(folder) / weights.file_name
@@ -59,6 +54,16 @@ def download_weights(name: str, tag: str, folder: str | os.PathLike, *, progress
     from jax_brcd.data.download import download
 
     return download(weights.url, path, algorithm="sha256", checksum=weights.digest, progress=progress)
+
+
+def tagged_weights(name: str, tag: str) -> Weights | HubWeights:
+    """What is known of the weights of a backbone under a tag; nothing is fetched. Raises InputError where there are none."""
+    known = BACKBONES[name].weights
+    if tag not in known:
+        others = [other for other, variant in BACKBONES.items() if tag in variant.weights]
+        raise InputError(f"no weights '{tag}' of '{name}' are known; give a weight file"
+                         + (f", or one of {', '.join(others)}" if others else ""))
+    return known[tag]
 
 
 def _check_digest(path: pathlib.Path, begins: str) -> None:
@@ -101,9 +106,11 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The files that hold the weights of a folder, or the file itself.
 
     Raises:
-        InputError: for a folder that does not hold its weights as safetensors.
+        InputError: for a file that is absent, and for a folder that does not hold its weights as safetensors.
     """
     if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such weight file; check the path")
         return [path]
     try:
         return [path / name for name in files_of(path)]
@@ -130,8 +137,7 @@ def _read_folder(folder: pathlib.Path) -> WeightFile:
 
 
 def _read_file(path: pathlib.Path) -> WeightFile:
-    if not path.is_file():
-        raise InputError(f"{path}: no such weight file; check the path")
+    weight_files(path)
     readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
     if path.suffix not in readers:
         raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jax_brcd.hub import Fetched, fetch, is_hub_name
-from jax_brcd.models import HashModel, create_hash_model, load_state, tags_of
+from jax_brcd.models import BACKBONES, HashModel, create_hash_model, load_state, tags_of
 from jax_brcd.models.described import KIND, check_described
 from jax_brcd.models.layouts import Loaded
 from jax_brcd.models.rows import EMBEDDINGS, create_row_model
-from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file
+from jax_brcd.models.weights import WeightFile, download_weights, read_weight_file, tagged_weights, weight_files
 from jax_brcd.runtime.errors import InputError, of_setting
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
@@ -42,6 +42,18 @@ class Built(NamedTuple):
     model: HashModel
     remarks: tuple[str, ...]
     head_came: bool
+
+
+def check_place(name: str, weights: str, *, option: str) -> None:
+    """Raises InputError, as `build` would, where a backbone has no weights under a tag and where none lie at a path. Nothing is
+    read or fetched."""
+    if weights == "random":
+        return
+    with of_setting(option, weights):
+        if name in BACKBONES and weights in ("imagenet", *tags_of(name)):
+            tagged_weights(name, weights)
+        else:
+            weight_files(as_path(weights))
 
 
 def build(

@@ -18,6 +18,7 @@ from jax_brcd.report import SKIPPED, Report, results, results_table, write_repor
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import atomic_path, check_folder, lock_beside, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.claim import (
@@ -40,7 +41,7 @@ from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
 from jax_brcd.stages.learning import check_blocks, check_learning
-from jax_brcd.stages.models import Built, build, build_over_rows
+from jax_brcd.stages.models import Built, build, build_over_rows, check_place
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.teacher import check_objective, check_teacher, train_teacher
 from jax_brcd.teachers.base import Teacher
@@ -79,7 +80,7 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
         check_learning(config)
     config, missed = fetch_weights(config, student=student, progress=progress)
     out, weights = config.out, weights_digests(config, student=student)
-    earlier = read_claim(out)
+    earlier, missed = read_claim(out), missed or absent_weights(config, student=student)
     if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
         raise missed
     if earlier is not None:
@@ -159,6 +160,19 @@ def _finished(out: pathlib.Path, earlier: Claim, students: tuple[str, ...], *, l
         return metrics if "protocol" in metrics and ("teacher" in metrics) == labelled else None
     except (ValueError, TypeError, LookupError, AttributeError):
         return None  # is written anew
+
+
+def absent_weights(config: Config, *, student: bool) -> InputError | None:
+    """Why weights cannot be had where nothing lies that is called so; what lies on the hub was fetched before."""
+    named = [] if needs_pretraining(config) else [("teacher_weights", config.teacher.teacher)]
+    named += [("student_weights", config.student.student)] if student else []
+    try:
+        for setting, backbone in named:
+            if setting not in config.fetched:
+                check_place(backbone, config.weights(setting), option=setting)
+    except InputError as error:
+        return error
+    return None
 
 
 def build_models(context: Context, *, student: bool) -> tuple[Built, Built | None]:

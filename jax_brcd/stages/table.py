@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_brcd.data import Embeddings, ImageDataset, read_embeddings
+from jax_brcd.data.embeddings import tables_of
 from jax_brcd.models.rows import EMBEDDINGS
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.stages.configuration import Config
@@ -12,7 +13,8 @@ from jax_brcd.teachers.objectives import OBJECTIVES, Sees, seen_by
 
 
 def check_embeddings(config: Config, brought: Mapping[str, Any] | None, *, student: bool) -> None:
-    """Raises InputError for what a table of embeddings as teacher does not allow, and for settings of one without it.
+    """Raises InputError for what a table of embeddings as teacher does not allow, for a folder of tables that is not there, and
+    for settings of one without it.
 
     Args:
         brought: what the encoder's folder that the teacher is brought along in says of it. student: whether one is taught.
@@ -28,6 +30,7 @@ def check_embeddings(config: Config, brought: Mapping[str, Any] | None, *, stude
         return
     if teacher.embeddings is None:
         raise InputError("name the folder of its tables with `embeddings`", field="teacher", value=name)
+    tables_of(teacher.embeddings)
     if teacher.teacher_weights == "held-out":
         raise InputError("a table of embeddings is not pretrained; leave it out", field="teacher_weights", value="held-out")
     learns = teacher.teacher_weights == "random" or config.teacher_epochs(head_came=True) > 0
