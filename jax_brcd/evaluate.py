@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     with bars() as progress:
         with of_setting("queries", queries):
             of_queries = folder_of(queries, progress=progress)
-            known = known_settings(read_config(of_queries)["provenance"], given.get("dataset"))
+            known = known_settings(read_config(of_queries)["provenance"], given.get("dataset"), given.get("split"))
             create_config(**known)  # what is wrong with these is the folder's fault
         with of_setting("database", database):
             path = folder_of(database, progress=progress)

@@ -12,6 +12,7 @@ import jax_brcd
 from jax_brcd import distill, evaluate, student, teacher
 from jax_brcd.report.results import MEASURES
 from jax_brcd.retrieval.packing import PackedCodes
+from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.files import read_json, write_json
 from jax_brcd.stages.configuration import create_config, students_settings
 
@@ -176,6 +177,25 @@ def test_an_evaluation_takes_the_protocol_of_the_encoders_run_unless_told(whole,
     moved = shutil.move(lists, tmp_path / "moved")
     again = answer(evaluate.main, ["--queries", encoder, "--database", encoder, "--data-dir", moved], capsys)
     assert measures(again) == measures(table)
+
+
+def test_an_evaluation_under_another_split_takes_no_choice_of_training_images_over(whole, tmp_path, monkeypatch, capsys):
+    """Which that split may not have; under the same one it decides which test images are queries."""
+    folder, asked = shutil.copytree(whole[0] / "student_symmetric", tmp_path / "encoder"), []
+    told = read_json(folder / "config.json")
+    told["provenance"]["settings"] |= {"dataset": "cifar10", "train_images": "all"}
+    write_json(folder / "config.json", told)
+
+    def load(name, **settings):
+        asked.append((name, settings["split"], settings["train_images"]))
+        raise InputError("not loaded here")
+
+    monkeypatch.setattr("jax_brcd.stages.context.load_dataset", load)
+    other = ["--split", "cifar10-II"]
+    for arguments in ([], ["--split", "published"], other, [*other, "--train-images", "20"]):
+        assert "not loaded here" in refusal(evaluate.main, ["--queries", folder, "--database", folder, *arguments], capsys)
+    assert asked == [("cifar10", "published", "all"), ("cifar10", "published", "all"), ("cifar10", "cifar10-II", "published"),
+                     ("cifar10", "cifar10-II", 20)]
 
 
 def test_what_is_no_encoder_and_no_codes_is_refused(whole, tmp_path, capsys):

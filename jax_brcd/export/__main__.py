@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         check_folder(as_path(out))
     with bars() as progress, of_setting("encoder", name):
         encoder = load(folder_of(name, progress=progress))
-    known = known_settings(encoder.provenance, given.get("dataset"))
+    known = known_settings(encoder.provenance, given.get("dataset"), given.get("split"))
     config = create_config(**known | given)
     with session(config) as progress:
         photos = None if calibrate is None else images_below(calibrate, count, say)

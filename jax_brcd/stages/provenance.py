@@ -12,10 +12,12 @@ PLACES = ("data_dir", "cache_dir", "embeddings")
 FURTHER = ("decode_workers", "compile_cache")  # what is told anew each time
 
 
-def known_settings(provenance: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
-    """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told."""
+def known_settings(provenance: Mapping[str, Any], dataset: str | None, split: str | None = None) -> dict[str, Any]:
+    """The settings of the data set that an encoder's run had, as far as it says; none where another `dataset` is told, and no
+    choice of training images where another `split` is, which may have none to choose."""
     known = provenance.get("settings")
     if not isinstance(known, dict) or dataset not in (None, known.get("dataset")):
         return {}
     places = {name: known[name] for name in PLACES if isinstance(known.get(name), str) and os.path.isdir(as_path(known[name]))}
-    return {name: known[name] for name in PROTOCOL if name in known} | places
+    other = {"train_images"} if split not in (None, known.get("split")) else set()
+    return {name: known[name] for name in PROTOCOL if name in known and name not in other} | places
