@@ -91,8 +91,10 @@ def test_so_many_images_as_are_told_train(tree):
     named, whole = load(tree, split="cifar10-I", train_images=100), load(tree, split="cifar10-I")
     assert len(named.train) == 100 and identities(named.train) < identities(whole.train)
     assert len(load_dataset("digits", cache_dir=tree, train_images=100).train) == 100
-    with pytest.raises(InputError, match="train_images 1001: cifar10 has 1000 to train on; give that or less"):
+    with pytest.raises(InputError, match="train_images 1001: cifar10 has 1000 .*; give that or less, or train_images all$"):
         load(tree, train_images=1001)
+    with pytest.raises(InputError, match="train_images 301: cifar10 has 300 to train on; give that or less$"):
+        load(tree, split="cifar10-I", train_images=301)
 
 
 @pytest.mark.parametrize(("split", "sizes"), [  # of training, database and test queries, out of 1,000 and 200 images

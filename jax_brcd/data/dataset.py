@@ -138,8 +138,8 @@ def as_many_as_asked(part: Drawable, images: int, request: Request, name: str) -
     if count is None:
         return part
     if count > images:
-        raise InputError(f"{name} has {images} to train on; give that or less, or `train_images` all", field="train_images",
-                         value=count)
+        everything = ", or `train_images` all" if request.train_images == "all" else ""  # where the split has that choice
+        raise InputError(f"{name} has {images} to train on; give that or less{everything}", field="train_images", value=count)
     return part.take(np.sort(np.random.default_rng((request.seed, count)).choice(images, count, replace=False)))
 
 
