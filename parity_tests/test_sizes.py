@@ -300,6 +300,12 @@ def test_a_run_says_how_large_its_images_were_and_evaluate_takes_them_so(tmp_pat
 def test_a_model_larger_than_its_images_is_noted_unless_sizes_are_told(tmp_path):
     BACKBONES.register("large")(Variant(lambda *, rngs: Pooled(8, rngs), Preprocessing(240)))
     told = {"dataset": "list", "data_dir": write_lists(tmp_path / "tree", 6, 8, 4), "teacher": "large", "student": "looking"}
-    assert stage_run.square_notes(load(tmp_path, **told)) == [
-        "large sees 240 pixels of image files that are decoded to squares of 256; `teacher_size` 240 decodes them to 274."]
-    assert stage_run.square_notes(load(tmp_path, **told, student_size=16)) == []
+    note = "large sees 240 pixels of image files that are decoded to squares of 256; `{}` 240 decodes them to 274."
+    assert stage_run.square_notes(load(tmp_path, **told), student=True) == [note.format("teacher_size")]
+    assert stage_run.square_notes(load(tmp_path, **told, student_size=16), student=True) == []
+    encoder = create_encoder(create_hash_model("large", 16), "large", Preprocessing(240), bits=16, role="teacher")
+    encoder.save(tmp_path / "encoder")
+    brought = {**told, "teacher_weights": str(tmp_path / "encoder")}
+    assert stage_run.square_notes(load(tmp_path, **brought), student=True) == [note.format("student_size")]
+    assert stage_run.square_notes(load(tmp_path, **brought), student=False) == [note.format("teacher_size")]
+    assert load(tmp_path, **brought, student_size=240).dataset.squares == 274

@@ -43,6 +43,7 @@ from jax_brcd.stages.folder import HISTORY, write_history
 from jax_brcd.stages.learning import check_blocks, check_learning
 from jax_brcd.stages.models import Built, build, build_over_rows, check_place
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
+from jax_brcd.stages.sight import brought_encoder
 from jax_brcd.stages.teacher import check_objective, check_teacher, train_teacher
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.objectives import head_of
@@ -213,16 +214,19 @@ def _notes(context: Context, teacher: Built, student: Built | None) -> list[str]
     unlabelled = [] if context.dataset.labelled else [f"{SKIPPED} The student is the one of the last epoch."]
     remarks = [*teacher.remarks, *(student.remarks if student else ())]
     pretrained = [NOTE.format(images=len(context.dataset.pretraining))] if needs_pretraining(context.config) else []
+    of_squares = square_notes(context, student=student is not None)
     for_student = [*views_notes(context, student), *colour_notes(context)] if student else []
-    return [*context.dataset.notes, *square_notes(context), *for_student, *remarks, *unlabelled, *pretrained]
+    return [*context.dataset.notes, *of_squares, *for_student, *remarks, *unlabelled, *pretrained]
 
 
-def square_notes(context: Context) -> list[str]:
-    """Says where image files are decoded to fewer pixels than a model sees."""
+def square_notes(context: Context, *, student: bool) -> list[str]:
+    """Says where image files are decoded to fewer pixels than a model sees, and which size mends it: where a `student` is
+    taught by a teacher that was brought along the student's, as the command that teaches it alone has no other."""
     side, size = context.dataset.squares, context.preprocessing.size
     if side is None or square_side(size) <= side:
         return []
-    setting = "teacher_size" if context.table is None else "student_size"
+    brought = student and brought_encoder(context.config, "teacher_weights") is not None
+    setting = "student_size" if brought or context.table is not None else "teacher_size"
     return [f"{context.config.viewer} sees {size} pixels of image files that are decoded to squares of {side}; "
             f"`{setting}` {size} decodes them to {square_side(size)}."]
 
