@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from encoders import noise, random_encoder
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from service_index import SIDE, SMALL, picture_bytes, serve_images
 from starlette.testclient import TestClient
 
@@ -23,6 +23,7 @@ from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
 from jax_brcd.search.service.limits import Limits
 from jax_brcd.search.stores.memory import MemoryStore
+from jax_brcd.search.service.uploads import pixels_of
 
 HERE = "http://127.0.0.1"
 TOKEN = "correct-horse-battery"
@@ -196,6 +197,60 @@ def bomb(width, height):
 @pytest.mark.parametrize("side", [300, 30_000, 2**31 - 1])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(client, side):
     assert "make it smaller" in refused(client.post("/v1/search", content=bomb(side, side)), 413)
+
+
+LONG, BYTE, LONG8, SLONG8 = 4, 1, 16, 17  # types of a TIFF's fields
+
+
+def tiff(width, height, tiles, sides, bands=1):
+    """A TIFF of tiles that are compressed by deflate; `sides` are the tags, types and values of their width and length."""
+    data = [zlib.compress(tile) for tile in tiles]
+    fields = [(256, LONG, width), (257, LONG, height), (258, LONG, 8), (259, LONG, 8), (262, LONG, 2 if bands == 3 else 1),
+              (277, LONG, bands), *sides, (324, LONG, None), (325, LONG, [len(each) for each in data])]
+    end = 8 + 2 + 12 * len(fields) + 4
+    behind = end + 16 * len(fields) + 8 * len(data)  # where the tiles begin: before them is room for what fields do not hold
+    starts = [behind + sum(map(len, data[:number])) for number in range(len(data))]
+    head, rest = struct.pack("<2sHIH", b"II", 42, 8, len(fields)), b""
+    for tag, kind, value in fields:
+        values = starts if value is None else value if isinstance(value, list) else [value]
+        packed = struct.pack(f"<{len(values)}{ {LONG: 'I', BYTE: 'B'}.get(kind, 'Q')}", *values)
+        head += struct.pack("<HHI", tag, kind, len(values))
+        if len(packed) <= 4:
+            head += packed.ljust(4, b"\0")
+        else:
+            head += struct.pack("<I", end + len(rest))
+            rest += packed
+    return (head + bytes(4) + rest).ljust(behind, b"\0") + b"".join(data)
+
+
+@pytest.mark.parametrize(("sides", "status", "told"), [
+    ([(322, LONG, 4096), (323, LONG, 2048)], 413, "an image in tiles of 4096 x 2048 pixels, more than 50000; make it smaller"),
+    ([(322, LONG8, 4096), (323, LONG8, 2048)], 413, "an image in tiles of 4096 x 2048 pixels"),
+    ([(322, SLONG8, 4096), (323, SLONG8, 2048)], 415, "no image that is read here"),
+    ([(322, SLONG8, 4096), (322, LONG, 16), (323, SLONG8, 2048), (323, LONG, 16)], 415, "no image that is read here"),
+    ([(322, LONG, 4096), (322, LONG, 16), (323, LONG, 2048), (323, LONG, 16)], 415, "no image that is read here"),
+    ([(322, LONG, 2**15), (323, BYTE, 255)], 415, "no image that is read here"),
+    ([(322, LONG, []), (323, LONG, 16)], 415, "no image that is read here"),
+], ids=["plain", "long", "hidden", "behind others", "twice", "bytes", "nothing"])
+def test_a_tile_beyond_its_image_counts_before_it_is_decoded(client, monkeypatch, sides, status, told):
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    body = tiff(1, 1, [bytes(4096 * 2048)], sides)
+    assert len(body) < 20_000
+    assert refused(client.post("/v1/search", content=body), status).startswith(told)
+
+
+def test_a_tiff_in_tiles_is_searched_by_and_its_tiles_take_their_share_of_memory(served, client):
+    image, sides = noise(SIDE, SIDE, seed=4), [(322, LONG, 32), (323, LONG, 32)]
+    canvas = np.zeros((64, 64, 3), np.uint8)
+    canvas[:SIDE, :SIDE] = image
+    tiles = [canvas[top:top + 32, left:left + 32].tobytes() for top in (0, 32) for left in (0, 32)]
+    body = tiff(SIDE, SIDE, tiles, sides, bands=3)
+    told = client.post("/v1/search?mode=symmetric", content=body).json()
+    assert told["code"] == served.encoder.encode(image).packed[0].tobytes().hex()
+    assert pixels_of(body, 10**4) == SIDE * SIDE
+    assert pixels_of(tiff(1, 1, [b""], [(322, LONG, 4096), (323, LONG, 2048)]), 10**7) == 4096 * 2048
+    strips = picture_bytes(Image.fromarray(image), "TIFF", compression="tiff_adobe_deflate", big_tiff=True)
+    assert pixels_of(strips, 10**4) == SIDE * SIDE
 
 
 def test_uploads_that_are_too_large_broken_or_no_image_are_refused(client, served):

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import email.message
 import io
+import math
 import re
+import struct
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ PHOTOGRAPHS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF
 FIELD = "image"
 MULTIPART = "multipart/form-data"
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, section 5.1.1
+TILE = (322, 323)  # the tags of a TIFF for width and length of its tiles
+ENTRIES = 2**16  # of a TIFF's directory that are looked at; libtiff reads none of more than 4096
 NO_IMAGE = f"no image that is read here ({', '.join(PHOTOGRAPHS)}); send the bytes of an image file"
 
 
@@ -125,16 +129,48 @@ def open_image(file: io.IOBase, pixels: int | None = None) -> "PIL.Image.Image":
         raise Refused(413, f"an image of more than {most} pixels; make it smaller") from None
     except Exception:  # Pillow's readers raise almost anything for damaged files
         raise Refused(415, NO_IMAGE) from None
-    width, height = image.size
-    if pixels is not None and width * height > pixels:
-        raise Refused(413, f"an image of {width} x {height} pixels, more than {pixels}; make it smaller")
+    if pixels is None:
+        return image
+    width, height = decoded_size(image)
+    if width * height > pixels:
+        what = "an image" if (width, height) == image.size else "an image in tiles"
+        raise Refused(413, f"{what} of {width} x {height} pixels, more than {pixels}; make it smaller")
     return image
 
 
+def decoded_size(image: "PIL.Image.Image") -> tuple[int, int]:
+    """Width and height of what is decoded of an image that has just been opened: its own, or those of a larger tile of a TIFF,
+    which libtiff decodes whole for the one pixel of it that the image shows. (Strips it cuts at the image's end.)
+
+    Raises:
+        Refused: for a TIFF whose tiles cannot be told from its head.
+    """
+    if image.format != "TIFF":
+        return image.size
+    try:
+        tile, tags = tuple(image.tag_v2.get(tag, 0) for tag in TILE), _tags(image)
+    except Exception:  # as above
+        raise Refused(415, NO_IMAGE) from None
+    # Of a tag that is there twice, or of a type that Pillow passes over, libtiff may read another value
+    if any(tags.count(tag) != (tag in image.tag_v2) for tag in TILE) or not all(isinstance(side, int) for side in tile):
+        raise Refused(415, NO_IMAGE)
+    return max(image.size, tile, key=math.prod)
+
+
+def _tags(image: "PIL.Image.Image") -> list[int]:
+    """The tags of a TIFF's first directory as they stand in the file."""
+    image.fp.seek(0)
+    count, entry = ("Q", "H18x") if image.fp.read(3).endswith(b"+") else ("H", "H10x")
+    order = "<" if image.tag_v2.prefix == b"II" else ">"
+    image.fp.seek(image.tag_v2.offset)
+    (entries,) = struct.unpack(order + count, image.fp.read(struct.calcsize(order + count)))
+    entry = struct.Struct(order + entry)
+    return [tag for (tag,) in entry.iter_unpack(image.fp.read(min(entries, ENTRIES) * entry.size))]
+
+
 def pixels_of(body: bytes, pixels: int) -> int:
-    """How many pixels an upload has, by its head. Raises Refused as `open_image`."""
-    width, height = open_image(io.BytesIO(body), pixels).size
-    return width * height
+    """How many pixels of an upload are decoded at once, by its head. Raises Refused as `open_image`."""
+    return math.prod(decoded_size(open_image(io.BytesIO(body), pixels)))
 
 
 def decode(body: bytes, pixels: int) -> UInt8[np.ndarray, "height width 3"]:
