@@ -1,7 +1,6 @@
 """python -m jax_brcd.serve: search an index by a page and over HTTP."""
 
 import contextlib
-import ipaddress
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     limits, port = convert(Limits, given), _port(own["port"])
     try:
         from jax_brcd.search.service.app import create_app
-        from jax_brcd.search.service.gate import check_token
+        from jax_brcd.search.service.gate import check_token, is_loopback
         from jax_brcd.search.service.protocol import listen, run
     except ImportError as error:
         raise InputError(f"a service needs the package {error.name}; pip install 'jax_brcd[search]'") from None
@@ -66,14 +65,6 @@ def _browser(own: Mapping[str, Any], index: Any) -> Any:
         raise InputError("an encoder in the browser needs two folders, of an export and of onnxruntime-web's files; give both "
                          "`browser` and `browser_runtime`")
     return None if own["browser"] is None else browser_files(own["browser"], own["browser_runtime"], index)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an interface of that name."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _port(text: str) -> int:

@@ -363,7 +363,9 @@ def test_without_a_token_only_names_of_this_machine_are_answered(served):
     """Else a page of another host, whose name leads here, could read the answers."""
     app = served.app()
     for host, status in (("127.0.0.1:8765", 200), ("localhost", 200), ("[::1]:80", 200), ("evil.example:80", 421), ("", 421),
-                         ("127.0.0.1.evil.example", 421), ("localhost@evil.example", 421)):
+                         ("127.0.0.1.evil.example", 421), ("localhost@evil.example", 421), ("127.0.0.2:8765", 200),
+                         ("[::1]", 200), ("192.168.1.5", 421), ("[::]:80", 421), ("0.0.0.0", 421),
+                         ("127.0.0.2.evil.example:8765", 421)):
         assert TestClient(app, base_url=HERE).get("/v1/status", headers={"host": host}).status_code == status, host
 
 

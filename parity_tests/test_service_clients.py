@@ -24,9 +24,10 @@ from jax_brcd.search import open_store
 from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
 from jax_brcd.search.service.files import MODEL, RUNTIME
+from jax_brcd.search.service.gate import is_loopback
 from jax_brcd.search.service.limits import Limits
 from jax_brcd.search.stores.memory import MemoryStore
-from jax_brcd.serve import is_loopback, main
+from jax_brcd.serve import main
 
 SHORT = Limits(max_mib=1, head_seconds=1.0, body_seconds=1.0, quiet_seconds=2.0, connections=8)
 HEAD = "POST /v1/search/codes HTTP/1.1\r\nHost: localhost\r\n"
@@ -241,6 +242,16 @@ def test_the_token_of_the_environment_is_asked_for(asking, monkeypatch):
     assert asking(statuses) == [401, 200]
     monkeypatch.delenv("JAX_BRCD_TOKEN")
     assert asking(statuses) == [200, 200] and asking(statuses, "--token", 20 * "u") == [401, 401]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_the_address_that_the_command_prints_is_answered(asking, capsys, host):
+    def status(client):
+        address = capsys.readouterr().out.split(" at ")[1].split()[0]
+        assert address.startswith(f"http://{host}:")
+        return client.get(f"{address}v1/status").status_code
+
+    assert asking(status, "--host", host) == 200
 
 
 def test_the_limits_of_the_command_are_the_services(asking):

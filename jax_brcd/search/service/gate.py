@@ -2,6 +2,7 @@
 
 import contextlib
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOG = logging.getLogger("jax_brcd.serve")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 TOKEN_LENGTH = 16  # characters, that it cannot be guessed
 # The page asks for nothing of any other host, runs nothing but its own files, and is shown in no other page. WebAssembly, by
 # which it may encode, needs a word of its own, and threads need the two policies of origin
@@ -93,8 +93,9 @@ class Gate:
     def _check(self, scope: "Scope", is_open: bool) -> None:
         """Raises Refused for a request that is not let in."""
         headers = dict(scope["headers"])
-        if self._token is None and _host(headers.get(b"host", b"")) not in LOOPBACK:
-            raise Refused(421, "a service without a token answers to 127.0.0.1 and localhost alone; start it with `token`")
+        if self._token is None and not is_loopback(_host(headers.get(b"host", b""))):
+            raise Refused(421, "a service without a token answers to localhost and to addresses such as 127.0.0.1 alone; start "
+                               "it with `token`")
         if self._token is not None and not is_open and not self._known(headers):
             raise Refused(401, "this needs the token the service was started with, as the header Authorization: Bearer TOKEN")
 
@@ -113,10 +114,19 @@ class Gate:
         return hmac.compare_digest(headers.get(b"authorization", b""), self._token)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an interface of that name: an address, or localhost. What other names lead to is for
+    others to say."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _host(header: bytes) -> str:
-    """The name in a Host header, without its port."""
+    """The name in a Host header, without its port and brackets."""
     name = header.decode("latin-1").lower()
-    return name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 async def _answer(send: "Send", status: int, problem: str) -> None:
