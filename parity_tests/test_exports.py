@@ -279,6 +279,14 @@ def test_images_to_quantise_by_come_from_all_parts_of_a_folder(files, count, las
     assert max(np.diff(places)) <= -(-(files - 1) // (min(files, count) - 1))
 
 
+def test_files_that_cannot_be_read_are_passed_over_by_their_names(tmp_path):
+    (tmp_path / "`bad`.png").touch()
+    Image.fromarray(blots(0)).save(tmp_path / "good.png")
+    said = []
+    assert len(material.images_below(tmp_path, 2, said.append)) == 1
+    assert [line.partition(".png: ")[0] for line in said] == [f"passed over: {tmp_path}/`bad`"]
+
+
 def test_bits_may_differ_near_zero_and_nowhere_else():
     expected = np.array([[1.0, 5e-5, -2.0]], np.float32)
     other = np.array([[1.0, -5e-5, -2.0]], np.float32)

@@ -34,7 +34,7 @@ def test_a_run_at_224_killed_in_the_middle_of_an_epoch_ends_like_an_undisturbed_
     def finish(name):
         done = subprocess.run(command(name), env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert "The frozen student encodes new views each epoch" in done.stdout
+        assert "The frozen student encodes new views each epoch; --views " in done.stdout
         history = [json.loads(line) | {"seconds": 0} for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         return json.loads((tmp_path / name / "metrics.json").read_text()) | {"costs": None}, history
 

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from jax_brcd.data.dataset import one_hot
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, Naming
 from jax_brcd.settings import command_line
 from jax_brcd.settings.command_line import Bars, bars, run_command, say
 
 # A command that prints, works on after its reader has gone, and writes down that it came to its end
 WORKING = """
 import pathlib, sys, time
+from jax_brcd.runtime.errors import Naming
 from jax_brcd.settings.command_line import bars, run_command, say
 
 def main(argv):
     with bars() as progress:
         for step in range(4):
-            say(f"step {step} of `batch_size`")
+            say(Naming(f"step {step} of `batch_size`"))
             progress("work", step, 4)
             time.sleep(0.2)
         pathlib.Path(sys.argv[1]).write_text("all written")
@@ -186,6 +187,12 @@ def test_names_of_files_that_are_no_text_are_shown_as_escapes(monkeypatch):
     monkeypatch.setattr(sys, "stdout", strict)
     say("passed over: caf\udce9.jpg, caf\xe9.jpg")
     assert strict.buffer.getvalue().decode() == "passed over: caf\\udce9.jpg, caf\xe9.jpg\n"
+
+
+def test_settings_are_spelled_as_options_where_a_text_names_them_and_not_in_names_that_users_gave(capsys):
+    say(Naming("with `student_size` 224"))
+    say("/photos/the `best` one.jpg")
+    assert capsys.readouterr().out == "with --student-size 224\n/photos/the `best` one.jpg\n"
 
 
 def test_a_log_has_a_line_of_progress_once_in_a_minute(monkeypatch):

@@ -170,6 +170,24 @@ def test_a_page_holds_its_pictures_and_asks_nobody(here, tmp_path, capsys):
     assert re.findall(r'(?:src|href)="(?!data:|file:)', page) == [] and "http:" not in page and "https:" not in page
 
 
+def test_names_with_backticks_are_printed_as_they_are(filled, tmp_path, monkeypatch, capsys):
+    """Elsewhere these name settings, which the commands spell as options."""
+    monkeypatch.chdir(tmp_path)
+    best = tmp_path / "photos/the `best` one.png"
+    write_images(tmp_path / "photos", best.name, "other.png")
+    (tmp_path / "photos/`bad`.png").touch()
+    said = answer(index.main, ["add", "photos", "--encoder", filled / "encoder", "--decode-workers", "0"], capsys)
+    assert f"Cannot be read: {tmp_path}/photos/`bad`.png: " in said
+    assert f"  {tmp_path}/photos/`bad`.png: " in answer(index.main, ["status"], capsys)
+    title, nearest, _ = answer(search.main, [best, "-k", "2"], capsys).splitlines()
+    assert title == str(best) and nearest == f"   1       0  {best}"
+    (found,) = json.loads(answer(search.main, [best, "-k", "1", "--json"], capsys))
+    assert found["query"] == str(best) and found["pictures"][0]["path"] == str(best)
+    assert answer(search.main, [best, "--html", "`all`.html"], capsys) == "Page: `all`.html\n"
+    best.write_text("no image any more")
+    assert f"Not checked: {best}: " in answer(index.main, ["verify"], capsys)
+
+
 def test_queries_are_seen_upright_as_the_index_sees_its_files(here, tmp_path, capsys):
     turned = Image.Exif()
     turned[0x112] = 6

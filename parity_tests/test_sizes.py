@@ -22,6 +22,7 @@ from jax_brcd.models import BACKBONES, Preprocessing, Variant, create_hash_model
 from jax_brcd.report import results_table
 from jax_brcd.runtime.digests import digest
 from jax_brcd.runtime.files import read_json
+from jax_brcd.settings.command_line import say
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages import run as stage_run
 from jax_brcd.stages.configuration import create_config
@@ -218,13 +219,15 @@ def test_images_that_travel_are_rendered_for_both(tmp_path):
     assert found[0]["teacher"]["map"] == pytest.approx(found[1]["teacher"]["map"], abs=0.01)
 
 
-def test_a_student_without_a_size_sees_what_the_teacher_sees_and_is_told_so(cache, tmp_path):
+def test_a_student_without_a_size_sees_what_the_teacher_sees_and_is_told_so(cache, tmp_path, capsys):
     """The note says how it would see the colours that it is meant for."""
     encoder = create_encoder(create_hash_model("looking", 16), "looking", SEEN["looking"], bits=16, role="student")
     told = {**SIZES, "student_weights": encoder.save(tmp_path / "weights")}
     context = load(cache, **{**told, "student_size": None})
     assert context.student_preprocessing == context.preprocessing == dataclasses.replace(SEEN["seeing"], size=24)
-    assert ["with `student_size` 24 it would see its own" in note for note in stage_run.colour_notes(context)] == [True]
+    (note,) = stage_run.colour_notes(context)
+    say(note)
+    assert "with `student_size` 24 it would see its own" in note and "with --student-size 24 it" in capsys.readouterr().out
     context = load(cache, **{**told, "student_size": 24})
     assert context.student_preprocessing == dataclasses.replace(SEEN["looking"], size=24)
     assert stage_run.colour_notes(context) == [] and "sizes" not in context.protocol()
@@ -297,11 +300,14 @@ def test_a_run_says_how_large_its_images_were_and_evaluate_takes_them_so(tmp_pat
     assert float(said.splitlines()[2].split()[2]) == pytest.approx(metrics["student"]["symmetric"]["map"], abs=1e-4)
 
 
-def test_a_model_larger_than_its_images_is_noted_unless_sizes_are_told(tmp_path):
+def test_a_model_larger_than_its_images_is_noted_unless_sizes_are_told(tmp_path, capsys):
     BACKBONES.register("large")(Variant(lambda *, rngs: Pooled(8, rngs), Preprocessing(240)))
     told = {"dataset": "list", "data_dir": write_lists(tmp_path / "tree", 6, 8, 4), "teacher": "large", "student": "looking"}
     note = "large sees 240 pixels of image files that are decoded to squares of 256; `{}` 240 decodes them to 274."
-    assert stage_run.square_notes(load(tmp_path, **told), student=True) == [note.format("teacher_size")]
+    notes = stage_run.square_notes(load(tmp_path, **told), student=True)
+    assert notes == [note.format("teacher_size")]
+    say(notes[0])
+    assert "; --teacher-size 240 decodes" in capsys.readouterr().out
     assert stage_run.square_notes(load(tmp_path, **told, student_size=16), student=True) == []
     encoder = create_encoder(create_hash_model("large", 16), "large", Preprocessing(240), bits=16, role="teacher")
     encoder.save(tmp_path / "encoder")

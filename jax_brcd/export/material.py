@@ -53,7 +53,7 @@ def images_below(folder: os.PathLike | str, count: int, say: Say) -> list[np.nda
             try:
                 found.append(read_item(root / path))
             except InputError as error:
-                say(f"passed over: {error}")
+                say(f"passed over: {error.problem}")
         if not found:
             raise InputError("holds no image that can be read; name a folder of images")
     return found

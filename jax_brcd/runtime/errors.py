@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 NAMED_SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # a setting that the text of an error names
 
 
+class Naming(str):
+    """A text that names settings in backticks, for a command to spell as options; it holds no names that users gave."""
+
+
 class InputError(ValueError):
     """Bad input, told in one line.
 

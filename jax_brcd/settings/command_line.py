@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jax_brcd.runtime import interruption
-from jax_brcd.runtime.errors import NAMED_SETTING, InputError
+from jax_brcd.runtime.errors import NAMED_SETTING, InputError, Naming
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, settings_of, words_of
 
@@ -109,10 +109,10 @@ def _spell(default: Any) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line at once, with the settings that it names as options. Where the reader has gone (`| head`) the rest of the
-    output goes nowhere and the work goes on."""
+    """Prints a line at once: as it is, for names of files have backticks too; a Naming with its settings as options. Where the
+    reader has gone (`| head`) the rest of the output goes nowhere and the work goes on."""
     try:
-        print(_printable(spelled(text), sys.stdout), flush=True)
+        print(_printable(spelled(text) if isinstance(text, Naming) else text, sys.stdout), flush=True)
     except BrokenPipeError:
         _drop(sys.stdout)
 

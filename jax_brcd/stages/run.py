@@ -18,7 +18,7 @@ from jax_brcd.report import SKIPPED, Report, results, results_table, write_repor
 from jax_brcd.report.page import PAGE
 from jax_brcd.retrieval.searches import SEARCHES
 from jax_brcd.runtime import devices
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, Naming
 from jax_brcd.runtime.files import atomic_path, check_folder, lock_beside, locked, read_json, write_json
 from jax_brcd.runtime.progress import Progress, Say, silent, unheard
 from jax_brcd.stages.claim import (
@@ -227,8 +227,8 @@ def square_notes(context: Context, *, student: bool) -> list[str]:
         return []
     brought = student and brought_encoder(context.config, "teacher_weights") is not None
     setting = "student_size" if brought or context.table is not None else "teacher_size"
-    return [f"{context.config.viewer} sees {size} pixels of image files that are decoded to squares of {side}; "
-            f"`{setting}` {size} decodes them to {square_side(size)}."]
+    return [Naming(f"{context.config.viewer} sees {size} pixels of image files that are decoded to squares of {side}; "
+                   f"`{setting}` {size} decodes them to {square_side(size)}.")]
 
 
 def colour_notes(context: Context) -> list[str]:
@@ -238,8 +238,8 @@ def colour_notes(context: Context) -> list[str]:
     own = config.student.student_size is not None or config.student.student_weights == "random"
     if own or (meant.mean, meant.std) == (seen.mean, seen.std):
         return []
-    return [f"The student sees colours normalised as {config.teacher.teacher} does, and not as {config.student.student} is "
-            f"meant to; with `student_size` {seen.size} it would see its own."]
+    return [Naming(f"The student sees colours normalised as {config.teacher.teacher} does, and not as "
+                   f"{config.student.student} is meant to; with `student_size` {seen.size} it would see its own.")]
 
 
 def views_notes(context: Context, student: Built) -> list[str]:
@@ -248,11 +248,11 @@ def views_notes(context: Context, student: Built) -> list[str]:
         return []
     if context.plan.kept is None:
         views = context.config.data.views
-        return [f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image once, "
-                "and train far faster."]
+        return [Naming(f"The frozen student encodes new views each epoch; `views` {views} would encode {views} of each image "
+                       "once, and train far faster.")]
     normalised = "; its batch norm runs on its running averages, where `fresh_views` take each batch's statistics"
-    return [f"The frozen student encodes {context.plan.kept} views of each image once"
-            f"{normalised if nnx.state(student.model, nnx.BatchStat) else ''}."]
+    return [Naming(f"The frozen student encodes {context.plan.kept} views of each image once"
+                   f"{normalised if nnx.state(student.model, nnx.BatchStat) else ''}.")]
 
 
 def _write(
