@@ -22,7 +22,7 @@ from toy_runs import answer, refusal
 from jax_brcd import index, serve
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import __main__ as search
-from jax_brcd.search import open_store, pictures
+from jax_brcd.search import open_store, pictures, searching
 from jax_brcd.search.places import shown
 from jax_brcd.search.searching import duplicates, nearest
 
@@ -222,6 +222,46 @@ def test_duplicates_are_the_groups_that_chains_of_near_codes_make():
     assert [picture.distance for picture in duplicates(store, 2)[0].pictures] == [0, 2, 4]
     assert [[picture.id for picture in found.pictures] for found in duplicates(store, 0)] == [["d", "e"]]
     assert duplicates(store_of(), 3) == [] and duplicates(store_of(a=1), 3) == []
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3])
+@pytest.mark.parametrize("many", [10, searching.MANY], ids=["tables", "scan"])
+def test_duplicates_of_many_equal_codes_are_those_of_all_pairs_and_each_code_is_asked_for_once(radius, many, monkeypatch):
+    draw = np.random.default_rng(radius)
+    kinds = draw.integers(0, 2**16, 60, dtype=np.uint16)
+    kinds[30:] = kinds[:30] ^ (np.uint16(1) << draw.integers(0, 16, 30, dtype=np.uint16))
+    packed = np.zeros((400, 3), np.uint8)  # of 20 bits, the last 4 of which are 0 here
+    packed[:, :2] = draw.choice(kinds, 400).astype(">u2")[:, None].view(np.uint8)
+    gone = draw.random(400) < 0.1
+    ids = [f"{number:03}" for number in draw.permutation(400)]
+    store = open_store("memory:", create_for=types.SimpleNamespace(bits=20, space=None))
+    store.add(ids, PackedCodes(packed, 20), [{"missing": bool(each)} for each in gone])
+    asked, searched = [], searching.HammingIndex.search_radius
+    monkeypatch.setattr(searching, "MANY", many)
+    monkeypatch.setattr(searching, "TOGETHER", 16)
+    monkeypatch.setattr(searching.HammingIndex, "search_radius", lambda index, codes, radius: (
+        asked.extend(map(bytes, codes.packed)), searched(index, codes, radius))[1])
+    monkeypatch.setattr(store, "search_radius", lambda *_: pytest.fail("its hits hold the attributes of each pair"))
+    steps = []
+    found = duplicates(store, radius, progress=lambda *step: steps.append(step))
+    here = {id: code for id, code, missing in zip(ids, packed, gone) if not missing}
+    assert sorted(asked) == sorted({bytes(code) for code in here.values()}) and 30 < len(asked) <= 60 < len(here)
+    assert steps[-1] == ("compare codes", len(asked), len(asked))
+    expected, left = [], sorted(here)
+    while left:
+        group, new = set(), {left[0]}
+        while new:
+            group |= new
+            new = {id for id in left if id not in group and any(
+                np.bitwise_count(here[id] ^ here[other]).sum() <= radius for other in new)}
+        left = [id for id in left if id not in group]
+        away = {id: int(np.bitwise_count(here[id] ^ here[min(group)]).sum()) for id in group}
+        if len(group) > 1:
+            expected.append(sorted((away[id], id) for id in group))
+    expected.sort(key=lambda group: (-len(group), group[0]))
+    assert [[(each.distance, each.id) for each in answer.pictures] for answer in found] == expected
+    assert [answer.title for answer in found] == [f"Group {place + 1} of {len(found)}" for place in range(len(found))]
+    assert len(expected) > 1 and len(expected[0]) > 4
 
 
 def test_equal_files_are_duplicates_and_the_command_lists_them(filled, tmp_path, monkeypatch, capsys):

@@ -11,11 +11,12 @@ from jaxtyping import UInt8
 from jax_brcd.data.photos import thumbnail_of
 from jax_brcd.data.reading import read_image
 from jax_brcd.encoder import HashEncoder
-from jax_brcd.retrieval import PackedCodes
+from jax_brcd.retrieval import HammingIndex, PackedCodes
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.search.places import MISSING, Content, shown
 from jax_brcd.search.stores import Hit, Store
+from jax_brcd.search.stores.view import MANY
 
 TOGETHER = 1024  # codes that are searched for at once
 WIDER = 4  # how many times more hits are asked for where too many are missing
@@ -92,45 +93,50 @@ def duplicates(store: Store, radius: int, *, progress: Progress = silent) -> lis
     """Groups of images of which each is within `radius` bits of another of its group, the largest first; equal files are a
     group at radius 0. Distances are those from the group's first image.
 
+    Images of equal codes are of one group, so their code is searched for once, and among such codes alone.
+
     Raises:
         InputError: for radius < 0.
     """
-    ids, packed, copied = _present(store)
-    group = _Groups(ids)
-    for begin in range(0, len(ids), TOGETHER):
-        rows = slice(begin, begin + TOGETHER)
-        codes = PackedCodes(packed[rows], store.bits, store.space)
-        for id, hits in zip(ids[rows], store.search_radius(codes, radius), strict=True):
-            for hit in hits:
-                group.join(id, hit.id)
-        progress("compare codes", min(begin + TOGETHER, len(ids)), len(ids))
+    ids, alike, copied = _present(store)
+    group, equals = _Groups(ids), list(alike.values())
+    for first, *others in equals:
+        for id in others:
+            group.join(first, id)
+    packed = np.frombuffer(b"".join(alike), np.uint8).reshape(len(alike), -(-store.bits // 8))
+    codes = PackedCodes(packed, store.bits, store.space)
+    index = HammingIndex(codes, multi_index=len(codes) >= MANY)
+    for begin in range(0, len(codes), TOGETHER):
+        for row, (_, near) in enumerate(index.search_radius(codes[begin : begin + TOGETHER], radius), start=begin):
+            for other in near[near > row]:
+                group.join(equals[row][0], equals[other][0])
+        progress("compare codes", min(begin + TOGETHER, len(codes)), len(codes))
     several = [_group(store, members) for members in group.all() if len(members) > 1 or members[0] in copied]
     several.sort(key=lambda pictures: (-sum(len(each.paths) for each in pictures), pictures[0].path))
     return [Answer(f"Group {number} of {len(several)}", pictures) for number, pictures in enumerate(several, start=1)]
 
 
-def _present(store: Store) -> tuple[list[str], UInt8[np.ndarray, "items bytes"], set[str]]:
-    """Ids and codes of the items that are not missing, and the ids of those that several equal files have."""
-    ids, packed, copied = [], [], set()
+def _present(store: Store) -> tuple[list[str], dict[bytes, list[str]], set[str]]:
+    """The ids of the items that are not missing, those of each code, and of those that several equal files have."""
+    ids, alike, copied = [], collections.defaultdict(list), set()
     for item in store.items():
         if not item.attributes.get(MISSING):
             ids.append(item.id)
-            packed.append(item.packed)
+            alike[item.packed.tobytes()].append(item.id)
             if len(Picture.of(1, item.id, ORIGIN, item.attributes).paths) > 1:
                 copied.add(item.id)
-    return ids, np.stack(packed) if packed else np.empty((0, -(-store.bits // 8)), np.uint8), copied
+    return ids, alike, copied
 
 
 class _Groups:
-    """Which ids belong together (union-find); ids that are not known from the start are passed over."""
+    """Which ids belong together (union-find)."""
 
     def __init__(self, ids: Iterable[str]):
         self._above = {id: id for id in ids}
 
     def join(self, one: str, other: str) -> None:
-        if other in self._above:
-            one, other = self._top(one), self._top(other)
-            self._above[max(one, other)] = min(one, other)
+        one, other = self._top(one), self._top(other)
+        self._above[max(one, other)] = min(one, other)
 
     def all(self) -> Iterator[list[str]]:
         """The groups, each in order of ids."""
