@@ -19,6 +19,7 @@ from encoders import noise, random_encoder, same
 from image_trees import write_images
 from PIL import Image
 
+from jax_brcd.encoder import HashEncoder
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.workers import Lost, Workers
@@ -364,6 +365,16 @@ def test_folders_are_removed_from_the_index_whether_they_are_there_or_not(store,
     assert missing(store) == ["copy.png"] and remove_missing(store) == 1 and len(store) == 6
     remove_folders(store, [photos])
     assert len(store) == 0 and status(store).roots == {}
+
+
+def test_verification_encodes_as_many_images_as_their_bytes_allow(store, photos, monkeypatch):
+    add(store, photos)
+    together, encode = [], HashEncoder.encode
+    monkeypatch.setattr(HashEncoder, "encode", lambda self, images: (
+        together.append([image.nbytes for image in images]), encode(self, images))[1])
+    assert verify(store, 9, encoder=ENCODER) == (9, [], {}) and together.pop() == 9 * [12 * 10 * 3] and not together
+    monkeypatch.setattr(indexing, "PIXEL_BYTES", 12 * 10 * 3)
+    assert verify(store, 9, encoder=ENCODER) == (9, [], {}) and [len(each) for each in together] == [2, 2, 2, 2, 1]
 
 
 def test_verification_finds_codes_that_are_not_those_of_their_files(store, photos):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from toy_runs import answer, refusal
 from jax_brcd import index, serve
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.search import __main__ as search
-from jax_brcd.search import open_store, pictures, searching
+from jax_brcd.search import indexing, open_store, pictures, searching
 from jax_brcd.search.places import shown
 from jax_brcd.search.searching import duplicates, nearest
 
@@ -186,6 +187,29 @@ def test_names_with_backticks_are_printed_as_they_are(filled, tmp_path, monkeypa
     assert answer(search.main, [best, "--html", "`all`.html"], capsys) == "Page: `all`.html\n"
     best.write_text("no image any more")
     assert f"Not checked: {best}: " in answer(index.main, ["verify"], capsys)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_queries_leave_memory_once_they_are_encoded(here, monkeypatch, soft):
+    names, alive, most, read = sorted(map(str, pathlib.Path("photos").glob("*.png"))), set(), [], searching.read_image
+
+    def counted(path, **told):
+        image = read(path, **told)
+        alive.add(path)
+        weakref.finalize(image, alive.discard, path)
+        most.append(len(alive))
+        return image
+
+    with contextlib.closing(open_store("photos.brcd")) as store:
+        whole = searching.search_images(store, ENCODER, names, 3, soft=soft)
+        monkeypatch.setattr(searching, "read_image", counted)
+        monkeypatch.setattr(indexing, "PIXEL_BYTES", 1)
+        found = searching.search_images(store, ENCODER, names, 3, soft=soft)
+    assert len(most) == 9 and max(most) <= 2 and not alive
+    assert [answer.title for answer in found] == names and [a.thumbnail for a in found] == [a.thumbnail for a in whole]
+    for one, other in zip(found, whole, strict=True):
+        assert [each.id for each in one.pictures] == [each.id for each in other.pictures]
+        assert [each.distance for each in one.pictures] == pytest.approx([each.distance for each in other.pictures], abs=1e-4)
 
 
 def test_queries_are_seen_upright_as_the_index_sees_its_files(here, tmp_path, capsys):

@@ -7,7 +7,7 @@ whatever ends the work, the next addition goes on from there. The files themselv
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -160,6 +160,11 @@ def fits(encoder: HashEncoder, pixels: UInt8[np.ndarray, "height width 3"]) -> s
     return ""
 
 
+def enough(images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> bool:
+    """Whether images that were read are to be encoded, and forgotten, before more are."""
+    return len(images) >= TOGETHER or sum(image.nbytes for image in images) > PIXEL_BYTES
+
+
 class _Coming(NamedTuple):
     """A content that is being read, and its files."""
 
@@ -202,7 +207,7 @@ class _Work:
         for answer in ahead(pool, read_photo, self._new(pool, depth), lambda coming: (coming.places[0].path,), depth):
             if answer is not None:
                 self._take(*answer)
-            full = len(self._read) == TOGETHER or sum(photo.pixels.nbytes for _, photo in self._read) > PIXEL_BYTES
+            full = enough([photo.pixels for _, photo in self._read])
             if full or (self._since is not None and time.monotonic() - self._since > EVERY):
                 self._write()
         self._write()

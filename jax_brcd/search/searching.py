@@ -14,6 +14,7 @@ from jax_brcd.encoder import HashEncoder
 from jax_brcd.retrieval import HammingIndex, PackedCodes
 from jax_brcd.runtime.files import as_path
 from jax_brcd.runtime.progress import Progress, silent
+from jax_brcd.search.indexing import enough
 from jax_brcd.search.places import MISSING, Content, shown
 from jax_brcd.search.stores import Hit, Store
 from jax_brcd.search.stores.view import MANY
@@ -71,11 +72,17 @@ def search_images(
     Raises:
         InputError: for files that are no images, and k < 1.
     """
-    images = [read_image(as_path(path), upright=True) for path in paths]
-    queries = encoder.logits(images) if soft else encoder.encode(images)
-    found = nearest(store, queries, k, soft=soft, missing=missing)
-    return [Answer(str(path), [Picture.of(rank, *hit) for rank, hit in enumerate(hits, start=1)], _thumbnail(image))
-            for path, image, hits in zip(paths, images, found, strict=True)]
+    answers: list[Answer] = []
+    images: list[UInt8[np.ndarray, "_ _ 3"]] = []
+    for number, path in enumerate(paths, start=1):
+        images.append(read_image(as_path(path), upright=True))
+        if number == len(paths) or enough(images):
+            queries = encoder.logits(images) if soft else encoder.encode(images)
+            found = nearest(store, queries, k, soft=soft, missing=missing)
+            answers += [Answer(str(path), [Picture.of(rank, *hit) for rank, hit in enumerate(hits, start=1)], _thumbnail(image))
+                        for path, image, hits in zip(paths[number - len(images) : number], images, found, strict=True)]
+            images.clear()
+    return answers
 
 
 def nearest(store: Store, queries: Any, k: int, *, soft: bool = False, missing: bool = False) -> list[list[Hit]]:

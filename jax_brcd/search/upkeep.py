@@ -15,7 +15,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.progress import Progress, silent
 from jax_brcd.runtime.workers import ahead, workers
 from jax_brcd.search.encoders import Filler, fillers, identity_of, load_encoder
-from jax_brcd.search.indexing import bad_note, forget_roots, noted_roots
+from jax_brcd.search.indexing import bad_note, enough, forget_roots, noted_roots
 from jax_brcd.search.places import Change, Content, contents, shown, write
 from jax_brcd.search.scanning import Shard, root_of
 from jax_brcd.search.stores import Store
@@ -183,20 +183,32 @@ def _loaded(filler: Filler | None, identity: str, given: HashEncoder | None) -> 
 
 def _compared(encoder: HashEncoder, items: list[tuple[Item, Content]], found: Verified) -> Verified:
     """What was found, with some items more."""
-    unchecked, read = dict(found.unchecked), []
+    equal, different, unchecked = found.equal, list(found.different), dict(found.unchecked)
+    read: list[tuple[Item, Content, np.ndarray]] = []
+
+    def compare() -> None:
+        nonlocal equal
+        codes = encoder.encode([pixels for *_, pixels in read])
+        for (item, content, _), packed in zip(read, codes.packed, strict=True):
+            if np.array_equal(item.packed, packed):
+                equal += 1
+            else:
+                different.append(content.places[0].path)
+        read.clear()
+
     with workers(0, 0.0) as pool:
         for answer in ahead(pool, _read_again, items, lambda item: (item[1].places[0].path, item[1].digest), AHEAD):
             if answer is None:
                 continue
             (item, content), photo = answer
-            if isinstance(photo, Photo):
-                read.append((item, content, photo))
-            else:
+            if not isinstance(photo, Photo):
                 unchecked[content.places[0].path] = str(photo)
-    codes = encoder.encode([photo.pixels for *_, photo in read])
-    equal = [np.array_equal(item.packed, packed) for (item, *_), packed in zip(read, codes.packed, strict=True)]
-    different = [content.places[0].path for (_, content, _), same in zip(read, equal, strict=True) if not same]
-    return Verified(found.equal + sum(equal), found.different + different, unchecked)
+                continue
+            read.append((item, content, photo.pixels))
+            if enough([pixels for *_, pixels in read]):
+                compare()
+    compare()
+    return Verified(equal, different, unchecked)
 
 
 def _read_again(path: str, digest: str) -> Photo | str:
