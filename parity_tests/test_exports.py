@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from jax_brcd.export.onnx import ANY_SIZE, SQUARES, core_model
 from jax_brcd.export.reference import reference_model
 from jax_brcd.export.sessions import open_session, runner
 from jax_brcd.export.trial import NEAR as NEAR_IN
-from jax_brcd.export.trial import compare, of_its_size
+from jax_brcd.export.trial import compare, inputs_for, of_its_size, try_any_size, try_batches
 from jax_brcd.models import BACKBONES, Preprocessing, Variant, create_hash_model
 from jax_brcd.models.rows import RowFormat, create_row_model
 from jax_brcd.models.vit import VisionTransformer
@@ -277,6 +278,47 @@ def test_images_to_quantise_by_come_from_all_parts_of_a_folder(files, count, las
     places = sorted(map(int, material.images_below(tmp_path, count, pytest.fail)))
     assert len(places) == min(files, count) and places[0] == 0 and places[-1] == last
     assert max(np.diff(places)) <= -(-(files - 1) // (min(files, count) - 1))
+
+
+def test_photos_are_in_memory_one_at_a_time(encoder, tmp_path, monkeypatch):
+    for number in range(20):
+        Image.fromarray(blots(number)).save(tmp_path / f"{number:02}.png")
+    alive, most, read = set(), [], material.read_item
+
+    def counted(path):
+        image = read(path)
+        alive.add(number := len(most))
+        weakref.finalize(image, alive.discard, number)
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(material, "read_item", counted)
+    photos = material.images_below(tmp_path, 20, pytest.fail)
+    assert len(photos) == len(most) == 20 and len(photos[4:9]) == 5 and not alive
+    np.testing.assert_array_equal(photos[3], blots(3))
+    made = material.material_of(photos, None, 20, "int8", silent)
+    assert sum(map(len, quantization.planes_of(encoder, made.calibration, made, "calibrate"))) == 20
+
+    def run(images):
+        logits = (encoder if images.ndim == 3 else of_its_size(encoder)).logits(images)
+        return logits, np.packbits(logits > 0, axis=1)
+
+    images = inputs_for(encoder, made.images)
+    assert try_batches(encoder, run, images)["images"] == 20 and try_any_size(encoder, run, images)["images"] == 16 + 3
+    assert max(most) <= 2 and not alive
+
+
+def test_the_command_reads_as_many_photos_as_it_uses(saved, tmp_path, monkeypatch):
+    def read(folder, count, say):
+        counts.append(count)
+        raise InputError("that is all")
+
+    counts = []
+    monkeypatch.setattr(material, "images_below", read)
+    for words in ([], ["--quantize", "int8"], ["--calibration-images", "9"]):
+        with pytest.raises(InputError, match="that is all"):
+            main([str(saved), "--to", "onnx", "--out", str(tmp_path), "--calibrate", str(tmp_path), *words])
+    assert counts == [64, 256, 9]
 
 
 def test_files_that_cannot_be_read_are_passed_over_by_their_names(tmp_path):

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.export.base import CONFIG, EXPORTS
     from jax_brcd.export.lines import lines_of
     from jax_brcd.export.material import images_below, material_of
+    from jax_brcd.export.trial import MADE_UP
     from jax_brcd.runtime.errors import InputError, of_setting
     from jax_brcd.runtime.files import as_path, check_folder, read_json
     from jax_brcd.stages.command import named_places, session
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     known = known_settings(encoder.provenance, given.get("dataset"), given.get("split"))
     config = create_config(**known | given)
     with session(config) as progress:
-        photos = None if calibrate is None else images_below(calibrate, count, say)
+        photos = None if calibrate is None else images_below(calibrate, count if quantize else min(count, MADE_UP), say)
         dataset = dataset_of(config, encoder, progress, told=told) if told or (quantize is not None and known) else None
         with named_places({"out": as_path(out)}):
             written = export(encoder, to, out, **vars(material_of(photos, dataset, count, quantize, progress)))

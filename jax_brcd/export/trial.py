@@ -1,6 +1,7 @@
 """The trial of an export: what its files give is compared with what the encoder gives, bit by bit."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,10 @@ Outputs = tuple[np.ndarray, np.ndarray]  # logits (n, bits) and packed codes (n,
 Inputs = Sequence[Any] | np.ndarray  # uint8 images (height, width, 3) of any sizes, or rows (width,)
 
 
-def inputs_for(encoder: HashEncoder, images: Inputs | None) -> list[np.ndarray]:
+def inputs_for(encoder: HashEncoder, images: Inputs | None) -> Inputs:
     """The images, or rows, that an export is tried with; pictures of blots, or normal numbers, where none are given."""
     if images is not None and len(images):
-        return list(images[:MADE_UP])
+        return images[:MADE_UP]
     draw = np.random.default_rng(0)
     if encoder.over_embeddings:
         return list(draw.normal(size=(MADE_UP, encoder.preprocessing.width)).astype(np.float32))
@@ -62,8 +63,9 @@ def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], imag
 
 def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
     """The trial of a program of one image of any size: with some as they come, and with some made narrow, high, and large."""
-    shaped = [*images[:ANY_SIZE], *(resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False))]
-    return compare(encoder.logits(shaped), [run(image) for image in shaped], near=NEAR[encoder.dtype])
+    shaped = itertools.chain(images[:ANY_SIZE], (resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False)))
+    expected, found = zip(*((encoder.logits(image), run(image)) for image in shaped), strict=True)  # which holds one at a time
+    return compare(np.concatenate(expected), found, near=NEAR[encoder.dtype])
 
 
 def compare(expected: np.ndarray, found: Sequence[Outputs], *, near: float) -> dict[str, Any]:
