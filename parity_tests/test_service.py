@@ -18,7 +18,9 @@ from service_index import SIDE, SMALL, picture_bytes, serve_images
 from starlette.testclient import TestClient
 
 from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.workers import cores
 from jax_brcd.search import open_store
+from jax_brcd.search.service import app
 from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
 from jax_brcd.search.service.limits import Limits
@@ -402,6 +404,123 @@ def test_queries_that_come_together_are_encoded_together_and_each_gets_its_own_a
     assert {answer.json()["hits"][0]["distance"] for answer in answers} == {0}
     assert "elongated" in refused(bad, 400)
     assert batches.batches - before[0] < batches.items - before[1] == count
+
+
+class Disk:
+    """A disk that stalls where files are opened, or where they are read, until it is let go; `kept` has an entry for each time
+    that it did, and `closed` for each file that was closed."""
+
+    def __init__(self, monkeypatch, stage):
+        self._end, self.kept, self.closed = threading.Event(), [], []
+        make, open_, disk = app.make_thumbnail, app.open_original, self
+
+        def wait():
+            disk.kept.append(stage)
+            assert disk._end.wait(60)
+
+        class File:
+            """An original whose reads stall."""
+
+            def __init__(self, file):
+                self._file, self.fileno = file, file.fileno
+
+            def read(self, size):
+                wait()
+                return self._file.read(size)
+
+            def close(self):
+                self._file.close()
+                disk.closed.append(stage)
+
+        def opened(attributes):
+            if stage == "open":
+                wait()
+            file, kind = open_(attributes)
+            return File(file), kind
+
+        monkeypatch.setattr(app, "open_original", opened)
+        monkeypatch.setattr(app, "make_thumbnail", lambda *told: (wait(), make(*told))[1])
+
+    def let_go(self):
+        self._end.set()
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("stage", ["open", "read", "thumbnail"])
+def test_a_disk_that_stalls_holds_up_no_search_and_not_all_requests(served, monkeypatch, stage):
+    disk, places = Disk(monkeypatch, stage), 2 * cores() + 2
+    service = served.app(limits=Limits(at_once=2 * places))
+    address = f"/v1/images/{quote(served.ids[0], safe='')}{'' if stage == 'thumbnail' else '?original=1'}"
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service), base_url=HERE) as client:
+            stalled = [asyncio.create_task(client.get(address)) for _ in range(places)]
+            await until(lambda: len(disk.kept) == cores())  # as many as there are threads for files
+            searched = await asyncio.wait_for(client.post("/v1/search?k=1", content=picture_bytes(served.images[0])), 60)
+            beyond = await asyncio.wait_for(client.get(address), 60)
+            health = await asyncio.wait_for(client.get("/healthz"), 60)
+            disk.let_go()
+            return searched, beyond, health, await asyncio.gather(*stalled), await client.get(address)
+
+    try:
+        searched, beyond, health, stalled, later = asyncio.run(ask())
+    finally:
+        disk.let_go()
+    assert searched.status_code == health.status_code == later.status_code == 200 and len(searched.json()["hits"]) == 1
+    assert "too many requests wait for files" in refused(beyond, 503) and beyond.headers["retry-after"] == "1"
+    assert {answer.status_code for answer in stalled} == {200} and {answer.content for answer in stalled} == {later.content}
+    if stage != "thumbnail":
+        assert later.content == served.paths[0].read_bytes() and len(disk.closed) == places + 1
+
+
+def test_a_client_that_leaves_a_stalled_original_holds_up_nothing_and_its_file_is_closed(served, monkeypatch):
+    disk = Disk(monkeypatch, "read")
+    service = served.app(limits=Limits(at_once=2))  # one of which may wait for a file
+    address = f"/v1/images/{quote(served.ids[0], safe='')}?original=1"
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service), base_url=HERE) as client:
+            left = asyncio.create_task(client.get(address))
+            await until(lambda: disk.kept)
+            left.cancel()
+            await asyncio.wait([left])
+            assert (await client.get("/healthz")).status_code == 200 and not disk.closed
+            disk.let_go()
+            answer = await asyncio.wait_for(client.get(address), 60)
+            await until(lambda: len(disk.closed) == 2)
+            return answer
+
+    try:
+        answer = asyncio.run(ask())
+    finally:
+        disk.let_go()
+    assert answer.content == served.paths[0].read_bytes()
+
+
+def test_the_service_ends_while_a_disk_stalls(served, monkeypatch):
+    disk = Disk(monkeypatch, "open")
+
+    async def ask():
+        shared = app.Service(served.engine, SMALL, None)
+        stalled = [asyncio.create_task(shared._read(app.open_original, {})) for _ in range(cores() + 1)]
+        await until(lambda: len(disk.kept) == cores())
+        shared.close()
+        ended = await asyncio.wait_for(asyncio.gather(stalled.pop(), return_exceptions=True), 60)
+        disk.let_go()
+        await asyncio.wait(stalled)
+        return ended, [task.exception() for task in stalled]
+
+    try:
+        ended, others = asyncio.run(ask())
+    finally:
+        disk.let_go()
+    assert [type(error) for error in ended] == [asyncio.CancelledError], "it never began"
+    assert [error.status for error in others] == cores() * [404]
 
 
 def test_an_encoder_of_another_space_or_length_is_refused(served):

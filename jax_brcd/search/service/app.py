@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -15,6 +15,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 import jax_brcd
 from jax_brcd.retrieval import PackedCodes
@@ -48,20 +49,36 @@ class AsciiJSON(JSONResponse):
         return as_text(content).encode()
 
 
+class Held(StreamingResponse):
+    """A stream that lets go of what it holds when it has ended, however it does."""
+
+    def __init__(self, held: contextlib.ExitStack, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See Starlette's StreamingResponse."""
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
 class Service:
     """What the routes share."""
 
     def __init__(self, engine: Engine, limits: Limits, browser: BrowserFiles | None):
         self.engine, self.limits, self.browser = engine, limits, browser
         self.metrics, self.began = counted.Metrics(), time.time()
-        self._decoding = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+        self._decoding, self._reading = (ThreadPoolExecutor(cores(), thread_name_prefix=name) for name in ("decode", "read"))
         # Of all decoded images together as many pixels as the largest may have: encoding one takes some 16 bytes a pixel
         self._bodies, self._images = Budget(BODIES * limits.upload_bytes), Budget(limits.pixels)
+        # Of the requests that are worked on so many may wait for files of the index, whose disk may stall
+        self._readers = Budget(max(1, limits.at_once // 2))
         self._page = {name: (path.read_bytes(), TYPES[path.suffix]) for name, path in page_files().items()}
 
     def close(self) -> None:
-        """Ends the threads, but for the engine's."""
+        """Ends the threads, but for the engine's and those that a disk keeps waiting."""
         self._decoding.shutdown()
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
     async def search(self, request: Request) -> Response:
         """POST /v1/search."""
@@ -100,7 +117,8 @@ class Service:
         kept = await self._stored(lambda store: store.thumbnail(id))
         picture = kept_thumbnail(kept) if kept else None
         if picture is None:
-            picture = await self._decoded(make_thumbnail, item.attributes, self.limits.pixels)
+            with self._reader():
+                picture = await self._read(make_thumbnail, item.attributes, self.limits.pixels)
         return Response(picture.content, media_type=picture.kind, headers=KEPT)
 
     async def status(self, request: Request) -> Response:
@@ -169,16 +187,35 @@ class Service:
     async def _decoded(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
 
-    async def _original(self, attributes: dict[str, Any]) -> Response:
-        file, kind = await self._decoded(open_original, attributes)
+    async def _read(self, work: Any, *arguments: Any) -> Any:
+        """What is done with a file of the index, on threads of its own: a disk that stalls keeps no upload waiting."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, work, *arguments)
 
-        async def pieces() -> AsyncIterator[bytes]:
-            with file:
-                while piece := await self._decoded(file.read, PIECE):
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[None]:
+        """A place among those that wait for files. Raises Refused where all are taken."""
+        if not self._readers.draw(1):
+            raise Refused(503, "too many requests wait for files of the index; send it again later")
+        try:
+            yield
+        finally:
+            self._readers.give_back(1)
+
+    async def _original(self, attributes: dict[str, Any]) -> Response:
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._reader())
+            file, kind = await self._read(open_original, attributes)
+            work = self._reading.submit(os.fstat, file.fileno())
+            # By the thread that is at work on it, as closing waits for a read that its client waits for no more
+            held.callback(lambda: work.add_done_callback(lambda _: file.close()))
+            size = (await asyncio.wrap_future(work)).st_size
+
+            async def pieces() -> AsyncIterator[bytes]:
+                nonlocal work
+                while piece := await asyncio.wrap_future(work := self._reading.submit(file.read, PIECE)):
                     yield piece
 
-        size = os.fstat(file.fileno()).st_size
-        return StreamingResponse(pieces(), media_type=kind, headers={**KEPT, "content-length": str(size)})
+            return Held(held.pop_all(), pieces(), media_type=kind, headers={**KEPT, "content-length": str(size)})
 
     def _answer(self, packed: np.ndarray, found: list[Found], asked: Parameters, **seconds: float) -> Response:
         near = [each for each in found if asked.radius is None or each.distance <= asked.radius]
