@@ -24,8 +24,8 @@ from jax_brcd.search.service import app
 from jax_brcd.search.service.app import create_app
 from jax_brcd.search.service.engine import Engine
 from jax_brcd.search.service.limits import Limits
-from jax_brcd.search.stores.memory import MemoryStore
 from jax_brcd.search.service.uploads import pixels_of
+from jax_brcd.search.stores.memory import MemoryStore
 
 HERE = "http://127.0.0.1"
 TOKEN = "correct-horse-battery"
