@@ -452,7 +452,7 @@ def test_the_data_set_of_an_export_has_the_ranks_of_its_measures(encoder, digits
     with pytest.raises(InputError, match="dataset cifar10: not there"):
         dataset_of(absent, encoder, silent, told=True)
     assert dataset_of(absent, encoder, silent, told=False) is None
-    assert capsys.readouterr().out == "without the data set of the encoder's run: dataset cifar10: not there\n"
+    assert capsys.readouterr().out == "without the data set of the encoder's run: --dataset cifar10: not there\n"
 
 
 # The command

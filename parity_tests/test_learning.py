@@ -335,7 +335,7 @@ def test_tempered_logits_are_softer_labels():
     ({"own_objective": False, "method": "brcd", "kl_weight": 0.1}, "kl_weight 0.1: .* method brcd does not look at it"),
     ({"own_objective": False, "method": "rkd", "distillation_weight": 0}, "distillation_weight 0.0: .* nothing would be learnt; give more"),
     ({"method": "none", "teacher_view": "clean", "teacher_neighbours": 5}, "teacher_neighbours 5: method none learns nothing from the"),
-    ({"min_epochs": 3, "lr_schedule": "cosine"}, "min_epochs 3: lr_schedule cosine goes to the end of the run, so nothing stops early"),
+    ({"min_epochs": 3, "lr_schedule": "cosine"}, "min_epochs 3: nothing stops early under lr_schedule cosine without patience; give that"),
     ({"teacher_neighbours": 5}, "teacher_neighbours 5: outputs of un-augmented images are averaged, .* give 0, or teacher_view clean"),
     ({"teacher_neighbours": 100, "teacher_view": "clean"}, "teacher_neighbours 100: each of the 100 training images has 99 others"),
 ])

@@ -502,7 +502,7 @@ def test_a_client_that_leaves_a_stalled_original_holds_up_nothing_and_its_file_i
     assert answer.content == served.paths[0].read_bytes()
 
 
-def test_the_service_ends_while_a_disk_stalls(served, monkeypatch):
+def test_closing_the_service_waits_for_no_disk_that_stalls(served, monkeypatch):
     disk = Disk(monkeypatch, "open")
 
     async def ask():

@@ -88,6 +88,15 @@ def test_a_teacher_alone_is_not_held_to_what_a_method_needs(tmp_path, capsys):
     assert "--clusters 10" in line and not (tmp_path / "student").exists()
 
 
+def test_how_a_teacher_was_made_elsewhere_is_no_setting_of_this_run(whole, tmp_path, capsys):
+    """Its objective may have looked at what it does not look at now."""
+    folder = shutil.copytree(whole[0] / "teacher", tmp_path / "teacher")
+    config = read_json(folder / "config.json")
+    config["provenance"]["settings"] |= {"teacher_objective": "itq", "teacher_lr": 0.5, "teacher_temperature": 0.7}
+    write_json(folder / "config.json", config)
+    assert "student," in answer(student.main, students(tmp_path / "run", tmp_path / "cache", folder, method="kl"), capsys)
+
+
 def test_students_of_two_teachers_have_directories_of_their_own(whole, other):
     names = set()
     for out, _ in (whole, other):

@@ -434,7 +434,14 @@ def test_a_run_that_may_stop_early_is_another_than_one_that_may_not(cache, tmp_p
     whole = {"lr_schedule": "one-cycle", "epochs": 3}
     tiny(tmp_path, cache, **whole)
     assert "patience None (now 5)" in refused(tmp_path, cache, **whole, patience=5)
-    assert tiny(tmp_path, cache, **whole)[1] == [f"{tmp_path}: already there; nothing was run again."]
+    claim = json.loads((tmp_path / "config.json").read_text())
+    for told in (None, 5):  # as earlier versions told where there was none
+        claim["settings"]["patience"] = told
+        (tmp_path / "config.json").write_text(json.dumps(claim))
+        assert tiny(tmp_path, cache, **whole)[1] == [f"{tmp_path}: already there; nothing was run again."]
+    with trainings() as trained:
+        tiny(tmp_path / "again", cache, **whole, patience=None)
+    assert trained == [], "it is the same student"
 
 
 def test_the_students_temperature_changes_no_teacher(cache, usual, tmp_path):

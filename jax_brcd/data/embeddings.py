@@ -1,7 +1,8 @@
 """Embeddings of a data set's images as people keep them: a folder of tables, of which each part takes its rows.
 
 A part has a table of its own (`train`, `database`, `test`), or is taken from that of the images it was drawn from, as they were:
-half of the test images' table where half of them are the test queries. How tables are read stands in tables.py.
+half of the test images' table where half of them are the test queries. Training images that are drawn from others are taken from
+those first. How tables are read stands in tables.py.
 """
 
 import dataclasses

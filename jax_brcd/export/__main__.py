@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from jax_brcd.settings.command_line import OneLineParser, bars, run_command, say
+from jax_brcd.settings.command_line import OneLineParser, bars, one_line, run_command, say
 
 if TYPE_CHECKING:
     from jax_brcd.data import ImageDataset
@@ -99,7 +99,7 @@ def dataset_of(config: Any, encoder: "HashEncoder", progress: Any, *, told: bool
     except InputError as error:
         if told:
             raise
-        say(f"without the data set of the encoder's run: {error}")
+        say(f"without the data set of the encoder's run: {one_line(error)}")
         return None
     return dataclasses.replace(dataset, default_k=k)
 

@@ -251,12 +251,14 @@ def defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings on which two flat configurations differ, each with (theirs, ours).
 
-    A setting that one of them does not know was added since, or is another method's, and had its default's effect.
+    A setting that one of them does not know was added since, or is another method's, and had its default's effect. Earlier
+    versions told the default patience where there was none.
     """
     usual, usual_theirs = defaults(ours), defaults(theirs)
     ours, theirs, names = usual_theirs | usual | dict(ours), usual | usual_theirs | dict(theirs), sorted({*ours, *theirs})
     pairs = {name: (theirs.get(name), ours.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    untold = {"patience": (StudentConfig().patience, None)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and pair != untold.get(name)}
 
 
 def spelled(changes: Mapping[str, tuple[Any, Any]]) -> str:

@@ -73,7 +73,7 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
         "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
         "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
-        "settings": {**unusual(config.student, TOLD), **unusual(config.objective, TOLD),
+        "settings": {**unusual(config.student, TOLD if config.patience is not None else (*TOLD, "patience")), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
         **({"patience": None} if config.patience is None and could_stop(config.student) else {}),

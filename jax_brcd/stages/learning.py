@@ -64,8 +64,8 @@ def check_learning(config: Config) -> None:
     _check_moving(settings)
     _check_lengths(settings, config.student.epochs)
     if config.patience is None and "min_epochs" in config.given and config.student.min_epochs:
-        raise InputError(f"`lr_schedule` {settings.lr_schedule} goes to the end of the run, so nothing stops early; leave it out, or "
-                         "give `patience`", field="min_epochs", value=config.student.min_epochs)
+        raise InputError(f"nothing stops early under `lr_schedule` {settings.lr_schedule} without `patience`; give that, or leave "
+                         "it out", field="min_epochs", value=config.student.min_epochs)
     if not config.student.train_backbone:
         _check_frozen(settings, kept=not config.data.fresh_views)
     elif settings.teacher_view == CLEAN:

@@ -76,10 +76,11 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 
 
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
-    check_teacher(config)
     if student:
         check_learning(config)
     config, missed = fetch_weights(config, student=student, progress=progress)
+    if brought_encoder(config, "teacher_weights") is None:  # of one that was made elsewhere, settings tell how it was
+        check_teacher(config)
     out, weights = config.out, weights_digests(config, student=student)
     earlier, missed = read_claim(out), missed or absent_weights(config, student=student)
     if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
