@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import compiled, published
 from benchmarks.machine import memory_bytes
-from benchmarks.memory import peak_in_child
+from benchmarks.memory import peaks_in_children
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
@@ -130,11 +130,9 @@ def measure_loss(settings: Settings, sizes: Sizes | None = None) -> Iterator[Row
         timed = [name for name in names if name != PUBLISHED or images <= sizes.published_up_to]
         calls = {name: BUILDERS[name](batch) for name in timed}
         contenders = [Contender(name, call, compiled=name in (OURS, COMPILED)) for name, call in calls.items()]
-        peaks = {}
-        for name in names if (images, bits) in sizes.memory else ():
-            peaks[name], reason = peak_in_child("loss", name, images, bits)
-            if reason:
-                yield Skipped(f"peak memory of {name}, {case_name(images, bits)}", reason)
+        measured = names if (images, bits) in sizes.memory else ()
+        peaks, skipped = peaks_in_children("loss", measured, case_name(images, bits), images, bits)
+        yield from skipped
         rows = measure(case_name(images, bits), contenders, unit="steps", peaks=peaks,
                        sweep=(f"{bits} bits", "images", images), samples=settings.samples, budget=settings.case_seconds)
         check_agreement(calls)

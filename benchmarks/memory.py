@@ -11,8 +11,10 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from benchmarks.results import Skipped
 
 STATUS, CLEAR_REFS = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -48,6 +50,15 @@ def peak_in_child(suite: str, *arguments: Any) -> tuple[int | None, str]:
     if child.returncode:
         return None, (child.stderr.strip().splitlines() or [f"the process ended with status {child.returncode}"])[-1]
     return int(child.stdout.split()[-1]), ""
+
+
+def peaks_in_children(
+    suite: str, names: Iterable[str], case: str, *arguments: Any
+) -> tuple[dict[str, int | None], list[Skipped]]:
+    """`peak_in_child` of each contender of a case, and why of those that have none."""
+    found = {name: peak_in_child(suite, name, *arguments) for name in names}
+    return ({name: peak for name, (peak, _) in found.items()},
+            [Skipped(f"peak memory of {name}, {case}", reason) for name, (_, reason) in found.items() if reason])
 
 
 def main(argv: list[str]) -> None:

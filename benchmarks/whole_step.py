@@ -1,6 +1,7 @@
 """Steps of students that are trained whole under the recipe of docs/training.md: one cheap view, the teacher's logits, AdamW.
 
-Their time, and on the CPU the memory that steps need beyond images, weights and moments."""
+Their time, and on the CPU the memory that steps need beyond images, weights and moments.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks import compiled
 from benchmarks.machine import has_bfloat16
-from benchmarks.memory import peak_in_child
+from benchmarks.memory import peaks_in_children
 from benchmarks.results import Row, Skipped, measure
 from benchmarks.suite import Settings, Suite
 from benchmarks.timing import Contender
@@ -164,11 +165,9 @@ def measure_whole_step(settings: Settings, cases: tuple[Case, ...] | None = None
         yield Skipped("compiled PyTorch", compiled.why_not())
     on_accelerator = torch.cuda.is_available() and jax.default_backend() != "cpu"
     for case in cases or (QUICK if settings.quick else ON_ACCELERATOR if on_accelerator else FULL):
-        peaks = {}
-        for name in able() if not (settings.quick or on_accelerator) else ():
-            peaks[name], reason = peak_in_child("whole_step", name, *dataclasses.astuple(case))
-            if reason:
-                yield Skipped(f"peak memory of {name}, {case.name}", reason)
+        measured = () if settings.quick or on_accelerator else able()
+        peaks, skipped = peaks_in_children("whole_step", measured, case.name, *dataclasses.astuple(case))
+        yield from skipped
         contenders = [Contender(name, BUILDERS[name](case), name != EAGER) for name in able()]
         yield from measure(case.name, contenders, items=case.images, unit="images", peaks=peaks, samples=settings.samples,
                            budget=settings.case_seconds)

@@ -266,7 +266,7 @@ def test_a_quick_run_leaves_out_emulated_bfloat16(settings, without_compiling, m
 
 
 def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settings, without_compiling, monkeypatch):
-    monkeypatch.setattr(loss, "peak_in_child", lambda suite, name, *size: (len(name), ""))
+    monkeypatch.setattr(memory, "peak_in_child", lambda suite, name, *size: (len(name), ""))
     sizes = loss.Sizes(cases=((8, 16),), memory=((8, 16),), published_up_to=4)
     rows = {row.contender: row for row in loss.measure_loss(settings, sizes) if isinstance(row, Row)}
     assert rows[loss.PUBLISHED].seconds is None and rows[loss.OURS].seconds is not None
@@ -275,7 +275,7 @@ def test_memory_is_measured_where_the_published_style_is_too_slow_to_time(settin
 
 
 def test_memory_of_whole_training_is_measured_of_what_is_timed(settings, without_compiling, monkeypatch):
-    monkeypatch.setattr(whole_step, "peak_in_child",
+    monkeypatch.setattr(memory, "peak_in_child",
                         lambda suite, name, *case: (None, "no /proc") if name == whole_step.EAGER else (len(case) * len(name), ""))
     monkeypatch.setattr(whole_step, "has_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
