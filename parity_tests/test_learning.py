@@ -104,9 +104,9 @@ def test_one_cycle_whose_warm_up_is_the_whole_run_reaches_its_peak_at_the_end():
     ({}, 5), ({"lr_schedule": "one-cycle"}, None), ({"lr_schedule": "step", "patience": 5}, 5), ({"patience": 0}, 0)])
 def test_no_run_stops_before_its_schedule_ends_unless_told(settings, patience):
     config = create_config(**settings)
-    assert config.patience == config.flat()["patience"] == patience
+    assert config.student.patience == config.flat()["patience"] == patience
     again = create_config(**{name: value for name, value in config.flat().items() if name in ("lr_schedule", "patience")})
-    assert again.patience == patience and again.compared() == config.compared()
+    assert again.student.patience == patience and again.compared() == config.compared()
 
 
 def test_schedules_reach_their_peak_and_end_where_they_say():

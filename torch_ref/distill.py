@@ -359,7 +359,7 @@ def run_student(experiment: Experiment, teacher: nn.Module, teacher_features: Te
         model, [*(model if whole else head).parameters(), *distillation.parameters()],
         view_outputs(experiment, model, teacher, teacher_features, codes), distillation,
         experiment.schedule(2, config.student.epochs, validation_interval=config.student.validation_interval,
-                            patience=config.patience, min_epochs=config.min_epochs),
+                            patience=config.student.patience, min_epochs=config.min_epochs),
         validate if experiment.dataset.labelled else None, learning_rate=config.student.lr,
         temperature=config.objective.temperature, kl_weight=config.objective.kl_weight,
         views=[view for view in ("i", "j") if view in own or view in method.needs.views],

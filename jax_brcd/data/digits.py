@@ -26,8 +26,8 @@ def load(request: Request) -> ImageDataset:
     pretraining, validation, test, rest = (every.take(part) for part in np.split(order, ends))
     return ImageDataset(
         name="digits", split=f"{PRETRAINING} pretraining, {len(rest)} database, {VALIDATION} validation, {TEST} test",
-        train=as_many_as_asked(rest, len(rest), request, "digits"), database=rest, validation=validation, test=test, pretraining=pretraining,
-        class_names=tuple(map(str, range(10))), flip=False, default_k=100,
+        train=as_many_as_asked(rest, len(rest), request, "digits"), database=rest, validation=validation, test=test,
+        pretraining=pretraining, class_names=tuple(map(str, range(10))), flip=False, default_k=100,
     )
 
 

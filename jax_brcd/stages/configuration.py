@@ -67,11 +67,6 @@ class Config:
         return told if told is not None else 80 if self.objective.bits == 16 else 0
 
     @property
-    def patience(self) -> int | None:
-        """Validations without a gain before an early stop; None where the schedule goes to its end, as nothing else was told."""
-        return None if SCHEDULES[self.learning.lr_schedule].ends and "patience" not in self.given else self.student.patience
-
-    @property
     def kept(self) -> dict[Search, str]:
         """What the state is called that is kept for each search, and the encoder made of it: its own, or one for both."""
         return {search: BOTH if self.learning.keep == BOTH else str(search) for search in SEARCHES}
@@ -132,9 +127,9 @@ class Config:
         return dataclasses.replace(self, run=dataclasses.replace(self.run, out=pathlib.Path("runs") / name))
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its name, as JSON holds it; the patience is the one that there is."""
+        """Every setting by its name, as JSON holds it."""
         stages = (self.data, self.objective, self.teacher, self.student, self.learning, self.run, self.hashing, self.method)
-        return {name: value for stage in stages for name, value in flat(stage).items()} | {"patience": self.patience}
+        return {name: value for stage in stages for name, value in flat(stage).items()}
 
     def compared(self) -> dict[str, Any]:
         """The settings that a run directory must agree on to be gone on with."""
@@ -193,6 +188,8 @@ def create_config(preset: str | None = None, **settings: Any) -> Config:
             with of_setting(field, place):
                 as_path(place)
     data = dataclasses.replace(data, cache_dir=as_path(data.cache_dir))
+    if SCHEDULES[learning.lr_schedule].ends and "patience" not in settings:  # it goes to its end, as nothing else was told
+        student = dataclasses.replace(student, patience=None)
     return Config(data, objective, teacher, student, learning, run,
                   create_objective(teacher.teacher_objective, **for_objective),
                   create_method(run.method, method_weights=run.method_weights, **for_method), frozenset(settings))

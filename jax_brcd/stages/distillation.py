@@ -68,15 +68,17 @@ def teach_student(context: Context, built: Built, teacher: Teacher) -> Student:
     knowledge, clusters = know(context, teacher)
     labels = ("labels of validation", "labels of database", "images of validation", "images of database")
     ends = SCHEDULES[config.learning.lr_schedule].ends or config.method.counts_steps
+    never_stops = config.student.patience is None  # which is told below where there could be a stop
+    told = (*TOLD, "patience") if never_stops else TOLD
     folder = context.folder("student", {
         "teacher": teacher.identity, "clusters": None if clusters is None else clusters.name,
         "method": [config.run.method, config.run.method_weights], "batch_size": config.run.batch_size,
         "model": config.student.student, "weights": weights_digest(built.model), "bits": config.objective.bits,
         "views": context.plan.facts(), "min_epochs": config.min_epochs, "k": context.k if context.dataset.labelled else None,
-        "settings": {**unusual(config.student, TOLD if config.patience is not None else (*TOLD, "patience")), **unusual(config.objective, TOLD),
+        "settings": {**unusual(config.student, told), **unusual(config.objective, TOLD),
                      **unusual(config.learning), **unusual(config.method)},
         **({"epochs": config.student.epochs} if ends else {}),
-        **({"patience": None} if config.patience is None and could_stop(config.student) else {}),
+        **({"patience": None} if never_stops and could_stop(config.student) else {}),
         **({"unseen": config.method.needs.unseen} if config.method.needs.unseen and not config.contrasts else {}),
         **context.student_facts(),
         **context.data_facts("images of train", *(labels if context.dataset.labelled else ()))},
@@ -105,7 +107,7 @@ def _train(context: Context, folder: StageFolder, model: HashModel, teacher: Tea
     partners = nearest_neighbours(knowledge.codes, needs.neighbours) if needs.neighbours else None
     student = config.student
     schedule = context.schedule(
-        STUDENT, student.epochs, validation_interval=student.validation_interval, patience=config.patience,
+        STUDENT, student.epochs, validation_interval=student.validation_interval, patience=student.patience,
         min_epochs=config.min_epochs, scan=backbone_scans() or not live(context))
     clean = config.learning.teacher_view == CLEAN
     neighbours = neighbours_of(context, teacher) if needs.views else None  # a method without views sees nothing of the teacher

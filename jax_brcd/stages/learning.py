@@ -63,7 +63,7 @@ def check_learning(config: Config) -> None:
     settings = config.learning
     _check_moving(settings)
     _check_lengths(settings, config.student.epochs)
-    if config.patience is None and "min_epochs" in config.given and config.student.min_epochs:
+    if config.student.patience is None and "min_epochs" in config.given and config.student.min_epochs:
         raise InputError(f"nothing stops early under `lr_schedule` {settings.lr_schedule} without `patience`; give that, or leave "
                          "it out", field="min_epochs", value=config.student.min_epochs)
     if not config.student.train_backbone:
