@@ -79,12 +79,12 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
     if student:
         check_learning(config)
     config, missed = fetch_weights(config, student=student, progress=progress)
-    if brought_encoder(config, "teacher_weights") is None:  # of one that was made elsewhere, settings tell how it was
-        check_teacher(config)
     out, weights = config.out, weights_digests(config, student=student)
     earlier, missed = read_claim(out), missed or absent_weights(config, student=student)
     if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
         raise missed
+    if missed is None and brought_encoder(config, "teacher_weights") is None:  # settings of one made elsewhere tell how it was
+        check_teacher(config)
     if earlier is not None:
         check_settings(out, config, weights, earlier, student=student)
     context = load_context(config, student=student, progress=progress, say=say)
