@@ -22,7 +22,7 @@ from jax_brcd.models import (
 )
 from jax_brcd.models.convnext import ConvNeXt
 from jax_brcd.models.efficientnet import EfficientNetClassifier, Stage, mbconv
-from jax_brcd.models.layers import BatchNorm, convolve, dropout, stochastic_depth
+from jax_brcd.models.layers import WIDE, BatchNorm, convolve, dropout, stochastic_depth
 from jax_brcd.models.resnet import ResNet
 from jax_brcd.models.vit import VisionTransformer
 from jax_brcd.runtime.errors import InputError
@@ -333,10 +333,11 @@ def test_a_convolution_of_each_channel_is_the_same_as_a_sum_of_shifts(side, size
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("side", [1, 2, 3])
-def test_a_convolution_to_few_pixels_is_the_same_as_a_product(side, size, stride):
-    images, margin = jnp.tile(random_images(4, side), 2), (size - 1) // 2
-    kernel = jax.random.normal(jax.random.key(0), (size, size, 6, 5))
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [6, WIDE])
+def test_a_convolution_to_few_pixels_is_the_same_as_products(channels, side, size, stride):
+    images, margin = jax.random.normal(jax.random.key(1), (4, side, side, channels)), (size - 1) // 2
+    kernel = jax.random.normal(jax.random.key(0), (size, size, channels, 5))
 
     def both_ways(function):
         def apply(kernel, images):
