@@ -248,6 +248,12 @@ def test_duplicates_are_the_groups_that_chains_of_near_codes_make():
     assert duplicates(store_of(), 3) == [] and duplicates(store_of(a=1), 3) == []
 
 
+def test_duplicates_that_another_process_deletes_meanwhile_are_of_no_group():
+    store = store_of(a=0b0, b=0b0, c=0b1111, d=0b1111, e=0b11110000, f=0b11110000, g=0b11110000)
+    found = duplicates(store, 0, progress=lambda *step: store.delete(["a", "b", "c", "e"]))
+    assert [(group.title, [picture.id for picture in group.pictures]) for group in found] == [("Group 1 of 1", ["f", "g"])]
+
+
 @pytest.mark.parametrize("radius", [0, 1, 3])
 @pytest.mark.parametrize("many", [10, searching.MANY], ids=["tables", "scan"])
 def test_duplicates_of_many_equal_codes_are_those_of_all_pairs_and_each_code_is_asked_for_once(radius, many, monkeypatch):

@@ -118,8 +118,9 @@ def duplicates(store: Store, radius: int, *, progress: Progress = silent) -> lis
             for other in near[near > row]:
                 group.join(equals[row][0], equals[other][0])
         progress("compare codes", min(begin + TOGETHER, len(codes)), len(codes))
-    several = [_group(store, members) for members in group.all() if len(members) > 1 or members[0] in copied]
-    several.sort(key=lambda pictures: (-sum(len(each.paths) for each in pictures), pictures[0].path))
+    groups = [_group(store, members) for members in group.all() if len(members) > 1 or members[0] in copied]
+    several = [pictures for pictures in groups if _files(pictures) > 1]  # others may have been deleted meanwhile
+    several.sort(key=lambda pictures: (-_files(pictures), pictures[0].path))
     return [Answer(f"Group {number} of {len(several)}", pictures) for number, pictures in enumerate(several, start=1)]
 
 
@@ -163,6 +164,10 @@ def _group(store: Store, ids: list[str]) -> list[Picture]:
     far = [int(np.bitwise_count(item.packed ^ items[ORIGIN].packed).sum()) for item in items]
     order = sorted(range(len(items)), key=lambda row: (far[row], items[row].id))
     return [Picture.of(rank, items[row].id, far[row], items[row].attributes) for rank, row in enumerate(order, start=1)]
+
+
+def _files(pictures: list[Picture]) -> int:
+    return sum(len(each.paths) for each in pictures)
 
 
 def _thumbnail(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
