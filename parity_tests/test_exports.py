@@ -361,6 +361,17 @@ def test_an_encoder_in_bfloat16_goes_to_stablehlo_with_its_own_bits(tmp_path):
     assert figures["different_bits"] <= figures["bits_near_zero"] < figures["bits"]
 
 
+def test_larger_logits_of_bfloat16_may_differ_by_more(tmp_path):
+    large = create_encoder(create_hash_model("resnet8", 64, dtype="bfloat16"), "resnet8", Preprocessing(16), bits=64, role="student",
+                           dtype="bfloat16")
+    for weights in (large.model.head.kernel, large.model.head.bias):
+        weights[...] *= 256  # so that a bit differs whose logit is not within the bound of small ones
+    export(large, "stablehlo", tmp_path)
+    figures = json.loads((tmp_path / "config.json").read_text())["exports"]["stablehlo"]["verified"]["encoder.stablehlo"]
+    assert NEAR_IN["bfloat16"] < figures["largest_difference"] < figures["near_zero"]
+    assert figures["different_bits"] <= figures["bits_near_zero"] < figures["bits"] / 4
+
+
 def test_an_export_that_fails_leaves_the_folder_as_it_was(encoder, tmp_path):
     def fails(encoder, folder, material):
         (folder / "encoder.onnx").write_text("half")

@@ -12,6 +12,7 @@ from jax_brcd.runtime.errors import InputError
 
 # By what an encoder computes in, how near to 0 a logit may have either sign: other programs add numbers in another order
 NEAR = {"float32": 1e-4, "bfloat16": 5e-2}
+RELATIVE = frozenset({"bfloat16"})  # whose rounding outgrows that where logits are large
 MADE_UP = 64  # images
 SHAPES = ((48, 64), (61, 45), (200, 301))  # height and width of further images for a graph that takes any
 ANY_SIZE = 16  # images that are tried as they come
@@ -58,14 +59,20 @@ def try_batches(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], imag
         batch = squares(encoder, images)
         expected = of_its_size(encoder).logits(batch)
     parts = [batch[:1], batch[1:4], batch[4:]]
-    return compare(expected, [run(part) for part in parts if len(part)], near=NEAR[encoder.dtype])
+    return compare(expected, [run(part) for part in parts if len(part)], near=near_zero(encoder.dtype, expected))
 
 
 def try_any_size(encoder: HashEncoder, run: Callable[[np.ndarray], Outputs], images: Inputs) -> dict[str, Any]:
     """The trial of a program of one image of any size: with some as they come, and with some made narrow, high, and large."""
     shaped = itertools.chain(images[:ANY_SIZE], (resized(image, *shape) for image, shape in zip(images, SHAPES, strict=False)))
     expected, found = zip(*((encoder.logits(image), run(image)) for image in shaped), strict=True)  # which holds one at a time
-    return compare(np.concatenate(expected), found, near=NEAR[encoder.dtype])
+    expected = np.concatenate(expected)
+    return compare(expected, found, near=near_zero(encoder.dtype, expected))
+
+
+def near_zero(dtype: str, expected: np.ndarray) -> float:
+    """How near to 0 a logit may have either sign, by what an encoder computes in and by the logits (n, bits) that it gives."""
+    return NEAR[dtype] * (max(1.0, float(expected.std())) if dtype in RELATIVE else 1.0)
 
 
 def compare(expected: np.ndarray, found: Sequence[Outputs], *, near: float) -> dict[str, Any]:
