@@ -73,6 +73,7 @@ class Service:
         self._bodies, self._images = Budget(BODIES * limits.upload_bytes), Budget(limits.pixels)
         # Of the requests that are worked on so many may wait for files of the index, whose disk may stall
         self._readers = Budget(max(1, limits.at_once // 2))
+        self._looking: asyncio.Future | None = None  # whether the index answers
         self._page = {name: (path.read_bytes(), TYPES[path.suffix]) for name, path in page_files().items()}
 
     def close(self) -> None:
@@ -133,8 +134,10 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """GET /healthz: whether the index answers."""
-        # Anybody may ask this, so it looks for one id, there or not, and counts no items
-        await self._stored(lambda store: store.get(["healthz"]))
+        # Anybody may ask this, so it looks for one id, there or not, and counts no items; once for all who ask meanwhile
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._stored(lambda store: store.get(["healthz"])))
+        await asyncio.shield(self._looking)  # as one who leaves ends it for no other
         return JSONResponse({"status": "ok"}, headers=CHANGING)
 
     async def measured(self, request: Request) -> Response:

@@ -46,15 +46,15 @@ class Gate:
     """An ASGI application around another.
 
     Without a token only requests that name this machine are let in: a page of another host, whose name leads here, would else
-    be able to read the answers. With a token all that is not open needs `Authorization: Bearer TOKEN`. Only what is let in is
-    counted, and what is open apart from the rest, so that whoever has no token takes no turn of those who have one.
+    be able to read the answers. With a token all that is not open needs `Authorization: Bearer TOKEN`. Only what is let in and
+    is not open takes a turn: what is open must cost next to nothing, as no more than connections bound it.
     """
 
     def __init__(self, app: "ASGIApp", metrics: Metrics, limits: Limits, token: str | None, open_paths: re.Pattern):
         self._app, self._metrics, self._limits = app, metrics, limits
         self._token = None if token is None else f"Bearer {token}".encode()
         self._open = open_paths
-        self._at_once = {True: 0, False: 0}  # requests that are worked on, by whether their paths are open
+        self._at_once = 0  # requests that are worked on
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
@@ -73,7 +73,7 @@ class Gate:
         try:
             self._check(scope, is_open)
             scope["app"] = self  # by which Starlette's router leaves its errors to this one
-            with self._turn(is_open):
+            with contextlib.nullcontext() if is_open else self._turn():
                 await self._app(scope, receive, told)
         except Refused as error:
             await _answer(told, error.status, error.problem)
@@ -100,15 +100,15 @@ class Gate:
             raise Refused(401, "this needs the token the service was started with, as the header Authorization: Bearer TOKEN")
 
     @contextlib.contextmanager
-    def _turn(self, is_open: bool) -> Iterator[None]:
-        """Counts a request while it is worked on. Raises Refused where as many of its kind are as may be."""
-        if self._at_once[is_open] >= (self._limits.open_at_once if is_open else self._limits.at_once):
+    def _turn(self) -> Iterator[None]:
+        """Counts a request while it is worked on. Raises Refused where as many are as may be."""
+        if self._at_once >= self._limits.at_once:
             raise Refused(503, "too many requests at a time; send it again later")
-        self._at_once[is_open] += 1
+        self._at_once += 1
         try:
             yield
         finally:
-            self._at_once[is_open] -= 1
+            self._at_once -= 1
 
     def _known(self, headers: dict[bytes, bytes]) -> bool:
         return hmac.compare_digest(headers.get(b"authorization", b""), self._token)

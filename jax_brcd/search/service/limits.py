@@ -17,8 +17,7 @@ class Limits:
     body_seconds: float = 20.0  # from a request's head to the end of its body
     head_seconds: float = 10.0  # from a connection, or the answer before, to the end of a request's head
     quiet_seconds: float = 30.0  # in which a client that is waited for must take or give something
-    at_once: int = 128  # requests that are worked on; more are told to come again
-    open_at_once: int = 64  # beside them, those that need no token: a browser sends up to six for the page
+    at_once: int = 128  # requests that are worked on, but for those that need no token; more are told to come again
     connections: int = 512
 
     @property
