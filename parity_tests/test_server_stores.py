@@ -11,7 +11,7 @@ from jax_brcd.retrieval import PackedCodes
 from jax_brcd.retrieval.scores import whole_logits
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.search import open_store
-from jax_brcd.search.stores import milvus
+from jax_brcd.search.stores import milvus, postgres
 from jax_brcd.search.stores.base import Item, matches
 from jax_brcd.search.stores.servers import Found, soft_hits, token, without_password
 
@@ -68,6 +68,34 @@ def test_a_connection_that_postgresql_ended_is_made_anew_by_the_next_use():
             assert [item.id for item in store.get(["a"])] == ["a"]
         store.add(["b"], code)
         assert [hit.id for hit in store.search(code, 2)[0]] == ["a", "b"]
+
+
+def test_a_postgresql_that_cannot_be_reached_is_waited_for_once_in_a_while_and_not_by_each(monkeypatch):
+    with contextlib.closing(open_store(servers.postgres_url(vector=False), create_for=ENCODER)) as store:
+        import psycopg
+
+        store.add(["a"], np.array([[True] * 16]))
+        clock, tried, connect = [1000.0], [], postgres._connect
+
+        def gone(url):
+            tried.append(clock[0])
+            clock[0] += 30.0
+            raise psycopg.OperationalError("timeout expired")
+
+        monkeypatch.setattr(postgres, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+        monkeypatch.setattr(postgres, "_connect", gone)
+        store._connection.close()
+        for _ in range(3):
+            with pytest.raises(InputError, match="PostgreSQL: timeout expired"):
+                len(store)
+        assert tried == [1000.0]
+        clock[0] += postgres.PAUSE
+        with pytest.raises(InputError, match="PostgreSQL: timeout expired"):
+            len(store)
+        assert tried == [1000.0, 1030.0 + postgres.PAUSE]
+        clock[0] += postgres.PAUSE
+        monkeypatch.setattr(postgres, "_connect", connect)
+        assert [item.id for item in store.get(["a"])] == ["a"]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("", ["30", "30", "10", "60000"]),

@@ -6,6 +6,7 @@ An index is a schema of the database, `jax_brcd` where none is named. Codes are 
 
 import contextlib
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ ROWS = 2000  # fetched together
 # Of a connection, where the URL does not say otherwise: else a host that vanished would be waited for a quarter of an hour. In
 # seconds, the last in milliseconds
 PATIENCE = {"connect_timeout": 30, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+PAUSE = 10.0  # seconds after a connection that was not made anew before that is tried again
 # Tokens stand for attributes in filters (see servers.py): JSON of PostgreSQL knows neither NUL nor lone surrogates
 TABLES = """
 CREATE TABLE {index}.about (name text PRIMARY KEY, value text);
@@ -39,11 +41,13 @@ CREATE INDEX ON {index}.items USING gin (tokens);
 
 
 class PostgresStore(CheckedStore):
-    """See Store. Threads may share one: they take turns. A connection that was lost is made anew by the next use."""
+    """See Store. Threads may share one: they take turns. A connection that was lost is made anew by the next use. Where it cannot
+    be, those who come within the next seconds are told the same at once, as each would else wait for a host that has gone."""
 
     def __init__(self, connection: "psycopg.Connection", url: str, index: str):
         self._connection, self._url, self._index = connection, url, index
         self._lock = threading.RLock()
+        self._refused: tuple[float, InputError] | None = None  # why the connection was not made anew, and until when to tell so
         about = dict(self._run("SELECT name, value FROM {index}.about"))
         if about.get("format") != FORMAT:
             raise InputError("something else than a store of this version; name another index by ?index=", field="url", value=url)
@@ -147,8 +151,18 @@ class PostgresStore(CheckedStore):
             if self._connection is None:
                 raise closed()
             if self._connection.closed:  # it was lost, and what met that has failed, as nobody knows how much of it was done
-                self._connection = _connect(self._url)
+                self._connection = self._made_anew()
             yield self._connection
+
+    def _made_anew(self) -> "psycopg.Connection":
+        if self._refused is not None and time.monotonic() < self._refused[0]:
+            raise self._refused[1].with_traceback(None)
+        try:
+            with _errors(self._url):
+                return _connect(self._url)
+        except InputError as error:
+            self._refused = time.monotonic() + PAUSE, error
+            raise
 
 
 def open_postgres(url: str, create_for: CodeKind | None) -> PostgresStore:
