@@ -1,6 +1,8 @@
 """Small trees of real image files for tests: classes that can be told apart by colour, at sizes that vary."""
 
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -36,3 +38,27 @@ def write_images(folder: pathlib.Path, *names: str, start: int = 0) -> None:
     for number, name in enumerate(names, start=start):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(number, 12, 10).save(folder / name)
+
+
+LONG, BYTE, LONG8, SLONG8 = 4, 1, 16, 17  # types of a TIFF's fields
+
+
+def tiff(width, height, tiles, sides, bands=1):
+    """A TIFF of tiles that are compressed by deflate; `sides` are the tags, types and values of their width and length."""
+    data = [zlib.compress(tile) for tile in tiles]
+    fields = [(256, LONG, width), (257, LONG, height), (258, LONG, 8), (259, LONG, 8), (262, LONG, 2 if bands == 3 else 1),
+              (277, LONG, bands), *sides, (324, LONG, None), (325, LONG, [len(each) for each in data])]
+    end = 8 + 2 + 12 * len(fields) + 4
+    behind = end + 16 * len(fields) + 8 * len(data)  # where the tiles begin: before them is room for what fields do not hold
+    starts = [behind + sum(map(len, data[:number])) for number in range(len(data))]
+    head, rest = struct.pack("<2sHIH", b"II", 42, 8, len(fields)), b""
+    for tag, kind, value in fields:
+        values = starts if value is None else value if isinstance(value, list) else [value]
+        packed = struct.pack(f"<{len(values)}{ {LONG: 'I', BYTE: 'B'}.get(kind, 'Q')}", *values)
+        head += struct.pack("<HHI", tag, kind, len(values))
+        if len(packed) <= 4:
+            head += packed.ljust(4, b"\0")
+        else:
+            head += struct.pack("<I", end + len(rest))
+            rest += packed
+    return (head + bytes(4) + rest).ljust(behind, b"\0") + b"".join(data)

@@ -6,7 +6,8 @@ import warnings
 import numpy as np
 import pytest
 from encoders import noise, random_encoder
-from PIL import Image
+from image_trees import LONG, SLONG8, tiff
+from PIL import Image, TiffImagePlugin
 
 from jax_brcd.data.decoding import read_rgb, square
 from jax_brcd.data.reading import read_image
@@ -33,6 +34,23 @@ def test_an_image_that_pillow_warns_of_is_read_without_a_word(tmp_path, monkeypa
     with pytest.raises(InputError, match=r"large\.png: too large, of more than 80,000 pixels; make it smaller$"):
         read_image(tmp_path / "large.png")
     assert not heard
+
+
+def test_a_tile_beyond_its_image_counts_before_it_is_decoded(tmp_path, monkeypatch):
+    large, hidden, in_tiles = (tmp_path / name for name in ("large.tif", "hidden.tif", "tiles.tif"))
+    image, tile = noise(1, 60, 60)[0], bytes(4096 * 2048)
+    canvas = np.pad(image, ((0, 4), (0, 4), (0, 0)))
+    large.write_bytes(tiff(1, 1, [tile], [(322, LONG, 4096), (323, LONG, 2048)]))
+    hidden.write_bytes(tiff(1, 1, [tile], [(322, SLONG8, 4096), (323, SLONG8, 2048)]))
+    in_tiles.write_bytes(tiff(60, 60, [canvas[top:top + 32, left:left + 32].tobytes() for top in (0, 32) for left in (0, 32)],
+                              [(322, LONG, 32), (323, LONG, 32)], bands=3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_rgb(large).size == (1, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    np.testing.assert_array_equal(read_image(in_tiles), image)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    assert read_rgb(large) == "too large, of more than 100,000 pixels"
+    assert read_rgb(hidden) == "truncated or corrupt (tiles of a size that cannot be told)"
 
 
 def test_warnings_of_others_are_heard_still(tmp_path, heard):

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from encoders import noise, random_encoder
+from image_trees import BYTE, LONG, LONG8, SLONG8, tiff
 from PIL import Image, TiffImagePlugin
 from service_index import SIDE, SMALL, picture_bytes, serve_images
 from starlette.testclient import TestClient
@@ -199,30 +200,6 @@ def bomb(width, height):
 @pytest.mark.parametrize("side", [300, 30_000, 2**31 - 1])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(client, side):
     assert "make it smaller" in refused(client.post("/v1/search", content=bomb(side, side)), 413)
-
-
-LONG, BYTE, LONG8, SLONG8 = 4, 1, 16, 17  # types of a TIFF's fields
-
-
-def tiff(width, height, tiles, sides, bands=1):
-    """A TIFF of tiles that are compressed by deflate; `sides` are the tags, types and values of their width and length."""
-    data = [zlib.compress(tile) for tile in tiles]
-    fields = [(256, LONG, width), (257, LONG, height), (258, LONG, 8), (259, LONG, 8), (262, LONG, 2 if bands == 3 else 1),
-              (277, LONG, bands), *sides, (324, LONG, None), (325, LONG, [len(each) for each in data])]
-    end = 8 + 2 + 12 * len(fields) + 4
-    behind = end + 16 * len(fields) + 8 * len(data)  # where the tiles begin: before them is room for what fields do not hold
-    starts = [behind + sum(map(len, data[:number])) for number in range(len(data))]
-    head, rest = struct.pack("<2sHIH", b"II", 42, 8, len(fields)), b""
-    for tag, kind, value in fields:
-        values = starts if value is None else value if isinstance(value, list) else [value]
-        packed = struct.pack(f"<{len(values)}{ {LONG: 'I', BYTE: 'B'}.get(kind, 'Q')}", *values)
-        head += struct.pack("<HHI", tag, kind, len(values))
-        if len(packed) <= 4:
-            head += packed.ljust(4, b"\0")
-        else:
-            head += struct.pack("<I", end + len(rest))
-            rest += packed
-    return (head + bytes(4) + rest).ljust(behind, b"\0") + b"".join(data)
 
 
 @pytest.mark.parametrize(("sides", "status", "told"), [

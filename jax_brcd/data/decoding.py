@@ -13,9 +13,11 @@ several pages the first picture counts.
 
 import contextlib
 import functools
+import math
 import os
 import re
 import stat
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Union
@@ -38,6 +40,9 @@ ELONGATED = 16
 # Pillow's warnings, of large images and odd tags: what they are about is read, or refused with a reason
 UNHEARD = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 IMAGES_A_WORKER = 256  # what pays for starting a process
+TILE = (322, 323)  # the tags of a TIFF for width and length of its tiles
+ENTRIES = 2**16  # of a TIFF's directory that are looked at; libtiff reads none of more than 4096
+NO_TILES = "tiles of a size that cannot be told"
 FOLDER = "a folder, and no image file"
 BUFFERED = 16  # decoded images of the usual side that wait, for each worker
 
@@ -127,6 +132,9 @@ def read_rgb(path: str | os.PathLike, *, upright: bool = False) -> Union["PIL.Im
         if reason is not None:
             return reason
         with Image.open(path, formats=formats()) as image:
+            pixels, most = math.prod(decoded_size(image)), Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > 2 * most:  # as Pillow says of images, but not of their tiles
+                raise Image.DecompressionBombError
             image.load()
             if upright:
                 image = turned(image)
@@ -144,6 +152,36 @@ def read_rgb(path: str | os.PathLike, *, upright: bool = False) -> Union["PIL.Im
         return to_rgb(image)
     except ValueError as error:
         return str(error)
+
+
+def decoded_size(image: "PIL.Image.Image") -> tuple[int, int]:
+    """Width and height of what is decoded of an image that has just been opened: its own, or those of a larger tile of a TIFF,
+    which libtiff decodes whole for the one pixel of it that the image shows. (Strips it cuts at the image's end.)
+
+    Raises:
+        ValueError: for a TIFF whose tiles cannot be told from its head.
+    """
+    if image.format != "TIFF":
+        return image.size
+    try:
+        tile, tags = tuple(image.tag_v2.get(tag, 0) for tag in TILE), _tags(image)
+    except Exception:  # Pillow raises almost anything for damaged tags
+        raise ValueError(NO_TILES) from None
+    # Of a tag that is there twice, or of a type that Pillow passes over, libtiff may read another value
+    if any(tags.count(tag) != (tag in image.tag_v2) for tag in TILE) or not all(isinstance(side, int) for side in tile):
+        raise ValueError(NO_TILES)
+    return max(image.size, tile, key=math.prod)
+
+
+def _tags(image: "PIL.Image.Image") -> list[int]:
+    """The tags of a TIFF's first directory as they stand in the file."""
+    image.fp.seek(0)
+    count, entry = ("Q", "H18x") if image.fp.read(3).endswith(b"+") else ("H", "H10x")
+    order = "<" if image.tag_v2.prefix == b"II" else ">"
+    image.fp.seek(image.tag_v2.offset)
+    (entries,) = struct.unpack(order + count, image.fp.read(struct.calcsize(order + count)))
+    entry = struct.Struct(order + entry)
+    return [tag for (tag,) in entry.iter_unpack(image.fp.read(min(entries, ENTRIES) * entry.size))]
 
 
 def no_file(path: str | os.PathLike) -> str | None:

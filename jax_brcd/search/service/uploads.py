@@ -10,14 +10,13 @@ import email.message
 import io
 import math
 import re
-import struct
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
-from jax_brcd.data.decoding import formats, silence_pillow, to_rgb, turned
+from jax_brcd.data.decoding import decoded_size, formats, silence_pillow, to_rgb, turned
 from jax_brcd.search.service.budget import Budget
 from jax_brcd.search.service.errors import Refused
 
@@ -29,8 +28,6 @@ PHOTOGRAPHS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF
 FIELD = "image"
 MULTIPART = "multipart/form-data"
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")  # RFC 2046, section 5.1.1
-TILE = (322, 323)  # the tags of a TIFF for width and length of its tiles
-ENTRIES = 2**16  # of a TIFF's directory that are looked at; libtiff reads none of more than 4096
 NO_IMAGE = f"no image that is read here ({', '.join(PHOTOGRAPHS)}); send the bytes of an image file"
 
 
@@ -131,41 +128,14 @@ def open_image(file: io.IOBase, pixels: int | None = None) -> "PIL.Image.Image":
         raise Refused(415, NO_IMAGE) from None
     if pixels is None:
         return image
-    width, height = decoded_size(image)
+    try:
+        width, height = decoded_size(image)
+    except ValueError:
+        raise Refused(415, NO_IMAGE) from None
     if width * height > pixels:
         what = "an image" if (width, height) == image.size else "an image in tiles"
         raise Refused(413, f"{what} of {width} x {height} pixels, more than {pixels}; make it smaller")
     return image
-
-
-def decoded_size(image: "PIL.Image.Image") -> tuple[int, int]:
-    """Width and height of what is decoded of an image that has just been opened: its own, or those of a larger tile of a TIFF,
-    which libtiff decodes whole for the one pixel of it that the image shows. (Strips it cuts at the image's end.)
-
-    Raises:
-        Refused: for a TIFF whose tiles cannot be told from its head.
-    """
-    if image.format != "TIFF":
-        return image.size
-    try:
-        tile, tags = tuple(image.tag_v2.get(tag, 0) for tag in TILE), _tags(image)
-    except Exception:  # as above
-        raise Refused(415, NO_IMAGE) from None
-    # Of a tag that is there twice, or of a type that Pillow passes over, libtiff may read another value
-    if any(tags.count(tag) != (tag in image.tag_v2) for tag in TILE) or not all(isinstance(side, int) for side in tile):
-        raise Refused(415, NO_IMAGE)
-    return max(image.size, tile, key=math.prod)
-
-
-def _tags(image: "PIL.Image.Image") -> list[int]:
-    """The tags of a TIFF's first directory as they stand in the file."""
-    image.fp.seek(0)
-    count, entry = ("Q", "H18x") if image.fp.read(3).endswith(b"+") else ("H", "H10x")
-    order = "<" if image.tag_v2.prefix == b"II" else ">"
-    image.fp.seek(image.tag_v2.offset)
-    (entries,) = struct.unpack(order + count, image.fp.read(struct.calcsize(order + count)))
-    entry = struct.Struct(order + entry)
-    return [tag for (tag,) in entry.iter_unpack(image.fp.read(min(entries, ENTRIES) * entry.size))]
 
 
 def pixels_of(body: bytes, pixels: int) -> int:
