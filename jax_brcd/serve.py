@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from jax_brcd.settings.command_line import OneLineParser, add_options, bars, run_command, say
 
@@ -97,5 +98,18 @@ def _parser() -> OneLineParser:
     return parser
 
 
+def _run() -> NoReturn:
+    """The command as a program. It ends though a disk keeps threads waiting that read files, for which the interpreter would wait
+    as it ends."""
+    from jax_brcd.search.service import READERS
+
+    try:
+        run_command(main)
+    except SystemExit as stop:
+        if any(thread.name.startswith(READERS) for thread in threading.enumerate()):
+            os._exit(stop.code)  # all is closed and told
+        raise
+
+
 if __name__ == "__main__":
-    run_command(main)
+    _run()

@@ -191,12 +191,15 @@ def test_what_an_interface_of_this_machine_alone_is(host, own):
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     """A folder with an index that knows its encoder."""
-    place = tmp_path_factory.mktemp("served")
+    return index_of(tmp_path_factory.mktemp("served"))
+
+
+def index_of(place, *ids):
     encoder = random_encoder()
     encoder.save(place / "encoder")
-    with_note = open_store(f"folder:{place / 'index'}", create_for=encoder)
-    with_note.note("encoder", str(place / "encoder"))
-    with_note.close()
+    with contextlib.closing(open_store(f"folder:{place / 'index'}", create_for=encoder)) as store:
+        store.note("encoder", str(place / "encoder"))
+        store.add(ids, np.zeros((len(ids), encoder.bits), bool))
     return f"folder:{place / 'index'}"
 
 
@@ -289,3 +292,30 @@ def test_the_command_serves_until_it_is_interrupted(index, tmp_path):
         assert taken.returncode == 2 and "--port" in taken.stderr and taken.stderr.count("\n") == 1
         started.send_signal(signal.SIGINT)
         assert started.wait(30) == 0 and started.stdout.read() == "ended\n" and started.stderr.read() == ""
+
+
+STALLED = """
+import runpy, threading
+from jax_brcd.search.service import app
+
+def stalls(attributes):
+    print("stalled", flush=True)
+    threading.Event().wait()
+
+app.open_original = stalls
+runpy.run_module("jax_brcd.serve", run_name="__main__")
+"""
+
+
+def test_the_command_ends_though_a_disk_stalls(tmp_path):
+    words = [sys.executable, "-c", STALLED, "--index", index_of(tmp_path, "a"), "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                          env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}) as started:
+        try:
+            port = int(started.stdout.readline().split(" at ")[1].split()[0].rstrip("/").rpartition(":")[2])
+            said(port, "GET /v1/images/a?original=1 HTTP/1.1\r\nHost: localhost\r\n\r\n", wait=False)
+            assert started.stdout.readline() == "stalled\n"
+            started.send_signal(signal.SIGINT)
+            assert started.communicate(timeout=120)[0] == "ended\n" and started.returncode == 0
+        finally:
+            started.kill()

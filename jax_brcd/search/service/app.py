@@ -21,6 +21,7 @@ import jax_brcd
 from jax_brcd.retrieval import PackedCodes
 from jax_brcd.runtime.errors import InputError
 from jax_brcd.runtime.workers import cores
+from jax_brcd.search.service import READERS
 from jax_brcd.search.service import metrics as counted
 from jax_brcd.search.service.budget import Budget
 from jax_brcd.search.service.engine import Engine, Found, Query, pack
@@ -68,7 +69,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, browser: BrowserFiles | None):
         self.engine, self.limits, self.browser = engine, limits, browser
         self.metrics, self.began = counted.Metrics(), time.time()
-        self._decoding, self._reading = (ThreadPoolExecutor(cores(), thread_name_prefix=name) for name in ("decode", "read"))
+        self._decoding, self._reading = (ThreadPoolExecutor(cores(), thread_name_prefix=name) for name in ("decode", READERS))
         # Of all decoded images together as many pixels as the largest may have: encoding one takes some 16 bytes a pixel
         self._bodies, self._images = Budget(BODIES * limits.upload_bytes), Budget(limits.pixels)
         # Of the requests that are worked on so many may wait for files of the index, whose disk may stall
