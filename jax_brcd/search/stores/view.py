@@ -99,7 +99,7 @@ class View:
     ) -> list[Near]:
         """Of each query all items within a radius, in no order.
 
-        Who asks often, as for duplicates among all items, is answered from tables, which for small radii take far less to make
+        Who asks often is answered from tables, which for small radii take far less to make
         than they save (docs/stores.md, "Search in less than linear time").
         """
         self._balls += len(queries)
