@@ -18,7 +18,7 @@ from jax_brcd.search.indexing import SECONDS, Elsewhere, Outcome, fits
 from jax_brcd.search.places import Change, Content, Encoded, Place, id_of, write
 from jax_brcd.search.stores import open_store
 
-READ, ENCODED = 16, 64  # files that a task reads and encodes at once
+READ, ENCODED = 4, 16  # files that a task reads and encodes at once: it holds their pixels, of any number, until it is done
 MOST_BLOCKS = 1000
 ROW = dict[str, Any]
 Rows = dict[str, np.ndarray]  # a batch of Ray Data: columns by their names
