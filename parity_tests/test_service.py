@@ -486,6 +486,28 @@ def test_a_client_that_leaves_a_stalled_original_holds_up_nothing_and_its_file_i
     assert answer.content == served.paths[0].read_bytes()
 
 
+@pytest.mark.parametrize("stage", ["open", "thumbnail"])
+def test_a_file_that_a_disk_does_not_open_in_time_is_given_up_and_closed_when_it_does(served, monkeypatch, stage):
+    disk = Disk(monkeypatch, stage)
+    service = served.app(limits=Limits(at_once=2, quiet_seconds=0.5))  # one of which may wait for a file
+    address = f"/v1/images/{quote(served.ids[0], safe='')}{'' if stage == 'thumbnail' else '?original=1'}"
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service), base_url=HERE) as client:
+            told = [await asyncio.wait_for(client.get(address), 60) for _ in range(cores() + 1)]
+            assert not disk.closed
+            disk.let_go()
+            if stage == "open":
+                await until(lambda: 0 < len(disk.kept) == len(disk.closed))
+            return told
+
+    try:
+        told = asyncio.run(ask())
+    finally:
+        disk.let_go()
+    assert {refused(answer, 503) for answer in told} == {"the disk with this file does not answer; send it again later"}
+
+
 def test_closing_the_service_waits_for_no_disk_that_stalls(served, monkeypatch):
     disk = Disk(monkeypatch, "open")
 

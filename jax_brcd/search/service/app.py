@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -191,9 +191,16 @@ class Service:
     async def _decoded(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
 
-    async def _read(self, work: Any, *arguments: Any) -> Any:
-        """What is done with a file of the index, on threads of its own: a disk that stalls keeps no upload waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, work, *arguments)
+    async def _read(self, work: Any, *arguments: Any, drop: Callable[[Any], None] = lambda late: None) -> Any:
+        """What is done with a file of the index, on threads of its own: a disk that stalls keeps no upload waiting, and no client
+        for ever. `drop` is given what comes too late. Raises Refused where nothing comes in time."""
+        reading = self._reading.submit(work, *arguments)
+        try:
+            async with asyncio.timeout(self.limits.quiet_seconds):
+                return await asyncio.wrap_future(reading)
+        except TimeoutError:
+            reading.add_done_callback(lambda late: late.cancelled() or late.exception() or drop(late.result()))
+            raise Refused(503, "the disk with this file does not answer; send it again later") from None
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[None]:
@@ -208,7 +215,7 @@ class Service:
     async def _original(self, attributes: dict[str, Any]) -> Response:
         with contextlib.ExitStack() as held:
             held.enter_context(self._reader())
-            file, kind = await self._read(open_original, attributes)
+            file, kind = await self._read(open_original, attributes, drop=lambda late: late[0].close())
             work = self._reading.submit(os.fstat, file.fileno())
             # By the thread that is at work on it, as closing waits for a read that its client waits for no more
             held.callback(lambda: work.add_done_callback(lambda _: file.close()))
