@@ -1,6 +1,7 @@
 """List files and image folders: their parts, what is kept of them on disk, and one line for each way in which they can be
 wrong."""
 
+import dataclasses
 import gc
 import json
 import shutil
@@ -101,7 +102,7 @@ def test_words_of_lists_are_let_go_before_images_are_decoded_and_labels_are_not_
 
 def test_so_many_images_as_are_told_are_decoded_to_train_and_stay_on_disk(tree):
     whole, some = load(tree), load(tree, train_images=4)
-    assert isinstance(some.train.images, np.memmap) and some.train.content
+    assert isinstance(some.train.images, np.memmap)
     positions = some.train.place.positions
     assert len(positions) == 4 and (np.diff(positions) > 0).all()
     np.testing.assert_array_equal(some.train.images, whole.database.images[positions])
@@ -110,6 +111,13 @@ def test_so_many_images_as_are_told_are_decoded_to_train_and_stay_on_disk(tree):
     assert (load(tree, train_images=4, seed=1).train.place.positions != positions).any()
     with pytest.raises(InputError, match=f"train_images {DATABASE + 1}: {tree} has {DATABASE} to train on; give that or less"):
         load(tree, train_images=DATABASE + 1)
+
+
+@pytest.mark.parametrize("count", [4, DATABASE])
+def test_training_images_that_are_drawn_are_told_by_their_pixels_as_those_that_were_drawn_in_memory(tree, count):
+    whole, some = load(tree, train_images="all"), load(tree, train_images=count)
+    in_memory = dataclasses.replace(whole, train=whole.train.take(some.train.place.positions))
+    assert some.digests() == in_memory.digests()
 
 
 @pytest.mark.parametrize(("name", "told", "k"), [("nus-wide", {}, 5000), ("list", {"k": DATABASE + 1}, DATABASE + 1)])

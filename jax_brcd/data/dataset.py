@@ -101,12 +101,13 @@ class ImageDataset:
         from jax_brcd.runtime.digests import digest  # not above: it imports JAX
 
         parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
-        content: dict[int, str] = {}  # by identity: images that serve two parts are read once
+        content: dict[tuple[int, str], str] = {}  # by identity: images that serve two parts are read once
         found = {}
         for name, part in parts.items():
-            if id(part.images) not in content:
-                content[id(part.images)] = part.content or digest(part.images)
-            found[f"images of {name}"], found[f"labels of {name}"] = content[id(part.images)], digest(part.labels)
+            one = id(part.images), part.content
+            if one not in content:
+                content[one] = part.content or digest(part.images)
+            found[f"images of {name}"], found[f"labels of {name}"] = content[one], digest(part.labels)
         return found | dict(self.lists)
 
 

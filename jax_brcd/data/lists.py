@@ -107,7 +107,9 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
             request.folder, images, request.cache_dir / "images", bad=bad, workers=request.decode_workers, description=name,
             side=request.square_side, progress=request.progress, say=request.say)
         labels = part.labels if len(squares.kept) == len(images) else part.labels[squares.kept]
-        parts[name] = Images(squares.images, labels, squares.content, part.place and part.place.take(squares.kept))
+        drawn = name == "train" and request.train_count is not None  # which have the digest of images drawn in memory
+        parts[name] = Images(squares.images, labels, "" if drawn else squares.content,
+                             part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
         damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []
     return parts, (*bad.notes(), *same_pixels(named), *dict.fromkeys(damaged))
