@@ -192,6 +192,14 @@ def test_bad_images_are_skipped_named_and_counted_once(tree):
         assert all(f"images/{name}.jpg: " in note for name in ("001", "002", "004"))
 
 
+def test_bad_images_among_those_that_were_drawn_to_train_are_told(tree):
+    damage(tree)
+    data = load(tree, max_bad_images=3, train_images=DATABASE)
+    assert len(data.train) == DATABASE - 3
+    assert f"Of {DATABASE} images that were drawn to train, 3 could not be read: {DATABASE - 3} train." in data.notes
+    assert len(load(tree, max_bad_images=3, train_images="all").notes) == 1
+
+
 def test_a_part_of_which_nothing_can_be_read_is_refused(tree):
     (tree / "train.txt").write_text("absent.jpg 1 0 0\n")
     with pytest.raises(InputError, match="none of the 1 images of train could be read"):

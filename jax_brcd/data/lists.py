@@ -112,7 +112,14 @@ def decode_parts(lists: dict[str, ListFile], request: Request) -> tuple[dict[str
                              part.place and part.place.take(squares.kept))
         named[name] = Named([part.images[position].path for position in squares.kept], labels, squares.digests)
         damaged += [f"{squares.damaged} was damaged, and its images are decoded anew."] if squares.damaged else []
-    return parts, (*bad.notes(), *same_pixels(named), *dict.fromkeys(damaged))
+    fewer = _fewer(len(parts["train"]), request.train_count)
+    return parts, (*bad.notes(), *fewer, *same_pixels(named), *dict.fromkeys(damaged))
+
+
+def _fewer(images: int, asked: int | None) -> Iterable[str]:
+    """Says where fewer images train than were asked for."""
+    if asked is not None and images < asked:
+        yield f"Of {asked:,} images that were drawn to train, {asked - images:,} could not be read: {images:,} train."
 
 
 def _repeats(lists: dict[str, ListFile]) -> Iterable[str]:
