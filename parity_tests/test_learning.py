@@ -19,7 +19,7 @@ from jax_brcd.runtime.errors import InputError
 from jax_brcd.settings.recipes import RECIPES
 from jax_brcd.settings.stages import LearningConfig
 from jax_brcd.stages.configuration import create_config, unusual
-from jax_brcd.stages.learning import check_blocks, check_images, check_learning, create_optimizer
+from jax_brcd.stages.learning import check_blocks, check_images, check_learning, check_new, create_optimizer
 from jax_brcd.stages.teacher import check_teacher
 from jax_brcd.training.optimizers import OPTIMIZERS, decayed
 from jax_brcd.training.rates import SCHEDULES, Course
@@ -343,6 +343,7 @@ def test_what_cannot_be_together_is_refused(settings, line):
     with pytest.raises(InputError, match=line):
         config = create_config(**settings)
         check_learning(config)
+        check_new(config)
         check_images(config, images=100)
 
 

@@ -167,10 +167,10 @@ def test_what_a_sum_cannot_be_is_refused_in_one_line(name, settings, message):
         create_method(name, **settings)
 
 
-def test_what_the_images_do_not_allow_is_told_in_the_sums_words():
+def test_what_a_part_does_not_allow_is_told_in_the_sums_words():
     together = create_method("brcd+sp", sp_variant="released", sp_relations_on="features")
     with pytest.raises(InputError) as refusal:
-        together.check(images=100, streamed=False)
+        together.check_settings()
     assert (refusal.value.field, refusal.value.value) == ("sp_relations_on", "features")
     assert "give codes or logits, or `sp_variant` batch" in refusal.value.problem
     with pytest.raises(InputError) as refusal:

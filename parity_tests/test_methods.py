@@ -48,9 +48,9 @@ MEMORIES = {"crd": (losses.crd_loss, reference.row_scores), "crcd": (losses.crcd
 
 
 def test_brcd_removes_false_negatives_alone_only_without_robust():
-    create_method("brcd", robust=False, remove_false_negatives=True).check(images=100, streamed=False)
+    create_method("brcd", robust=False, remove_false_negatives=True).check_settings()
     with pytest.raises(InputError, match="remove_false_negatives True: robust does this already; leave it out, or put robust off"):
-        create_method("brcd", remove_false_negatives=True).check(images=100, streamed=False)
+        create_method("brcd", remove_false_negatives=True).check_settings()
 
 
 def assert_close(ours, published, floor=0.0):

@@ -14,6 +14,7 @@ import safetensors.numpy
 from image_trees import picture, write_lists
 from toy_runs import (
     BRCD,
+    OPTIONS,
     assert_same_tensors,
     content,
     history,
@@ -32,6 +33,7 @@ from jax_brcd import distill
 from jax_brcd.runtime.errors import InputError, TrainingDiverged
 from jax_brcd.stages import context as stage_context
 from jax_brcd.stages import distillation, teacher
+from jax_brcd.stages.configuration import create_config
 from jax_brcd.teachers.hash_model import HashTeacher
 from jax_brcd.training.loop import backbone_scans
 
@@ -388,7 +390,31 @@ def test_a_run_written_before_a_setting_was_there_is_gone_on_with(cache, copied)
     assert "teacher_kl_weight 0.001 (now 0.5)" in refused(copied, cache, teacher_kl_weight=0.5)
 
 
+REFUSED_OF_NEW = pytest.mark.parametrize(("settings", "message"), [
+    ({"embeddings_dropout": 0.5}, "embeddings_dropout 0.5: teacher_objective cibhash of teacher toy does not look at it"),
+    ({"patience": None, "min_epochs": 3}, "min_epochs 3: nothing stops early"),
+    ({**BRCD, "remove_false_negatives": True}, "remove_false_negatives True: robust does this already"),
+    ({"method": "kl+brcd", "remove_false_negatives": True}, "brcd_remove_false_negatives True: brcd_robust does this already"),
+    ({"method": "sp", "variant": "released", "relations_on": "features", "train_backbone": True},
+     "relations_on features: as released it compares code")])
+
+
+@REFUSED_OF_NEW
+def test_a_finished_run_of_an_earlier_version_opens_with_what_is_refused_of_new_runs(cache, copied, settings, message):
+    claim = json.loads((copied / "config.json").read_text())
+    claim["settings"] |= create_config(**OPTIONS | settings).flat()
+    (copied / "config.json").write_text(json.dumps(claim))
+    assert tiny(copied, cache, **settings)[1] == [f"{copied}: already there; nothing was run again."]
+    assert "holds a run with" in refused(copied, cache, **settings, bits=8)
+
+
 # Before anything long starts
+
+
+@REFUSED_OF_NEW
+def test_what_is_refused_of_new_runs_is_refused_before_data_is_loaded(tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr(stage_context, "load_dataset", lambda *arguments, **told: pytest.fail("data was loaded"))
+    assert message in refused(tmp_path / "run", tmp_path / "cache", **settings)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -21,7 +21,7 @@ from jax_brcd.settings.command_line import run_command
 from jax_brcd.stages.configuration import create_config
 from jax_brcd.stages.context import StageDiverged
 from jax_brcd.stages.folder import StageFolder
-from jax_brcd.stages.learning import check_images, check_learning
+from jax_brcd.stages.learning import check_images, check_learning, check_new
 from jax_brcd.stages.run import run
 
 ASKED = whole.Asked(list(whole.TEACHERS), [16, 64], [0, 1, 2], [*METHODS, *whole.SUMS], list(whole.RATES), {"epochs": 15})
@@ -36,6 +36,7 @@ def test_every_student_of_the_study_can_be_trained():
         weights = {"teacher_weights": "there", "student_weights": "there"}
         config = create_config(whole.PRESET, **weights | dict(student.settings), bits=student.bits, seed=student.seed)
         check_learning(config)
+        check_new(config)
         check_images(config, images=50_000)
         config.method.check(images=50_000, streamed=False)
 

@@ -31,7 +31,7 @@ from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.stages import CLEAN
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
 from jax_brcd.stages.context import load_images
-from jax_brcd.stages.learning import check_images, check_learning
+from jax_brcd.stages.learning import check_images, check_learning, check_new
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
 from jax_brcd.views.derivations import Derivation
@@ -426,6 +426,8 @@ def run(config: Config) -> dict:
     out = pathlib.Path(config.run.out or pathlib.Path("runs") / f"torch-{config.out.name}").expanduser()
     torch.manual_seed(config.run.seed)
     check_learning(config)
+    if not (out / "config.json").exists():
+        check_new(config)
     experiment = load_experiment(config)
     check_student(experiment)
     claim(out, config)

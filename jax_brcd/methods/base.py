@@ -119,6 +119,10 @@ class Method(Protocol):
     def counts_steps(self) -> bool:
         """Whether the loss looks at how many steps there will be: a training of another number is then another training."""
 
+    def check_settings(self) -> None:
+        """Raises InputError for settings that cannot be together, whatever the images are; asked of new runs alone, so that
+        directories of earlier versions, which allowed them, can still be opened."""
+
     def check(self, *, images: int, streamed: bool) -> None:
         """Raises InputError where the method cannot learn from so many training images, or from images that travel with a
         step (`streamed`); called before anything long starts."""
@@ -144,6 +148,9 @@ class BaseMethod:
     meets_teacher = False
     reads_temperature = False
     counts_steps = False
+
+    def check_settings(self) -> None:
+        """Nothing is refused."""
 
     def check(self, *, images: int, streamed: bool) -> None:
         """See Method: what follows from the needs."""

@@ -40,9 +40,8 @@ class BRCD(BaseMethod):
         return Needs(views=(VIEW_I, VIEW_J), unseen=(VIEW_J,),
                      clusters=ClusterNeeds(self.clusters, self.cluster_choice, self.cluster_restarts))
 
-    def check(self, *, images: int, streamed: bool) -> None:
+    def check_settings(self) -> None:
         """See Method."""
-        super().check(images=images, streamed=streamed)
         if self.robust and self.remove_false_negatives:
             raise InputError("`robust` does this already; leave it out, or put `robust` off", field="remove_false_negatives",
                              value=True)

@@ -18,9 +18,8 @@ class SP(Relations):
 
     variant: str = option("batch", "the method as meant, or as the published code computes it", choices=SP_VARIANTS)
 
-    def check(self, *, images: int, streamed: bool) -> None:
+    def check_settings(self) -> None:
         """See Method."""
-        super().check(images=images, streamed=streamed)
         if self.variant == "released" and self.relations_on == "features":
             raise InputError("as released it compares code with code, which features of two backbones are not; give codes or "
                              "logits, or `variant` batch", field="relations_on", value=self.relations_on)

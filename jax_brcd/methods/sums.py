@@ -4,9 +4,10 @@ The settings of a sum are those of its parts, each behind its part's name: `rkd_
 taken where one part alone has it, and refused where several have, so that no setting is another one silently.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -66,13 +67,17 @@ class Sum(BaseMethod):
     reads_temperature = _of_any_part("reads_temperature")
     counts_steps = _of_any_part("counts_steps")
 
+    def check_settings(self) -> None:
+        """See Method."""
+        for name, part in self.parts.items():
+            with _told_of(name, settings_of(type(part))):
+                part.check_settings()
+
     def check(self, *, images: int, streamed: bool) -> None:
         """See Method."""
         for name, part in self.parts.items():
-            try:
+            with _told_of(name, settings_of(type(part))):
                 part.check(images=images, streamed=streamed)
-            except InputError as error:
-                raise _told_of(name, error, settings_of(type(part))) from None
 
     def init(self, knowledge: TeacherKnowledge, *, seed: int) -> tuple[Tree, Tree]:
         """Parameters and memory of each part under its name, the same as if it were alone."""
@@ -179,18 +184,21 @@ def create_sum(
 
 def _create_part(kinds: Registry, part: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """A part of its own settings, which errors call as they were given."""
-    try:
+    with _told_of(part, [name for name in settings_of(kinds[part]) if in_sum(part, name) in given]):
         return options.create(kinds, part, own)
+
+
+@contextlib.contextmanager
+def _told_of(part: str, names: Iterable[str]) -> Iterator[None]:
+    """Errors about a part call these of its settings what they are called in the sum."""
+    try:
+        yield
     except InputError as error:
-        raise _told_of(part, error, [name for name in settings_of(kinds[part]) if in_sum(part, name) in given]) from None
-
-
-def _told_of(part: str, error: InputError, names: Iterable[str]) -> InputError:
-    """What is wrong with a part, which calls these of its settings what they are called in the sum."""
-    problem, field = error.problem, error.field
-    for name in names:
-        problem, field = problem.replace(f"`{name}`", f"`{in_sum(part, name)}`"), in_sum(part, name) if field == name else field
-    return type(error)(problem, field=field, value=error.value)
+        problem, field = error.problem, error.field
+        for name in names:
+            problem = problem.replace(f"`{name}`", f"`{in_sum(part, name)}`")
+            field = in_sum(part, name) if field == name else field
+        raise type(error)(problem, field=field, value=error.value) from None
 
 
 def divided(name: str, kinds: Mapping[str, type], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -24,8 +24,8 @@ from jax_brcd.stages.configuration import Config
 from jax_brcd.stages.folder import StageFolder
 from jax_brcd.stages.learning import check_images
 from jax_brcd.stages.parts import KeptParts, PixelParts, measure_cost
-from jax_brcd.stages.sight import brought_encoder, decoded_side, sights, told_sizes
-from jax_brcd.stages.table import check_embeddings, read_table
+from jax_brcd.stages.sight import decoded_side, sights, told_sizes
+from jax_brcd.stages.table import read_table
 from jax_brcd.training.checkpoints import Checkpoints
 from jax_brcd.training.loop import Fit, Stage, Standing, fit, start
 from jax_brcd.training.schedule import Schedule
@@ -229,7 +229,6 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         InputError: for data that is absent or broken, for settings that it does not allow, and for sizes that a model does not
             take.
     """
-    check_embeddings(config, brought_encoder(config, "teacher_weights"), student=student)
     seen = sights(config, student=student)
     data = config.data
     dataset = load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress, say=say)

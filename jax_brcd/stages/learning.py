@@ -63,9 +63,6 @@ def check_learning(config: Config) -> None:
     settings = config.learning
     _check_moving(settings)
     _check_lengths(settings, config.student.epochs)
-    if config.student.patience is None and "min_epochs" in config.given and config.student.min_epochs:
-        raise InputError(f"nothing stops early under `lr_schedule` {settings.lr_schedule} without `patience`; give that, or leave "
-                         "it out", field="min_epochs", value=config.student.min_epochs)
     if not config.student.train_backbone:
         _check_frozen(settings, kept=not config.data.fresh_views)
     elif settings.teacher_view == CLEAN:
@@ -78,6 +75,16 @@ def check_learning(config: Config) -> None:
     _check_parts(config)
     _check_features(config)
     _check_objective(config)
+
+
+def check_new(config: Config) -> None:
+    """Raises InputError for settings of a student's learning that are refused of new runs alone, as directories of earlier
+    versions may hold them."""
+    student, schedule = config.student, config.learning.lr_schedule
+    if student.patience is None and "min_epochs" in config.given and student.min_epochs:
+        raise InputError(f"nothing stops early under `lr_schedule` {schedule} without `patience`; give that, or leave it out",
+                         field="min_epochs", value=student.min_epochs)
+    config.method.check_settings()
 
 
 def check_images(config: Config, *, images: int) -> None:

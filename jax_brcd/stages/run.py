@@ -40,10 +40,11 @@ from jax_brcd.stages.context import STUDENT, TEACHER, Context, StageDiverged, lo
 from jax_brcd.stages.distillation import Student, teach_student
 from jax_brcd.stages.evaluation import CODES, METRICS, Evaluation, evaluate_run
 from jax_brcd.stages.folder import HISTORY, write_history
-from jax_brcd.stages.learning import check_blocks, check_learning
+from jax_brcd.stages.learning import check_blocks, check_learning, check_new
 from jax_brcd.stages.models import Built, build, build_over_rows, check_place
 from jax_brcd.stages.pretraining import NOTE, needs_pretraining
 from jax_brcd.stages.sight import brought_encoder
+from jax_brcd.stages.table import check_embeddings
 from jax_brcd.stages.teacher import check_objective, check_teacher, train_teacher
 from jax_brcd.teachers.base import Teacher
 from jax_brcd.teachers.objectives import head_of
@@ -83,8 +84,13 @@ def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -
     earlier, missed = read_claim(out), missed or absent_weights(config, student=student)
     if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
         raise missed
-    if missed is None and brought_encoder(config, "teacher_weights") is None:  # settings of one made elsewhere tell how it was
+    brought = brought_encoder(config, "teacher_weights")
+    check_embeddings(config, brought, student=student)
+    # Directories of earlier versions may hold what is refused of new runs
+    if earlier is None and brought is None:  # settings of one made elsewhere tell how it was
         check_teacher(config)
+    if student and not (earlier is not None and earlier.student):
+        check_new(config)
     if earlier is not None:
         check_settings(out, config, weights, earlier, student=student)
     context = load_context(config, student=student, progress=progress, say=say)
