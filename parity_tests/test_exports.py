@@ -486,3 +486,9 @@ def test_bad_input_is_answered_in_one_line_and_nothing_is_written(words, answer,
     error = capsys.readouterr().err
     assert stop.value.code == 2 and answer in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_a_format_does_not_have_are_refused_before_anything_is_read(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(main, ["absent", "--to", "torch", "--quantize", "int8", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "--quantize int8: torch is not quantised" in capsys.readouterr().err

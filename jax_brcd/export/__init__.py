@@ -45,7 +45,7 @@ def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: An
     found = folder.exists()
     if found and not folder.is_dir():
         raise InputError("this is a file, and an export is a folder; give another place", field="out", value=folder)
-    _check_quantize(to, given.quantize)
+    check_quantize(to, given.quantize)
     make_folder(folder)
     try:
         return exporter(encoder, folder, given) if isinstance(exporter, TriedExporter) else exporter(encoder, folder)
@@ -56,7 +56,8 @@ def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: An
         raise
 
 
-def _check_quantize(to: str, quantize: str | None) -> None:
+def check_quantize(to: str, quantize: str | None) -> None:
+    """Raises InputError for numbers that are unknown, and for a format that is not quantised."""
     if quantize not in (None, INT8):
         raise InputError(f"unknown numbers; give {INT8}, or leave it out", field="quantize", value=quantize)
     able = [name for name, exporter in EXPORTERS.items() if isinstance(exporter, TriedExporter) and exporter.quantizes]

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     The data set, for int8 and for trials, is that of the run that made the encoder, unless told.
     """
     from jax_brcd.encoder import folder_of, load
-    from jax_brcd.export import EXPORTERS, TriedExporter, export
+    from jax_brcd.export import EXPORTERS, TriedExporter, check_quantize, export
     from jax_brcd.export.base import CONFIG, EXPORTS
     from jax_brcd.export.lines import lines_of
     from jax_brcd.export.material import images_below, material_of
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     name, to, out, quantize, calibrate, count = (given.pop(each) for each in (
         "encoder", "to", "out", "quantize", "calibrate", "calibration_images"))
     exporter = EXPORTERS[to]  # before anything is read
+    check_quantize(to, quantize)
     count, told = whole(count, "calibration_images"), bool(given.keys() - FURTHER)
     if (calibrate is not None or told) and not isinstance(exporter, TriedExporter):
         raise InputError("is weights alone, which no images are tried on; leave out `calibrate` and the data set's settings",
