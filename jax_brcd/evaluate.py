@@ -18,7 +18,14 @@ def main(argv: list[str] | None = None) -> None:
     from jax_brcd.runtime.files import as_path, check_file
     from jax_brcd.stages.command import named_places, session
     from jax_brcd.stages.configuration import create_config, create_parser
-    from jax_brcd.stages.evaluation import check_pair, evaluate_pair, load_for_evaluation, rows_for
+    from jax_brcd.stages.evaluation import (
+        check_pair,
+        check_tables,
+        evaluate_pair,
+        load_for_evaluation,
+        over_embeddings,
+        rows_for,
+    )
     from jax_brcd.stages.provenance import FURTHER, PLACES, PROTOCOL, known_settings
     from jax_brcd.stages.sight import told_sizes
 
@@ -52,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError("no such encoder's folder or file of codes; check the path")
             searched = load(path) if path.is_dir() else PackedCodes.load(path)
         check_pair(encoder, searched)
+        over = over_embeddings(encoder, searched)
+        check_tables(over, config.teacher.embeddings, given="embeddings" in given)
         seeing = {role: encoder for role, encoder in (("queries", encoder), ("database", searched))
                   if not isinstance(encoder, PackedCodes) and not encoder.over_embeddings}
         dataset, k = load_for_evaluation(config, seeing.values(), progress=progress, say=say)
-        table = rows_for(encoder, searched, dataset, config.teacher.embeddings)
-        if table is None and "embeddings" in given:
-            raise InputError("neither encoder is over embeddings; leave it out", field="embeddings", value=given["embeddings"])
+        table = rows_for(over, dataset, config.teacher.embeddings)
         scores, codes = evaluate_pair(encoder, searched, dataset, k, table=table, progress=progress)
         if kept is not None and devices.is_first():
             with named_places({"save_codes": kept}):

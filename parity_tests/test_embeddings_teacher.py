@@ -140,13 +140,20 @@ def test_its_search_is_measured_from_the_table_alone(place, digits, capsys, tmp_
     np.save(tmp_path / "narrow" / "all.npy", digit_rows()[:, :60])
     narrow = refusal(evaluate.main, [*options, tmp_path / "narrow"], capsys)
     assert "rows of 60 numbers, but the encoder of --database takes 64" in narrow
-    codes = ["--queries", run / "student_asymmetric", "--database", tmp_path / "codes", "--embeddings", tmp_path / "moved"]
-    assert "neither encoder is over embeddings; leave it out" in refusal(evaluate.main, codes, capsys)
-    shutil.copytree(run / "teacher", tmp_path / "lone")
+
+
+def test_what_tables_an_evaluation_needs_is_told_before_its_data_is_loaded(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jax_brcd.stages.evaluation.load_images", lambda *arguments, **told: pytest.fail("data was loaded"))
+    shutil.copytree(place / "run" / "teacher", tmp_path / "lone")
     config = json.loads((tmp_path / "lone" / "config.json").read_text())
     (tmp_path / "lone" / "config.json").write_text(json.dumps(config | {"provenance": {}}))
-    lone = ["--queries", tmp_path / "lone", "--database", tmp_path / "lone", "--dataset", "digits"]
-    assert "an encoder over embeddings; name the folder of their tables with --embeddings" in refusal(evaluate.main, lone, capsys)
+    images = place / "run" / "student_symmetric"
+    for encoder, told, message in (
+            (images, ["--embeddings", place / "table"], "table: neither encoder is over embeddings; leave it out"),
+            (tmp_path / "lone", [], "an encoder over embeddings; name the folder of their tables with --embeddings"),
+            (tmp_path / "lone", ["--embeddings", tmp_path / "absent"], "absent: no such folder; name the one that holds")):
+        arguments = ["--queries", encoder, "--database", encoder, "--dataset", "digits", *told]
+        assert message in refusal(evaluate.main, arguments, capsys)
 
 
 def test_another_student_of_its_folder_trains_no_teacher(place, capsys):

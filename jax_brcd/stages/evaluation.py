@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_brcd.data import Embeddings, ImageDataset, read_embeddings
 from jax_brcd.data.dataset import RESIZED, square_side
+from jax_brcd.data.embeddings import tables_of
 from jax_brcd.encoder import STUDENT, TEACHER, HashEncoder
 from jax_brcd.report import results
 from jax_brcd.report.results import MEASURES
@@ -150,25 +151,40 @@ def check_pair(queries: HashEncoder, database: HashEncoder | PackedCodes) -> Non
                          "length")
 
 
-def rows_for(
-    queries: HashEncoder, database: HashEncoder | PackedCodes, dataset: ImageDataset, folder: pathlib.Path | None
-) -> Embeddings | None:
-    """The rows that encoders over embeddings encode, from a folder of tables; None where both encoders see images.
+def over_embeddings(queries: HashEncoder, database: HashEncoder | PackedCodes) -> dict[str, HashEncoder]:
+    """The encoders over embeddings, by the part that each is to encode."""
+    return {part: encoder for part, encoder in (("test", queries), ("database", database))
+            if isinstance(encoder, HashEncoder) and encoder.over_embeddings}
+
+
+def check_tables(over: Mapping[str, HashEncoder], folder: pathlib.Path | None, *, given: bool) -> None:
+    """Raises InputError where a folder of tables is `given` and no encoder is over embeddings, and where one is and the folder is
+    not told or not there. No table is read."""
+    if not over:
+        if given:
+            raise InputError("neither encoder is over embeddings; leave it out", field="embeddings", value=folder)
+        return
+    if folder is None:
+        raise InputError("an encoder over embeddings; name the folder of their tables with `embeddings`", field=_role(over))
+    tables_of(folder)
+
+
+def _role(over: Mapping[str, HashEncoder]) -> str:
+    return "queries" if "test" in over else "database"
+
+
+def rows_for(over: Mapping[str, HashEncoder], dataset: ImageDataset, folder: pathlib.Path | None) -> Embeddings | None:
+    """The rows that encoders over embeddings encode, from a folder of tables; None where there are no such encoders.
 
     Raises:
-        InputError: where the folder is not told, and for tables that are not of this data set or these encoders.
+        InputError: for tables that are not of this data set or these encoders.
     """
-    over = {part: encoder for part, encoder in (("test", queries), ("database", database))
-            if isinstance(encoder, HashEncoder) and encoder.over_embeddings}
     if not over:
         return None
-    role = "queries" if "test" in over else "database"
-    if folder is None:
-        raise InputError("an encoder over embeddings; name the folder of their tables with `embeddings`", field=role)
     table = read_embeddings(folder, dataset, over)
     width = next(iter(over.values())).preprocessing.width
     if table.width != width:
-        raise InputError(f"rows of {table.width} numbers, but the encoder of `{role}` takes {width}; give the tables that it was "
+        raise InputError(f"rows of {table.width} numbers, but the encoder of `{_role(over)}` takes {width}; give the tables that it was "
                          "made of", field="embeddings", value=folder)
     return table
 
