@@ -354,6 +354,8 @@ def test_images_without_labels_train_and_evaluation_is_skipped_with_a_note(tmp_p
     (["--teacher-weights", "absent.pth"], "--teacher-weights absent.pth: no such weight file; check the path"),
     (["--student-weights", "absent"], "--student-weights absent: no such weight file; check the path"),
     (["--student-weights", "held-out"], "--student-weights held-out: no such weight file; check the path"),
+    (["--student-weights", "test.txt"], "--student-weights test.txt: unknown kind of weight file; give a .safetensors"),
+    (["--teacher-weights", "held-out"], "--teacher-weights held-out: list holds no labelled images out; give a weight file"),
     (["--teacher-weights", "imagenet"], "--teacher-weights: no weights 'imagenet' of 'resnet8' are known"),
     (["--teacher-weights", "images"], "--teacher-weights images: a folder, and no encoder's: it holds no config.json"),
     (["--teacher", "embeddings", "--teacher-objective", "itq", "--embeddings", "no"], "--embeddings no: no such folder"),

@@ -15,18 +15,20 @@ from jax_brcd.runtime.registry import Registry, unknown_name
 
 
 class Source(NamedTuple):
-    """A data set that can be loaded, and the names of its splits, the default first."""
+    """A data set that can be loaded, and the names of its splits, the default first. `held_out` says whether it may hold
+    labelled images out, to pretrain on."""
 
     load: Callable[[Request], ImageDataset]
     splits: tuple[str, ...] = ("published",)
+    held_out: bool = True
 
 
 DATASETS: Registry[Source] = Registry("data set")
 DATASETS.register("digits")(Source(digits.load))
-DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS)))
+DATASETS.register("cifar10")(Source(cifar10.load, tuple(cifar10.SPLITS), held_out=False))
 for name in (*lists.PUBLISHED_K, "list"):
-    DATASETS.register(name)(Source(lists.loader(name)))
-DATASETS.register("folder")(Source(folders.load))
+    DATASETS.register(name)(Source(lists.loader(name), held_out=False))
+DATASETS.register("folder")(Source(folders.load, held_out=False))
 
 __all__ = ["DATASETS", "LABEL_FORMATS", "Embeddings", "ImageDataset", "Images", "load_dataset", "read_embeddings"]
 

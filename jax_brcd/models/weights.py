@@ -106,11 +106,14 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The files that hold the weights of a folder, or the file itself.
 
     Raises:
-        InputError: for a file that is absent, and for a folder that does not hold its weights as safetensors.
+        InputError: for a file that is absent or of an unknown kind, and for a folder that does not hold its weights as
+            safetensors.
     """
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{path}: no such weight file; check the path")
+        if path.suffix not in READERS:
+            raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")
         return [path]
     try:
         return [path / name for name in files_of(path)]
@@ -137,11 +140,8 @@ def _read_folder(folder: pathlib.Path) -> WeightFile:
 
 
 def _read_file(path: pathlib.Path) -> WeightFile:
-    weight_files(path)
-    readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
-    if path.suffix not in readers:
-        raise InputError(f"{path}: unknown kind of weight file; give a .safetensors, .pth or .pt file")
-    return readers[path.suffix](path)
+    file, = weight_files(path)
+    return READERS[file.suffix](file)
 
 
 def _read_safetensors(path: pathlib.Path) -> WeightFile:
@@ -184,6 +184,9 @@ def _read_torch(path: pathlib.Path) -> WeightFile:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return WeightFile(path, tensors, {}, remarks)
+
+
+READERS = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
 
 
 def _upcast(tensor: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_brcd.data import Embeddings, ImageDataset, load_dataset
+from jax_brcd.data import DATASETS, Embeddings, ImageDataset, load_dataset
 from jax_brcd.data.dataset import RESIZED
 from jax_brcd.encoder import STUDENT as STUDENT_ROLE
 from jax_brcd.encoder import TEACHER as TEACHER_ROLE
@@ -216,6 +216,13 @@ def load_images(config: Config, *, square_side: int = RESIZED, progress: Progres
     return dataset
 
 
+def check_held_out(config: Config, *, may_be: bool) -> None:
+    """Raises InputError where a teacher is to be pretrained on images that the data set holds out, and there are none."""
+    if config.teacher.teacher_weights == "held-out" and not may_be:
+        raise InputError(f"{config.data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
+                         value="held-out")
+
+
 def load_context(config: Config, *, student: bool = True, progress: Progress = silent, say: Say = unheard) -> Context:
     """Loads the data and checks it against the configuration before anything long starts.
 
@@ -229,13 +236,12 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         InputError: for data that is absent or broken, for settings that it does not allow, and for sizes that a model does not
             take.
     """
+    check_held_out(config, may_be=DATASETS[config.data.dataset].held_out)
     seen = sights(config, student=student)
     data = config.data
     dataset = load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress, say=say)
     table = read_table(config, dataset)
-    if config.teacher.teacher_weights == "held-out" and dataset.pretraining is None:
-        raise InputError(f"{data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
-                         value="held-out")
+    check_held_out(config, may_be=dataset.pretraining is not None)
     preprocessing, of_student = seen[TEACHER_ROLE].of(dataset), seen[STUDENT_ROLE].of(dataset)
     view = view_config(preprocessing, dataset, data.view_recipe)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,
