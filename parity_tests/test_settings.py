@@ -278,6 +278,14 @@ def test_every_other_setting_that_differs_is_named_with_both_values():
     assert differences(ours, theirs) == {"bits": (64, 16), "lr": (2e-3, 0.5)}
 
 
+@pytest.mark.parametrize(("schedule", "told"), [("constant", {"patience": (5, None)}), ("cosine", {}), ("no longer there",
+                                                {"patience": (5, None)})])
+def test_a_patience_that_was_told_stands_for_none_only_where_a_schedule_leaves_none(schedule, told):
+    ours = create_config(patience=None).compared() | {"lr_schedule": schedule}
+    assert differences(ours, ours | {"patience": 5}) == told
+    assert differences(ours | {"patience": 5}, ours) == {"patience": (None, 5)}
+
+
 def test_where_a_run_lies_is_not_compared():
     assert create_config(out="a", cache_dir="b", checkpoint_seconds=1, data_dir="c").compared() == create_config().compared()
 

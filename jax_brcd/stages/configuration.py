@@ -249,12 +249,13 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
     """The settings on which two flat configurations differ, each with (theirs, ours).
 
     A setting that one of them does not know was added since, or is another method's, and had its default's effect. Earlier
-    versions told the default patience where there was none.
+    versions told the default patience where a schedule that ends leaves none.
     """
     usual, usual_theirs = defaults(ours), defaults(theirs)
     ours, theirs, names = usual_theirs | usual | dict(ours), usual | usual_theirs | dict(theirs), sorted({*ours, *theirs})
     pairs = {name: (theirs.get(name), ours.get(name)) for name in names}
-    untold = {"patience": (StudentConfig().patience, None)}
+    schedule = SCHEDULES.get(theirs["lr_schedule"])
+    untold = {"patience": (StudentConfig().patience, None)} if schedule is not None and schedule.ends else {}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and pair != untold.get(name)}
 
 
