@@ -6,6 +6,8 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -159,6 +161,20 @@ def test_too_little_memory_ends_in_one_line(capsys):
                                        "(1073741824, 1073741824) and data type uint8\n")
     assert status_of(of_python) == 2
     assert capsys.readouterr().err == "error: not enough memory\n"
+
+
+def test_too_little_memory_on_the_device_ends_in_one_line_too(capsys):
+    def of_many_lines(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nPeak buffers:\n\tBuffer 1:")
+
+    remedy = "; where it trains, a smaller --batch-size or --resident-mib needs less on the device\n"
+    assert status_of(lambda argv: jnp.zeros(2**50, jnp.uint8)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: not enough memory: RESOURCE_EXHAUSTED: Out of memory") and line.endswith(remedy)
+    assert status_of(of_many_lines) == 2
+    assert capsys.readouterr().err == f"error: not enough memory: RESOURCE_EXHAUSTED: Out of memory.{remedy}"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault of ours"):
+        run_command(lambda argv: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL: a fault of ours")))
 
 
 class Terminal(io.StringIO):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 NAMED_SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")  # a setting that the text of an error names
@@ -45,6 +46,13 @@ class UnknownName(InputError, KeyError):
 
 class TrainingDiverged(InputError):
     """A loss that is no longer finite; the last good checkpoint stays as it was."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, this machine's or a device's, was too little."""
+    jax = sys.modules.get("jax")  # where it was not imported nothing of it was raised
+    of_device = jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError) or of_device
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from jax_brcd.runtime.errors import InputError
+from jax_brcd.runtime.errors import InputError, lacks_memory
 
 LOCK = "jax_brcd.lock"  # in a temporary folder: held by its process
 OLD = "old"  # in a temporary folder: what is being replaced
@@ -278,7 +278,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def is_passing(error: Exception) -> bool:
     """Whether an error of reading files is of the machine as it is now, so that it says nothing of what the files hold."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
+    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 def lock_beside(path: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jax_brcd.runtime import interruption
-from jax_brcd.runtime.errors import NAMED_SETTING, InputError, Naming
+from jax_brcd.runtime.errors import NAMED_SETTING, InputError, Naming, lacks_memory
 from jax_brcd.runtime.registry import unknown_name
 from jax_brcd.settings.options import plain_type, settings_of, words_of
 
@@ -231,11 +231,21 @@ def _status(main, argv: list[str] | None) -> Any:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or one_line(error)}; "
                          "free space or mend the path, then run the same command again to go on")
-    except MemoryError as error:
-        return _complain(": ".join(filter(None, ("not enough memory", one_line(error)))))
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from the last checkpoint", status=130)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        return _complain(_of_memory(error))
     return 0
+
+
+def _of_memory(error: Exception) -> str:
+    """What was too large, in one line: XLA lists its buffers below the first."""
+    first = "".join(str(error).splitlines()[:1])
+    remedy = "" if isinstance(error, MemoryError) else (
+        f"; where it trains, a smaller {flag('batch_size')} or {flag('resident_mib')} needs less on the device")
+    return ": ".join(filter(None, ("not enough memory", first))) + remedy
 
 
 def _leave_others(status: int) -> None:
