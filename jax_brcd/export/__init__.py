@@ -28,7 +28,7 @@ def export(encoder: HashEncoder, to: str, out: os.PathLike | str, **material: An
     """Writes an encoder in another program's format.
 
     Formats that other programs run (onnx, stablehlo, torch) are tried before they are there: the same images give the bits that
-    the encoder gives, but for logits within 1e-4 of zero. The figures stand in the folder's `config.json`.
+    the encoder gives, but for logits as near to zero as `trial.NEAR` says. The figures stand in the folder's `config.json`.
 
     Args:
         to: a name in EXPORTERS. out: the folder to write into, made where it is not there; files of the same names in it are

@@ -21,7 +21,8 @@ from jax_brcd.views.streaming import StepImages, Stream
 
 
 class Placed:
-    """Images on the device: once, however many sources draw from them, and for as long as one does."""
+    """Images on the device: once, however many sources draw from them, and for as long as one does. Several devices
+    hold a copy for each source of a stage, as `devices.replicate` places every leaf by itself."""
 
     def __init__(self):
         self._images: np.ndarray | None = None
