@@ -101,11 +101,11 @@ def _parser() -> OneLineParser:
 def _run() -> NoReturn:
     """The command as a program. It ends though a disk keeps threads waiting that read files, for which the interpreter would wait
     as it ends."""
-    from jax_brcd.search.service import READERS
-
     try:
         run_command(main)
     except SystemExit as stop:
+        from jax_brcd.search.service import READERS  # not above: it imports JAX, and may be interrupted
+
         if any(thread.name.startswith(READERS) for thread in threading.enumerate()):
             os._exit(stop.code)  # all is closed and told
         raise

@@ -438,7 +438,7 @@ async def until(condition):
 @pytest.mark.parametrize("stage", ["open", "read", "thumbnail"])
 def test_a_disk_that_stalls_holds_up_no_search_and_not_all_requests(served, monkeypatch, stage):
     disk, places = Disk(monkeypatch, stage), 2 * cores() + 2
-    service = served.app(limits=Limits(at_once=2 * places))
+    service = served.app(limits=Limits(at_once=2 * places, quiet_seconds=300.0))
     address = f"/v1/images/{quote(served.ids[0], safe='')}{'' if stage == 'thumbnail' else '?original=1'}"
 
     async def ask():
@@ -464,7 +464,7 @@ def test_a_disk_that_stalls_holds_up_no_search_and_not_all_requests(served, monk
 
 def test_a_client_that_leaves_a_stalled_original_holds_up_nothing_and_its_file_is_closed(served, monkeypatch):
     disk = Disk(monkeypatch, "read")
-    service = served.app(limits=Limits(at_once=2))  # one of which may wait for a file
+    service = served.app(limits=Limits(at_once=2, quiet_seconds=300.0))  # one of which may wait for a file
     address = f"/v1/images/{quote(served.ids[0], safe='')}?original=1"
 
     async def ask():
@@ -505,7 +505,7 @@ def test_a_file_that_a_disk_does_not_open_in_time_is_given_up_and_closed_when_it
         told = asyncio.run(ask())
     finally:
         disk.let_go()
-    assert {refused(answer, 503) for answer in told} == {"the disk with this file does not answer; send it again later"}
+    assert {refused(answer, 503) for answer in told} == {"this file was not read in time; send it again later"}
 
 
 def test_closing_the_service_waits_for_no_disk_that_stalls(served, monkeypatch):

@@ -14,7 +14,7 @@ def _tried(file: str, found: Mapping[str, Any]) -> str:
     different = found["different_bits"]
     differ = f"{different:,} differ, all of logits near zero" if different else "none differs"
     return (f"{file}: {found['bits']:,} bits of {found['images']:,} inputs, {differ} ({found['bits_near_zero']:,} within "
-            f"{found['near_zero']:.0e} of zero; logits differ by {found['largest_difference']:.1e} at most)")
+            f"{found['near_zero']:.1e} of zero; logits differ by {found['largest_difference']:.1e} at most)")
 
 
 def _costs(small: Mapping[str, Any]) -> list[str]:

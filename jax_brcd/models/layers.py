@@ -220,12 +220,15 @@ def _product(inputs, kernel, strides, padding, height, width) -> Array:
 
 def _product_of_each(inputs, kernel, strides, padding, height, width) -> Array:
     """Of each pixel of the output what it sees of the image by the part of the kernel that meets it."""
-    size, outputs = kernel.shape[0], kernel.shape[-1]
+    size, batch = kernel.shape[0], inputs.shape[0]
     rows, columns = ([_that_meets(size, inputs.shape[1 + axis], place * strides[axis] - padding[axis][0]) for place in range(count)]
                      for axis, count in enumerate((height, width)))
-    products = [inputs[:, row, column].reshape(len(inputs), -1) @ kernel[of_row, of_column].reshape(-1, outputs)
-                for row, of_row in rows for column, of_column in columns]
-    return jnp.stack(products, axis=1).reshape(len(inputs), height, width, outputs)
+    products = []
+    for row, of_row in rows:
+        for column, of_column in columns:
+            part = kernel[of_row, of_column].reshape(-1, kernel.shape[-1])
+            products.append(inputs[:, row, column].reshape(batch, part.shape[0]) @ part)
+    return jnp.stack(products, axis=1).reshape(batch, height, width, kernel.shape[-1])
 
 
 def _that_meets(size: int, length: int, first: int) -> tuple[slice, slice]:

@@ -79,18 +79,19 @@ def _run(config: Config, progress: Progress, say: Say, *, student: bool) -> dict
 def _run_alone(config: Config, progress: Progress, say: Say, *, student: bool) -> dict[str, Any]:
     if student:
         check_learning(config)
+    earlier = read_claim(config.out)
+    # Directories of earlier versions may hold what is refused of new runs
+    if student and not (earlier is not None and earlier.student):
+        check_new(config)
     config, missed = fetch_weights(config, student=student, progress=progress)
     out, weights = config.out, weights_digests(config, student=student)
-    earlier, missed = read_claim(out), missed or absent_weights(config, student=student)
+    missed = missed or absent_weights(config, student=student)
     if missed is not None and not (earlier is not None and earlier.finished):  # a run that has ended needs weights no more
         raise missed
     brought = brought_encoder(config, "teacher_weights")
     check_embeddings(config, brought, student=student)
-    # Directories of earlier versions may hold what is refused of new runs
     if earlier is None and brought is None:  # settings of one made elsewhere tell how it was
         check_teacher(config)
-    if student and not (earlier is not None and earlier.student):
-        check_new(config)
     if earlier is not None:
         check_settings(out, config, weights, earlier, student=student)
     context = load_context(config, student=student, progress=progress, say=say)

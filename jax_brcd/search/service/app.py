@@ -192,15 +192,15 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoding, work, *arguments)
 
     async def _read(self, work: Any, *arguments: Any, drop: Callable[[Any], None] = lambda late: None) -> Any:
-        """What is done with a file of the index, on threads of its own: a disk that stalls keeps no upload waiting, and no client
-        for ever. `drop` is given what comes too late. Raises Refused where nothing comes in time."""
+        """What is done with a file of the index, on threads of its own: a disk that stalls keeps no upload waiting. `drop` is
+        given what comes too late. Raises Refused where nothing comes in time, turns of those before included."""
         reading = self._reading.submit(work, *arguments)
         try:
             async with asyncio.timeout(self.limits.quiet_seconds):
                 return await asyncio.wrap_future(reading)
         except TimeoutError:
             reading.add_done_callback(lambda late: late.cancelled() or late.exception() or drop(late.result()))
-            raise Refused(503, "the disk with this file does not answer; send it again later") from None
+            raise Refused(503, "this file was not read in time; send it again later") from None
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[None]:
