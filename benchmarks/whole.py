@@ -90,9 +90,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 SEEN: Mapping[str, Any] = {**ALONE, "teacher_view": "same", "views": 4}
 # What a teacher needs whose student falls short of it without neighbours: its chances of a bit as labels, in twice as many steps
 CHANCES: Mapping[str, Any] = {**ALONE, "method": "bits", "bits_temperature": 1.0, "batch_size": 128, "lr": 1.5e-3}
-# Less of it: a third of the epochs, and those in batches of half the images
+# Less of it: a third of the epochs, those in batches of half the images, and those by the method that wins of the last teacher
 SHORT: Mapping[str, Mapping[str, Any]] = {"5 epochs": {"epochs": 5},
-                                          "5 epochs, batches of 128": {"epochs": 5, "batch_size": 128, "lr": 1.5e-3}}
+                                          "5 epochs, batches of 128": {"epochs": 5, "batch_size": 128, "lr": 1.5e-3},
+                                          "5 epochs, crovca": {"epochs": 5, "method": "crovca"}}
 IMAGES = (5_000, 20_000, 50_000)  # the last are all
 # Students of other sizes: the first stages of the one that the recipe has, and others from nothing, for longer
 SIZES: Mapping[str, Mapping[str, Any]] = {
