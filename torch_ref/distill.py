@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jax_brcd.clusters.choice import published_range
-from jax_brcd.data import DATASETS, ImageDataset
+from jax_brcd.data import ImageDataset
 from jax_brcd.encoder import STUDENT, TEACHER
 from jax_brcd.hub.names import is_hub_name
 from jax_brcd.models.variants import Preprocessing, tags_of
@@ -30,7 +30,7 @@ from jax_brcd.runtime.files import atomic_path, read_json, write_json
 from jax_brcd.settings.command_line import run_command
 from jax_brcd.settings.stages import CLEAN
 from jax_brcd.stages.configuration import Config, differences, parse_command_line, spelled
-from jax_brcd.stages.context import check_held_out, load_images
+from jax_brcd.stages.context import load_to_train
 from jax_brcd.stages.learning import check_images, check_learning, check_new
 from jax_brcd.stages.sight import decoded_side, sights, told_sizes
 from jax_brcd.teachers.kinds import TEACHERS
@@ -149,10 +149,8 @@ def in_batches(function, model: nn.Module, inputs: Tensor) -> Tensor:
 
 def load_experiment(config: Config) -> Experiment:
     """Loads the data, and what teacher and student see."""
-    check_held_out(config, may_be=DATASETS[config.data.dataset].held_out)
     data, seen = config.data, sights(config, student=True)
-    dataset = load_images(config, square_side=decoded_side(config, seen, student=True))
-    check_held_out(config, may_be=dataset.pretraining is not None)
+    dataset = load_to_train(config, square_side=decoded_side(config, seen, student=True))
     return Experiment(config, dataset, {role: sight.of(dataset) for role, sight in seen.items()}, data.k or dataset.default_k)
 
 

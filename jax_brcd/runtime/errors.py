@@ -50,8 +50,8 @@ class TrainingDiverged(InputError):
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory, this machine's or a device's, was too little."""
-    jax = sys.modules.get("jax")  # where it was not imported nothing of it was raised
-    of_device = jax is not None and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    errors = sys.modules.get("jax.errors")  # where it was not imported nothing of it was raised
+    of_device = errors is not None and isinstance(error, errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return isinstance(error, MemoryError) or of_device
 
 

@@ -216,8 +216,19 @@ def load_images(config: Config, *, square_side: int = RESIZED, progress: Progres
     return dataset
 
 
-def check_held_out(config: Config, *, may_be: bool) -> None:
-    """Raises InputError where a teacher is to be pretrained on images that the data set holds out, and there are none."""
+def load_to_train(config: Config, *, square_side: int, progress: Progress = silent, say: Say = unheard) -> ImageDataset:
+    """`load_images` for a run, whose teacher may be pretrained on labelled images that the data set holds out.
+
+    Raises:
+        InputError: as `load_images`, and where there are no such images: before any is loaded, where the data set never has them.
+    """
+    _check_held_out(config, may_be=DATASETS[config.data.dataset].held_out)
+    dataset = load_images(config, square_side=square_side, progress=progress, say=say)
+    _check_held_out(config, may_be=dataset.pretraining is not None)
+    return dataset
+
+
+def _check_held_out(config: Config, *, may_be: bool) -> None:
     if config.teacher.teacher_weights == "held-out" and not may_be:
         raise InputError(f"{config.data.dataset} holds no labelled images out; give a weight file", field="teacher_weights",
                          value="held-out")
@@ -236,12 +247,10 @@ def load_context(config: Config, *, student: bool = True, progress: Progress = s
         InputError: for data that is absent or broken, for settings that it does not allow, and for sizes that a model does not
             take.
     """
-    check_held_out(config, may_be=DATASETS[config.data.dataset].held_out)
     seen = sights(config, student=student)
     data = config.data
-    dataset = load_images(config, square_side=decoded_side(config, seen, student=student), progress=progress, say=say)
+    dataset = load_to_train(config, square_side=decoded_side(config, seen, student=student), progress=progress, say=say)
     table = read_table(config, dataset)
-    check_held_out(config, may_be=dataset.pretraining is not None)
     preprocessing, of_student = seen[TEACHER_ROLE].of(dataset), seen[STUDENT_ROLE].of(dataset)
     view = view_config(preprocessing, dataset, data.view_recipe)
     plan = ViewPlan(dataset.train.images, view, config.run.seed, None if data.fresh_views else data.views,

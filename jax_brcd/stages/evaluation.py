@@ -184,8 +184,8 @@ def rows_for(over: Mapping[str, HashEncoder], dataset: ImageDataset, folder: pat
     table = read_embeddings(folder, dataset, over)
     width = next(iter(over.values())).preprocessing.width
     if table.width != width:
-        raise InputError(f"rows of {table.width} numbers, but the encoder of `{_role(over)}` takes {width}; give the tables that it was "
-                         "made of", field="embeddings", value=folder)
+        raise InputError(f"rows of {table.width} numbers, but the encoder of `{_role(over)}` takes {width}; give the tables that "
+                         "it was made of", field="embeddings", value=folder)
     return table
 
 

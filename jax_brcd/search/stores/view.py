@@ -99,8 +99,8 @@ class View:
     ) -> list[Near]:
         """Of each query all items within a radius, in no order.
 
-        Who asks often is answered from tables, which for small radii take far less to make
-        than they save (docs/stores.md, "Search in less than linear time").
+        Who asks often is answered from tables, which for small radii take far less to make than they save (docs/stores.md, "Search
+        in less than linear time").
         """
         self._balls += len(queries)
         if self._balls > OFTEN and len(self._packed) >= MANY and not self._ball_index.table_bytes:
